@@ -1,0 +1,1 @@
+"""fastq: the job queue that is fast and loses nothing."""

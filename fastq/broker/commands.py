@@ -1,0 +1,309 @@
+"""One pure function per script: arguments in, a :class:`Command` out, its reply decoded.
+
+Nothing here moves a byte or reads a clock; the two movers in :mod:`fastq.broker.connection` do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from fastq.broker.keys import PAD, GlobalKeys, QueueKeys
+
+__all__ = ["Command", "Operation", "raw"]
+
+T = TypeVar("T")
+
+BATCH = 500
+"""Most jobs in one enqueue call: about 1 ms of Redis time, and well below Lua's limit of arguments."""
+
+
+class Command(Generic[T]):
+    """What to send and how to read the reply.
+
+    ``script`` is a script's name, or ``None`` for a plain Redis command whose words are ``args``.
+    """
+
+    __slots__ = ("args", "decode", "keys", "script")
+
+    def __init__(
+        self, script: str | None, keys: Sequence[bytes], args: Sequence[Any], decode: Callable[[Any], T]
+    ) -> None:
+        self.script = script
+        self.keys = keys
+        self.args = args
+        self.decode = decode
+
+
+Operation = Generator[Command[Any], Any, T]
+"""Several commands with decisions between them, as a generator: it yields commands, is sent their decoded replies and
+returns its result. Both movers ``run`` it, so what spans several round trips is written once too."""
+
+
+def _same(reply: Any) -> Any:
+    return reply
+
+
+def raw(*words: Any, decode: Callable[[Any], T] = _same) -> Command[T]:
+    """A plain Redis command.
+
+    >>> raw("LLEN", "fastq:{default}:ready:5").args
+    ('LLEN', 'fastq:{default}:ready:5')
+    """
+    return Command(None, (), words, decode)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
+
+
+# -- enqueue ------------------------------------------------------------------------------
+
+
+class NewJob(NamedTuple):
+    """One job on its way in. ``delay_ms`` <= 0: ready at once. ``chosen``: the caller named the id."""
+
+    id: str
+    envelope: bytes
+    delay_ms: int = 0
+    unique: str = ""
+    chosen: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether the short path of the script is enough."""
+        return self.delay_ms <= 0 and not self.unique and not self.chosen
+
+
+class Refused(NamedTuple):
+    """Why one job of a batch was not created."""
+
+    index: int
+    why: str  # unique | exists | dead | finished
+    detail: bytes  # the holder's id of a unique key; the record of a finished job
+
+
+def _refusals(reply: list[Any]) -> list[Refused]:
+    return [Refused(int(index), _text(why), detail) for index, why, detail in reply[1:]]
+
+
+def enqueue(
+    q: QueueKeys, priority: int, producer: str, sequence: int, jobs: Sequence[NewJob]
+) -> Command[list[Refused]]:
+    """Accept up to :data:`BATCH` jobs of one priority. ``sequence`` grows with every call of a producer."""
+    keys = (
+        q.jobs, q.ready[priority], q.due, q.due_wake, q.wake, q.producers, q.unique, q.unique_of, q.dead, q.done,
+    )  # fmt: skip
+    args: list[Any] = [producer, sequence]
+    if all(job.plain for job in jobs):
+        args.append("plain")
+        for job in jobs:
+            args += (job.id, job.envelope)
+    else:
+        args.append("full")
+        for job in jobs:
+            args += (job.id, job.envelope, job.delay_ms, job.unique)
+    return Command("enqueue", keys, args, _refusals)
+
+
+def fire(
+    q: QueueKeys, priority: int, schedule: str, tick_ms: int, job_id: str, envelope: bytes
+) -> Command[bool]:
+    """Enqueue the job of one tick; False when this tick or a later one was enqueued before."""
+    return Command("fire", (q.ticks, q.jobs, q.ready[priority], q.wake), (schedule, tick_ms, job_id, envelope), bool)
+
+
+# -- worker ------------------------------------------------------------------------------------
+
+
+class Reserved(NamedTuple):
+    """A batch from Redis. ``held`` counts all that the worker holds now; -1: its lease is gone."""
+
+    now_ms: int
+    held: int
+    ids: list[bytes]
+    envelopes: list[bytes | None]
+    deliveries: list[int]  # empty, or per job how many workers died with it
+
+
+def register(q: QueueKeys, worker: str, lease_ms: int, info: bytes) -> Command[int]:
+    """A worker incarnation begins. Returns Redis's time in ms."""
+    return Command(
+        "register", (q.workers, q.running(worker), q.jobs, q.info), (worker, lease_ms, PAD, info), int
+    )
+
+
+def reserve(q: QueueKeys, worker: str, want: int) -> Command[Reserved]:
+    """Take up to ``want`` (at most 2,000) jobs under this worker's lease."""
+    keys = (q.workers, q.running(worker), q.jobs, q.paused, q.wake, q.ghosts, q.deliveries, *q.levels)
+    return Command("reserve", keys, (worker, want), Reserved._make)
+
+
+class Held(NamedTuple):
+    """What a worker holds according to Redis; ``held`` -1: its lease is gone."""
+
+    held: int
+    ids: list[bytes]
+    envelopes: list[bytes]
+
+
+def resume(q: QueueKeys, worker: str) -> Command[Held]:
+    """Ask what this worker holds, after a reply was lost."""
+    return Command("resume", (q.workers, q.running(worker), q.jobs), (worker, PAD), Held._make)
+
+
+class Batch:
+    """Outcomes of one queue on their way to ``settle.lua``: one list of rows per :class:`fastq.job.Outcome`."""
+
+    __slots__ = ("buckets", "failed", "later", "recorded", "released", "succeeded")
+
+    def __init__(self) -> None:
+        self.succeeded: list[str] = []
+        self.recorded: list[tuple[str, int, str, bytes]] = []  # bucket name, its expiry, id, record
+        self.later: list[tuple[str, int, bytes]] = []  # id, delay_ms, envelope
+        self.failed: list[tuple[str, bytes, bytes]] = []  # id, envelope, error
+        self.released: list[str] = []
+
+    def __len__(self) -> int:
+        return (
+            len(self.succeeded) + len(self.recorded) + len(self.later) + len(self.failed) + len(self.released)
+        )
+
+    def ids(self) -> list[str]:
+        """Every job id in the batch."""
+        return [
+            *self.succeeded,
+            *(row[2] for row in self.recorded),
+            *(row[0] for row in self.later),
+            *(row[0] for row in self.failed),
+            *self.released,
+        ]
+
+
+class Settled(NamedTuple):
+    """``held`` as in :class:`Reserved`; ``stale`` are the ids that this worker did not hold any more."""
+
+    held: int
+    stale: list[bytes]
+
+
+def settle(q: QueueKeys, worker: str, batch: Batch, dead_max: int) -> Command[Settled]:
+    """Write a batch of outcomes; the running set of the worker is the fence."""
+    buckets: dict[tuple[str, int], int] = {}
+    for name, expires, _, _ in batch.recorded:
+        buckets.setdefault((name, expires), len(buckets) + 1)
+    args: list[Any] = [dead_max, len(batch.succeeded), *batch.succeeded, len(batch.recorded)]
+    for name, expires, job_id, record in batch.recorded:
+        args += (buckets[name, expires], job_id, record)
+    for rows in (batch.later, batch.failed):
+        args.append(len(rows))
+        for row in rows:
+            args += row
+    args += (len(batch.released), *batch.released)
+    for name, expires in buckets:
+        args += (name, expires)
+    keys = (
+        q.running(worker), q.jobs, q.due, q.due_wake, q.wake, q.dead, q.dead_jobs, q.dead_errors, q.deliveries,
+        q.unique, q.unique_of, q.done, *q.levels, *(q.bucket(name) for name, _ in buckets),
+    )  # fmt: skip
+    return Command("settle", keys, args, Settled._make)
+
+
+def _flags(reply: list[int]) -> list[bool]:
+    return [flag == 1 for flag in reply]
+
+
+def extend(q: QueueKeys, lease_ms: int, workers: Sequence[str]) -> Command[list[bool]]:
+    """Renew leases; False where a lease is gone."""
+    return Command("extend", (q.workers,), (lease_ms, *workers), _flags)
+
+
+class Recovered(NamedTuple):
+    """``ready`` jobs handed back, ``dead`` ones buried as poison, ``remaining`` ones for the next call; -1: lease valid."""
+
+    ready: int
+    dead: int
+    remaining: int
+
+
+def recover(
+    q: QueueKeys,
+    worker: str,
+    *,
+    expired: bool,
+    charge: str,
+    max_deliveries: int,
+    dead_max: int,
+    error: bytes = b"",
+    started: Iterable[str] = (),
+    limit: int = 200,
+) -> Command[Recovered]:
+    """Hand a worker's jobs back. ``charge`` is "all", "started" (the ids in ``started``) or "none"."""
+    keys = (
+        q.workers, q.running(worker), q.jobs, q.deliveries, q.wake, q.info, q.dead, q.dead_jobs, q.dead_errors,
+        q.unique, q.unique_of, *q.levels,
+    )  # fmt: skip
+    when = "expired" if expired else "now"
+    args = (worker, when, charge, max_deliveries, limit, PAD, dead_max, error, *started)
+    return Command("recover", keys, args, Recovered._make)
+
+
+# -- scheduler ---------------------------------------------------------------------------------
+
+
+class Promoted(NamedTuple):
+    """``next_at_ms`` is -1 when nothing is scheduled."""
+
+    moved: int
+    now_ms: int
+    next_at_ms: int
+
+
+def promote(q: QueueKeys, limit: int = 500) -> Command[Promoted]:
+    """Move due jobs to their ready lists."""
+    return Command("promote", (q.due, q.jobs, q.wake, *q.levels), (limit,), Promoted._make)
+
+
+def lead(keys: GlobalKeys, scheduler: str, ttl_ms: int) -> Command[bool]:
+    """Take or keep the leadership; ``ttl_ms`` 0 gives it up. Returns whether this scheduler leads."""
+    return Command("lead", (keys.leader,), (scheduler, ttl_ms), bool)
+
+
+# -- operators ---------------------------------------------------------------------------------
+
+
+def cancel(
+    q: QueueKeys, job_id: str, workers: Sequence[str], record: bytes, bucket: tuple[str, int]
+) -> Command[str]:
+    """Returns "cancelled", "running", "unknown", or "again" when ``workers`` is out of date."""
+    name, expires = bucket
+    keys = (
+        q.jobs, q.due, q.ghosts, q.workers, q.unique, q.unique_of, q.deliveries, q.done, q.bucket(name),
+        *(q.running(worker) for worker in workers),
+    )  # fmt: skip
+    return Command("cancel", keys, (job_id, record, name, expires), _text)
+
+
+def status(q: QueueKeys, job_id: str, workers: Sequence[str]) -> Command[list[bytes]]:
+    """Where a job is; the reply's shapes stand in the head of status.lua."""
+    keys = (
+        q.jobs, q.due, q.dead, q.dead_jobs, q.dead_errors, q.done, *(q.running(worker) for worker in workers),
+    )  # fmt: skip
+    return Command("status", keys, (job_id, *workers), _same)
+
+
+def replay(q: QueueKeys, entries: Iterable[tuple[str, bytes]]) -> Command[int]:
+    """Send dead letters back with the envelopes given. Returns how many."""
+    args = [word for entry in entries for word in entry]
+    return Command("replay", (q.dead, q.dead_jobs, q.dead_errors, q.jobs, q.wake, *q.levels), args, int)
+
+
+def discard(q: QueueKeys, *, before_ms: int = 0, limit: int = 500, ids: Sequence[str] = ()) -> Command[int]:
+    """Purge dead letters: these ids, or up to ``limit`` that died before ``before_ms``."""
+    return Command("discard", (q.dead, q.dead_jobs, q.dead_errors), (before_ms, limit, *ids), int)
+
+
+def purge(q: QueueKeys, limit: int = 500) -> Command[tuple[int, bool]]:
+    """Drop pending and scheduled jobs. Returns how many, and whether to call again."""
+    keys = (q.jobs, q.due, q.ghosts, q.deliveries, q.unique, q.unique_of, *q.levels)
+    return Command("purge", keys, (limit,), lambda reply: (reply[0], reply[1] == 1))

@@ -1,0 +1,479 @@
+"""The two movers: the same commands over asyncio and over a blocking socket.
+
+Both pack with hiredis's C packer and read with its C reader; both send a script by its SHA-1 and, when Redis does
+not know it (NOSCRIPT), once by its text. Neither ever repeats a command by itself after a lost reply: whether that
+is safe is known only to the caller (see :mod:`fastq.broker.enqueuer` and :mod:`fastq.worker.loop`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import hiredis
+
+from fastq.broker import scripts
+from fastq.broker.commands import Command, Operation
+from fastq.broker.url import Endpoint
+from fastq.errors import (
+    BrokerError,
+    BrokerOutOfMemory,
+    BrokerReplyError,
+    BrokerUnavailable,
+    safe_text,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["AsyncConnection", "SyncConnection"]
+
+T = TypeVar("T")
+
+_NOTHING = object()
+_DOWN = ("LOADING", "BUSY", "MASTERDOWN", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS")
+_MOVED_ON = ("READONLY", "UNBLOCKED")
+_HINT = "start one with 'fastq dev', or set FASTQ_REDIS_URL"
+
+
+# -- what both movers share -----------------------------------------------------------------
+
+
+def pack(command: Command[Any], *, by_text: bool = False) -> bytes:
+    """The bytes of a command."""
+    if command.script is None:
+        return hiredis.pack_command(tuple(command.args))
+    script = scripts.load(command.script)
+    head = (b"EVAL", script.text) if by_text else (b"EVALSHA", script.sha)
+    return hiredis.pack_command((*head, len(command.keys), *command.keys, *command.args))
+
+
+def is_noscript(reply: Any) -> bool:
+    """Whether Redis said that it does not know this script."""
+    return isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")
+
+
+def error_of(reply: Exception, shown: str) -> BrokerError:
+    """The error that a reply of Redis stands for."""
+    text = safe_text(str(reply))
+    code = text.partition(" ")[0]
+    if code == "OOM":
+        return BrokerOutOfMemory(f"{shown} has reached maxmemory and takes no new jobs: {text}")
+    if code in _DOWN or code in _MOVED_ON:
+        return BrokerUnavailable(f"{shown} does not serve at the moment: {text}")
+    if code in ("NOAUTH", "WRONGPASS", "NOPERM"):
+        return BrokerReplyError(f"{text} - check the user, password and permissions in {shown}")
+    return BrokerReplyError(text)
+
+
+def unreachable(endpoint: Endpoint, cause: object) -> BrokerUnavailable:
+    """One line for a Redis that cannot be reached."""
+    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return BrokerUnavailable(f"cannot reach {endpoint.shown} ({safe_text(text)}) - {_HINT}")
+
+
+class Clock:
+    """Redis's clock as this process knows it: an offset to the local monotonic clock, learnt at each connect."""
+
+    __slots__ = ("_offset",)
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def learn(self, reply: Sequence[bytes]) -> None:
+        """Take Redis's TIME reply as the present."""
+        self._offset = int(reply[0]) + int(reply[1]) / 1e6 - time.monotonic()
+
+    def now_ms(self) -> int:
+        """Redis's time in ms, to within a round trip."""
+        return int((self._offset + time.monotonic()) * 1_000)
+
+    def now_us(self) -> int:
+        """The same in µs."""
+        return int((self._offset + time.monotonic()) * 1_000_000)
+
+
+def check_handshake(endpoint: Endpoint, replies: Sequence[Any], clock: Clock) -> None:
+    """Learn the clock, or raise what went wrong. A refused CLIENT SETNAME (ACL) is of no consequence."""
+    for reply in (*replies[:-2], replies[-1]):
+        if isinstance(reply, hiredis.ReplyError):
+            raise error_of(reply, endpoint.shown)
+    clock.learn(replies[-1])
+
+
+def find_master(endpoint: Endpoint) -> Endpoint:
+    """Ask the Sentinels for the master's address; an endpoint without Sentinels is its own answer. Blocks."""
+    if not endpoint.sentinels:
+        return endpoint
+    from redis.exceptions import ConnectionError as RedisConnectionError
+    from redis.sentinel import Sentinel
+
+    try:
+        finder = Sentinel(list(endpoint.sentinels), socket_timeout=1.0, socket_connect_timeout=1.0)
+        host, port = finder.discover_master(endpoint.master)
+    except (RedisConnectionError, OSError) as error:
+        raise unreachable(endpoint, error) from None
+    return endpoint._replace(host=host, port=port)
+
+
+def client_name() -> str:
+    """How CLIENT LIST shows this process."""
+    return f"fastq:{os.getpid()}"
+
+
+# -- asyncio ----------------------------------------------------------------------------------
+
+
+class _Wire:
+    """An asyncio protocol: replies are matched to their futures in the order of the commands."""
+
+    __slots__ = ("_reader", "failure", "lost", "on_lost", "pending", "progress", "transport")
+
+    def __init__(self, on_lost: Callable[[_Wire], None]) -> None:
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self.pending: deque[asyncio.Future[Any]] = deque()
+        self.transport: asyncio.Transport | None = None
+        self.progress = time.monotonic()
+        self.on_lost = on_lost
+        self.failure: str = ""
+        self.lost = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        reader, pending = self._reader, self.pending
+        self.progress = time.monotonic()
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not _NOTHING:
+                future = pending.popleft()
+                if not future.done():
+                    future.set_result(reply)
+        except (hiredis.ProtocolError, IndexError) as error:
+            self.abort(f"the reply is not of Redis's protocol: {error}")
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        """Commands are bounded by their callers; asyncio's own buffer may grow to that bound."""
+
+    def resume_writing(self) -> None:
+        """See :meth:`pause_writing`."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
+        self.failure = self.failure or (str(error) if error else "the connection was closed")
+        pending, self.pending = self.pending, deque()
+        for future in pending:
+            if not future.done():
+                future.set_exception(ConnectionResetError(self.failure))
+                future.exception()  # a caller that went away must not leave a warning
+        self.on_lost(self)
+
+    def abort(self, failure: str) -> None:
+        """Drop the connection; whoever waits is told why."""
+        self.failure = failure
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class AsyncConnection:
+    """One auto-pipelining connection to Redis on the running event loop.
+
+    Any number of tasks may call at once; their commands leave in the order of the calls. A cancelled caller's reply
+    is still read and dropped, so no reply ever reaches another caller. The next call after a loss connects anew.
+
+    Args:
+        endpoint: where to connect.
+        connect_timeout: seconds for a connect, handshake included.
+        response_timeout: seconds without any reply, while one is due, after which the connection counts as dead.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, connect_timeout: float = 5.0, response_timeout: float = 10.0) -> None:
+        self.endpoint = endpoint
+        self.clock = Clock()
+        self.connects = 0
+        self._connect_timeout = connect_timeout
+        self._response_timeout = response_timeout
+        self._wire: _Wire | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether a command would leave at once."""
+        return self._wire is not None
+
+    async def connect(self) -> None:
+        """Connect unless connected; concurrent callers share one attempt.
+
+        Raises:
+            BrokerUnavailable: Redis cannot be reached, or is loading.
+            BrokerReplyError: it refuses the credentials.
+        """
+        import asyncio
+
+        if self._wire is not None:
+            return
+        if self._connecting is None:
+            self._connecting = asyncio.get_running_loop().create_task(self._open())
+            self._connecting.add_done_callback(self._opened)
+        await asyncio.shield(self._connecting)
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._connecting = None
+        if not task.cancelled():
+            task.exception()  # read here, so that an abandoned attempt leaves no warning
+
+    async def _open(self) -> None:
+        import asyncio
+
+        self._loop = loop = asyncio.get_running_loop()
+        wire = _Wire(self._lost)
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                await self._dial(loop, wire)
+                replies = [self._send(wire, hiredis.pack_command(w)) for w in self.endpoint.handshake(client_name())]
+                check_handshake(self.endpoint, await asyncio.gather(*replies), self.clock)
+        except TimeoutError:
+            wire.abort("connect timed out")
+            raise unreachable(self.endpoint, f"no answer within {self._connect_timeout} s") from None
+        except OSError as error:
+            wire.abort(str(error))
+            raise error if isinstance(error, BrokerUnavailable) else unreachable(self.endpoint, error) from None
+        except BaseException:
+            wire.abort("handshake failed")
+            raise
+        self._wire = wire
+        self.connects += 1
+        self._watch = loop.call_later(self._response_timeout / 4, self._check)
+
+    async def _dial(self, loop: asyncio.AbstractEventLoop, wire: _Wire) -> None:
+        endpoint = self.endpoint
+        if endpoint.path:
+            await loop.create_unix_connection(lambda: wire, endpoint.path)  # type: ignore[arg-type,return-value]  # a Protocol by shape
+            return
+        if endpoint.sentinels:
+            endpoint = await loop.run_in_executor(None, find_master, endpoint)
+        context = endpoint.ssl_context()
+        name = endpoint.host if context else None
+        await loop.create_connection(lambda: wire, endpoint.host, endpoint.port, ssl=context, server_hostname=name)  # type: ignore[arg-type,return-value]  # a Protocol by shape
+        sock = wire.transport.get_extra_info("socket") if wire.transport else None
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def _lost(self, wire: _Wire) -> None:
+        if self._wire is wire:
+            self._wire = None
+            if self._watch is not None:
+                self._watch.cancel()
+
+    def _check(self) -> None:
+        wire, loop = self._wire, self._loop
+        if wire is None or loop is None:
+            return
+        if wire.pending and time.monotonic() - wire.progress > self._response_timeout:
+            wire.abort(f"no reply within {self._response_timeout} s")
+        self._watch = loop.call_later(self._response_timeout / 4, self._check)
+
+    def _send(self, wire: _Wire, data: bytes) -> asyncio.Future[Any]:
+        assert self._loop is not None
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if wire.lost or wire.transport is None:
+            future.set_exception(ConnectionResetError(wire.failure))
+            return future
+        if not wire.pending:
+            wire.progress = time.monotonic()
+        wire.pending.append(future)
+        wire.transport.write(data)
+        return future
+
+    def send(self, command: Command[Any], *, by_text: bool = False) -> asyncio.Future[Any]:
+        """Write a command now and return the future of its bare reply (an error reply is a value).
+
+        Raises:
+            BrokerUnavailable: there is no connection; nothing was sent.
+        """
+        if self._wire is None:
+            raise unreachable(self.endpoint, "not connected")
+        return self._send(self._wire, pack(command, by_text=by_text))
+
+    async def call(self, command: Command[T]) -> T:
+        """Send a command, connecting first if need be, and return its decoded reply.
+
+        Raises:
+            BrokerUnavailable: no connection, or it broke: the command may or may not have run.
+            BrokerReplyError: Redis answered with an error.
+        """
+        if self._wire is None:
+            await self.connect()
+        return await self.finish(command, self.send(command))
+
+    async def finish(self, command: Command[T], sent: asyncio.Future[Any]) -> T:
+        """Await the reply of a command that :meth:`send` has written, and decode it. Raises like :meth:`call`."""
+        try:
+            reply = await sent
+            if is_noscript(reply):
+                reply = await self.send(command, by_text=True)
+        except ConnectionResetError as error:
+            raise unreachable(self.endpoint, error) from None
+        if isinstance(reply, hiredis.ReplyError):
+            raise self._reply_error(reply)
+        return command.decode(reply)
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Drive an operation to its result."""
+        try:
+            command = next(operation)
+            while True:
+                command = operation.send(await self.call(command))
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]  # typeshed types it as Any
+
+    def _reply_error(self, reply: Exception) -> BrokerError:
+        if str(reply).startswith(_MOVED_ON) and self._wire is not None:
+            self._wire.abort(str(reply))  # a demoted master: look again who leads
+        return error_of(reply, self.endpoint.shown)
+
+    def drop(self, why: str = "dropped") -> None:
+        """Close at once; callers that wait get BrokerUnavailable. The next call connects anew."""
+        if self._wire is not None:
+            self._wire.abort(why)
+            self._lost(self._wire)
+
+    async def close(self) -> None:
+        """Close; further calls would connect anew."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self.drop("closed")
+
+
+# -- blocking ---------------------------------------------------------------------------------
+
+
+class SyncConnection:
+    """The blocking twin, safe to share between threads and across a fork (a child connects anew)."""
+
+    def __init__(self, endpoint: Endpoint, *, connect_timeout: float = 5.0, response_timeout: float = 10.0) -> None:
+        self.endpoint = endpoint
+        self.clock = Clock()
+        self.connects = 0
+        self._connect_timeout = connect_timeout
+        self._response_timeout = response_timeout
+        self._socket: socket.socket | None = None
+        self._reader: Any = None
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def connect(self) -> None:
+        """Connect unless connected. Raises like :meth:`AsyncConnection.connect`."""
+        with self._locked():
+            self._ensure()
+
+    def call(self, command: Command[T]) -> T:
+        """Send one command and return its decoded reply. Raises like :meth:`AsyncConnection.call`."""
+        return self.call_many([command])[0]
+
+    def call_many(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        """Send several commands in one write; their decoded replies in order. The first error reply is raised."""
+        with self._locked():
+            self._ensure()
+            replies = self._exchange(b"".join(map(pack, commands)), len(commands))
+            for i, reply in enumerate(replies):
+                if is_noscript(reply):
+                    replies[i] = self._exchange(pack(commands[i], by_text=True), 1)[0]
+        for reply in replies:
+            if isinstance(reply, hiredis.ReplyError):
+                raise self._reply_error(reply)
+        return [command.decode(reply) for command, reply in zip(commands, replies, strict=True)]
+
+    def run(self, operation: Operation[T]) -> T:
+        """Drive an operation to its result."""
+        try:
+            command = next(operation)
+            while True:
+                command = operation.send(self.call(command))
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]  # typeshed types it as Any
+
+    def _reply_error(self, reply: Exception) -> BrokerError:
+        if str(reply).startswith(_MOVED_ON):
+            self.close()
+        return error_of(reply, self.endpoint.shown)
+
+    def close(self) -> None:
+        """Close; the next call would connect anew."""
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            sock.close()
+
+    def _locked(self) -> threading.Lock:
+        if self._pid != os.getpid():  # forked: the socket is the parent's, and so may be a held lock
+            self._pid, self._socket, self._lock = os.getpid(), None, threading.Lock()
+        return self._lock
+
+    def _ensure(self) -> None:
+        if self._socket is not None:
+            return
+        try:
+            self._socket = self._dial()
+            self._socket.settimeout(self._response_timeout)
+        except OSError as error:
+            raise error if isinstance(error, BrokerUnavailable) else unreachable(self.endpoint, error) from None
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        words = self.endpoint.handshake(client_name())
+        try:
+            replies = self._exchange(b"".join(map(hiredis.pack_command, words)), len(words))
+            check_handshake(self.endpoint, replies, self.clock)
+        except BaseException:
+            self.close()
+            raise
+        self.connects += 1
+
+    def _dial(self) -> socket.socket:
+        if self.endpoint.path:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(self._connect_timeout)
+            try:
+                sock.connect(self.endpoint.path)
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+        endpoint = find_master(self.endpoint)
+        sock = socket.create_connection((endpoint.host, endpoint.port), self._connect_timeout)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        context = endpoint.ssl_context()
+        return context.wrap_socket(sock, server_hostname=endpoint.host) if context else sock
+
+    def _exchange(self, data: bytes, count: int) -> list[Any]:
+        assert self._socket is not None
+        replies: list[Any] = []
+        try:
+            self._socket.sendall(data)
+            while len(replies) < count:
+                reply = self._reader.gets()
+                if reply is not _NOTHING:
+                    replies.append(reply)
+                    continue
+                received = self._socket.recv(65_536)
+                if not received:
+                    raise ConnectionResetError("the connection was closed")
+                self._reader.feed(received)
+        except BaseException as error:
+            self.close()  # also on KeyboardInterrupt: a half-read reply must not reach the next caller
+            if isinstance(error, TimeoutError):
+                raise unreachable(self.endpoint, f"no reply within {self._response_timeout} s") from None
+            if isinstance(error, OSError | hiredis.ProtocolError):
+                raise unreachable(self.endpoint, error) from None
+            raise
+        return replies

@@ -1,0 +1,136 @@
+"""Every key that fastq writes to Redis: its name, type, owner and lifetime.
+
+All keys of a queue carry the hash tag ``{queue}``, so every script stays in one slot of a Redis Cluster.
+docs/redis_keys.md is printed from :data:`TABLE`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+PRIORITIES = 11
+"""Ready lists of a queue: priorities 0 to 10."""
+
+PAD = "fastq-pad-" + "." * 60
+"""A member longer than 64 bytes. It keeps a hot SET or HASH a hash table: as a listpack of ~100 entries it would
+cost 10 µs per job (measured, see docs/adr/0002-redis-layout.md)."""
+
+
+class KeyInfo(NamedTuple):
+    """One kind of key."""
+
+    pattern: str
+    type: str
+    owner: str
+    lifetime: str  # "job" | "worker" | "bounded" | "ttl" | "queue"
+    meaning: str
+
+
+TABLE: tuple[KeyInfo, ...] = (
+    KeyInfo("{q}:jobs", "hash", "enqueue", "job", "job id -> envelope, for every job that is not finished"),
+    KeyInfo("{q}:ready:<0-10>", "list", "enqueue", "job", "ids of pending jobs of one priority, next one first"),
+    KeyInfo("{q}:due", "zset", "enqueue", "job", "ids of scheduled jobs and retries by due time in ms"),
+    KeyInfo("{q}:due:wake", "list", "enqueue", "bounded", "at most one token: the due set has a new head"),
+    KeyInfo("{q}:wake", "list", "enqueue", "bounded", "at most one token: an idle worker should look"),
+    KeyInfo("{q}:workers", "zset", "worker", "worker", "worker id -> end of its lease in ms"),
+    KeyInfo("{q}:info", "hash", "worker", "worker", "worker id -> host, pid, slots (msgpack)"),
+    KeyInfo("{q}:running:<worker>", "set", "worker", "worker", "ids the worker holds; membership is the fence"),
+    KeyInfo("{q}:deliveries", "hash", "recover", "job", "job id -> workers that died with it"),
+    KeyInfo("{q}:ghosts", "hash", "cancel", "job", "job id -> entries in the ready lists that must be skipped"),
+    KeyInfo("{q}:unique", "hash", "enqueue", "job", "unique key -> job id"),
+    KeyInfo("{q}:unique:of", "hash", "enqueue", "job", "job id -> unique key"),
+    KeyInfo("{q}:paused", "string", "operator", "queue", "present while the queue is paused"),
+    KeyInfo("{q}:producers", "hash", "enqueue", "bounded", "producer id -> its last sequence number (µs); pruned"),
+    KeyInfo("{q}:ticks", "hash", "scheduler", "queue", "schedule name -> last tick that was enqueued, in ms"),
+    KeyInfo("{q}:dead", "zset", "worker", "bounded", "ids of the dead-letter queue by time of death in ms"),
+    KeyInfo("{q}:dead:jobs", "hash", "worker", "bounded", "job id -> envelope"),
+    KeyInfo("{q}:dead:errors", "hash", "worker", "bounded", "job id -> error (msgpack)"),
+    KeyInfo("{q}:done", "zset", "worker", "bounded", "names of the buckets of finished jobs by their expiry in ms"),
+    KeyInfo("{q}:done:<ttl>:<n>", "hash", "worker", "ttl", "job id -> record of a finished job"),
+    KeyInfo("queues", "set", "enqueue", "queue", "names of all queues"),
+    KeyInfo("leader", "string", "scheduler", "ttl", "id of the leading scheduler"),
+)
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    escaped = re.escape(pattern).replace(re.escape("{q}"), r"\{[A-Za-z0-9_-]{1,64}(:\d+)?\}")
+    return re.compile(r"[A-Za-z0-9_.:-]+:" + re.sub(r"<[^>]+>", "[^:]+", escaped) + r"\Z")
+
+
+_KNOWN = [(_regex(info.pattern), info) for info in TABLE]
+
+
+def describe(key: str) -> KeyInfo | None:
+    """What kind of key this is; None for a name that fastq never writes."""
+    return next((info for regex, info in _KNOWN if regex.match(key)), None)
+
+
+class QueueKeys:
+    """The key names of one queue, built once.
+
+    ``partition`` is the place for splitting one hot queue over a cluster: its keys then carry ``{queue:n}``.
+    """
+
+    def __init__(self, prefix: str, queue: str, partition: int | None = None) -> None:
+        tag = queue if partition is None else f"{queue}:{partition}"
+        self.queue = queue
+        self.base = f"{prefix}:{{{tag}}}:"
+        self.jobs = self._name("jobs")
+        self.ready = tuple(self._name(f"ready:{priority}") for priority in range(PRIORITIES))
+        self.levels = self.ready[::-1]  # highest priority first, as the scripts take them
+        self.due = self._name("due")
+        self.due_wake = self._name("due:wake")
+        self.wake = self._name("wake")
+        self.workers = self._name("workers")
+        self.info = self._name("info")
+        self.deliveries = self._name("deliveries")
+        self.ghosts = self._name("ghosts")
+        self.unique = self._name("unique")
+        self.unique_of = self._name("unique:of")
+        self.paused = self._name("paused")
+        self.producers = self._name("producers")
+        self.ticks = self._name("ticks")
+        self.dead = self._name("dead")
+        self.dead_jobs = self._name("dead:jobs")
+        self.dead_errors = self._name("dead:errors")
+        self.done = self._name("done")
+
+    def _name(self, name: str) -> bytes:
+        return (self.base + name).encode()
+
+    def running(self, worker: str) -> bytes:
+        """The SET of job ids that ``worker`` holds."""
+        return self._name(f"running:{worker}")
+
+    def bucket(self, name: str) -> bytes:
+        """The HASH of finished records with this bucket name (``<ttl>:<n>``)."""
+        return self._name(f"done:{name}")
+
+
+class GlobalKeys:
+    """The few keys that belong to no queue; each is used alone."""
+
+    def __init__(self, prefix: str) -> None:
+        self.queues = f"{prefix}:queues".encode()
+        self.leader = f"{prefix}:leader".encode()
+
+
+def bucket_of(ttl: float, now_ms: int) -> tuple[str, int]:
+    """Name and expiry (ms) of the bucket for a record written now that must live at least ``ttl`` seconds.
+
+    A bucket collects what is written in a quarter of the ttl, so a record lives between ttl and 1.25 ttl, and a
+    look-up has at most six buckets of one ttl to ask.
+
+    >>> bucket_of(3600, 1_000_000_000)
+    ('3600000:1111', 1004400000)
+    """
+    ttl_ms = max(1_000, round(ttl * 1_000))
+    width = max(250, ttl_ms // 4)
+    number = now_ms // width
+    return f"{ttl_ms}:{number}", (number + 1) * width + ttl_ms
+
+
+if __name__ == "__main__":
+    for row in TABLE:
+        print(f"| `fastq:{row.pattern}` | {row.type} | {row.owner} | {row.lifetime} | {row.meaning} |")

@@ -1,0 +1,126 @@
+"""Where Redis is: the URL forms that fastq takes, read once into an :class:`Endpoint`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from fastq.errors import ConfigError, did_you_mean, mask_url
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["Endpoint", "parse_url"]
+
+FORMS = "redis://host:6379/0, rediss://host:6380/0, unix:///run/redis.sock?db=0, redis+sentinel://h1:26379,h2:26379/mymaster/0"
+_OPTIONS = ("db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
+
+
+class Endpoint(NamedTuple):
+    """One Redis to talk to. ``shown`` is the URL with the password masked, for messages and logs."""
+
+    shown: str
+    host: str = "localhost"
+    port: int = 6379
+    path: str = ""  # a unix socket; then host and port are not used
+    db: int = 0
+    username: str = ""
+    password: str = ""
+    tls: bool = False
+    options: tuple[tuple[str, str], ...] = ()
+    sentinels: tuple[tuple[str, int], ...] = ()
+    master: str = ""
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """The TLS context that the URL's ``ssl_*`` options ask for; None without TLS. Certificates are verified
+        unless ``ssl_cert_reqs=none``.
+
+        Raises:
+            ConfigError: a certificate file cannot be read.
+        """
+        if not self.tls:
+            return None
+        import ssl
+
+        options = dict(self.options)
+        try:
+            context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+            if options.get("ssl_certfile"):
+                context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+        except OSError as error:
+            raise ConfigError(f"the TLS files of {self.shown} cannot be used: {error}") from None
+        unverified = options.get("ssl_cert_reqs", "required") == "none"
+        if unverified or options.get("ssl_check_hostname", "true").lower() in ("false", "0", "no"):
+            context.check_hostname = False
+        if unverified:
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def handshake(self, client_name: str) -> list[tuple[bytes | str, ...]]:
+        """The commands that open a connection, sent in one write. The last one asks for Redis's clock."""
+        words: list[tuple[bytes | str, ...]] = []
+        if self.password:
+            words.append(("AUTH", self.username, self.password) if self.username else ("AUTH", self.password))
+        if self.db:
+            words.append(("SELECT", str(self.db)))
+        words.append(("CLIENT", "SETNAME", client_name))
+        words.append(("TIME",))
+        return words
+
+
+def parse_url(url: str) -> Endpoint:
+    """Read a Redis URL.
+
+    Raises:
+        ConfigError: naming the part that is wrong, with the password masked.
+    """
+    shown = mask_url(url)
+    try:
+        parts = urlsplit(url)
+        scheme, query = parts.scheme, dict(parse_qsl(parts.query, keep_blank_values=True))
+        host, username, password = parts.hostname or "localhost", parts.username or "", parts.password or ""
+        port = 0 if scheme == "redis+sentinel" else parts.port
+    except ValueError as error:
+        raise ConfigError(f"the Redis URL {shown} cannot be read: {error}; use one of {FORMS}") from None
+    for name in query:
+        if name not in _OPTIONS:
+            raise ConfigError(f"the Redis URL {shown} has an unknown option {name!r}{did_you_mean(name, _OPTIONS)}")
+    common = {
+        "shown": shown,
+        "username": unquote(username),
+        "password": unquote(password),
+        "options": tuple((k, v) for k, v in query.items() if k.startswith("ssl_")),
+    }
+    if scheme == "unix":
+        path = unquote(parts.path)
+        if not path or path == "/":
+            raise ConfigError(f"the Redis URL {shown} names no socket: use unix:///run/redis.sock?db=0")
+        return Endpoint(path=path, db=_database(query.get("db", ""), shown), **common)  # type: ignore[arg-type]  # a mixed dict
+    if scheme == "redis+sentinel":
+        return _sentinel(parts.netloc, parts.path, query, common)
+    if scheme not in ("redis", "rediss"):
+        raise ConfigError(f"the Redis URL {shown or '(empty)'} has no usable scheme; use one of {FORMS}")
+    database = _database(query.get("db", "") or parts.path.strip("/"), shown)
+    return Endpoint(host=host, port=port or 6379, db=database, tls=scheme == "rediss", **common)  # type: ignore[arg-type]  # a mixed dict
+
+
+def _database(text: str, shown: str) -> int:
+    if text and not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"the Redis URL {shown} names the database {text!r}, which is not a number")
+    return int(text or 0)
+
+
+def _sentinel(netloc: str, path: str, query: dict[str, str], common: dict[str, object]) -> Endpoint:
+    shown = str(common["shown"])
+    master, _, database = path.strip("/").partition("/")
+    if not master:
+        raise ConfigError(f"the Redis URL {shown} names no master: use redis+sentinel://h1:26379,h2:26379/mymaster/0")
+    hosts = []
+    for entry in netloc.rpartition("@")[2].split(","):
+        host, _, port = entry.rpartition(":") if ":" in entry else (entry, "", "26379")
+        if not host or not port.isdigit():
+            raise ConfigError(f"the Redis URL {shown} has a sentinel {entry!r} that is not host:port")
+        hosts.append((host, int(port)))
+    return Endpoint(
+        sentinels=tuple(hosts), master=master, db=_database(query.get("db", "") or database, shown), **common
+    )  # type: ignore[arg-type]  # a mixed dict

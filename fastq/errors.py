@@ -1,0 +1,239 @@
+"""Every exception of fastq, in one tree, and the exit codes of its processes.
+
+A message names the thing, its value and what to do about it. Passwords never appear in one:
+whoever formats a URL uses :func:`mask_url`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import re
+from collections.abc import Iterable
+
+__all__ = [
+    "BodyTooLarge",
+    "BrokerError",
+    "BrokerOutOfMemory",
+    "BrokerReplyError",
+    "BrokerUnavailable",
+    "ConfigError",
+    "EnqueueError",
+    "ExitCode",
+    "Fail",
+    "FastQError",
+    "InvalidArguments",
+    "InvalidJobId",
+    "InvalidOption",
+    "InvalidQueueName",
+    "JobIdReused",
+    "JobTimeout",
+    "LeaseLost",
+    "MissingExtra",
+    "QueueFull",
+    "Retry",
+    "Snooze",
+    "TaskDefinitionError",
+    "UndecodableJob",
+    "UnknownTask",
+]
+
+
+class ExitCode(enum.IntEnum):
+    """What the exit status of every fastq process means."""
+
+    OK = 0
+    CRASH = 1
+    USAGE = 2  # wrong arguments, or the application could not be imported
+    UNREACHABLE = 3  # Redis cannot be reached
+    PIDFILE = 4  # the pid file is held by a live process
+    UNHEALTHY = 5  # `fastq doctor` found a fault
+
+
+class FastQError(Exception):
+    """The root of every error that fastq raises."""
+
+
+# -- configuration and definition ----------------------------------------------------------
+
+
+class ConfigError(FastQError, ValueError):
+    """A setting, URL or option has a value that cannot be used."""
+
+
+class TaskDefinitionError(ConfigError):
+    """A task, schedule, lifespan or middleware is declared in a way that cannot work."""
+
+
+class MissingExtra(FastQError, ImportError):
+    """A feature needs a library that the core install does not bring."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an extra: pip install 'fastq-jobs[{extra}]'")
+
+
+# -- enqueue: raised where the caller is, before anything is sent -----------------------------
+
+
+class EnqueueError(FastQError):
+    """A job was refused; nothing was stored."""
+
+
+class UnknownTask(EnqueueError, LookupError):
+    """No task of this name is registered."""
+
+
+class InvalidArguments(EnqueueError, TypeError):
+    """The arguments do not fit the task, or cannot be encoded."""
+
+
+class InvalidOption(EnqueueError, ValueError):
+    """A job option has an unknown name or an impossible value."""
+
+
+class InvalidQueueName(InvalidOption):
+    """A queue name is not ``[A-Za-z0-9_-]{1,64}``."""
+
+
+class InvalidJobId(InvalidOption):
+    """A job id is not 1 to 120 characters of ``A-Z a-z 0-9 _ . : @ / + = -``."""
+
+
+class BodyTooLarge(EnqueueError, ValueError):
+    """The encoded arguments exceed ``max_body`` (1 MiB unless configured)."""
+
+
+class JobIdReused(EnqueueError):
+    """A job of this id has already finished, and its record is still kept."""
+
+    def __init__(self, job_id: str, queue: str, state: str) -> None:
+        super().__init__(
+            f"job id {job_id!r} of queue {queue!r} was used before and that job ended as {state}; "
+            "choose another id, or wait until its record has expired"
+        )
+        self.job_id = job_id
+        self.queue = queue
+        self.state = state
+
+
+# -- broker -----------------------------------------------------------------------------------
+
+
+class BrokerError(FastQError):
+    """Redis did not do what it was asked."""
+
+
+class BrokerUnavailable(BrokerError, ConnectionError):
+    """Redis could not be reached, or did not answer in time."""
+
+
+class QueueFull(BrokerError):
+    """The queue, or this process's enqueue buffer, holds as much as it may."""
+
+
+class BrokerOutOfMemory(QueueFull):
+    """Redis has reached ``maxmemory`` and takes no new jobs."""
+
+
+class BrokerReplyError(BrokerError):
+    """Redis answered a command with an error; ``code`` is the error's first word."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = message.partition(" ")[0]
+
+
+# -- raised inside handlers -------------------------------------------------------------------
+
+
+class Retry(FastQError):
+    """Raise it in a handler to run the job again; an attempt is charged.
+
+    ``delay`` is in seconds; ``None`` leaves it to the task's retry policy.
+
+    Example::
+
+        raise fastq.Retry(delay=30)
+    """
+
+    def __init__(self, message: str = "", *, delay: float | None = None) -> None:
+        super().__init__(message or "retry asked for by the handler")
+        self.delay = _delay(delay)
+
+
+class Snooze(FastQError):
+    """Raise it in a handler to run the job again in ``delay`` seconds; no attempt is charged.
+
+    Example::
+
+        raise fastq.Snooze(60)
+    """
+
+    def __init__(self, delay: float) -> None:
+        super().__init__(f"snoozed for {delay} s")
+        self.delay: float = _delay(delay) or 0.0
+
+
+class Fail(FastQError):
+    """Raise it in a handler to send the job to the dead-letter queue, whatever attempts are left.
+
+    Example::
+
+        raise fastq.Fail("card declined")
+    """
+
+    def __init__(self, message: str = "failed by the handler") -> None:
+        super().__init__(message)
+
+
+class JobTimeout(FastQError, TimeoutError):
+    """A handler ran longer than its ``timeout``; recorded as the error of that attempt."""
+
+
+class LeaseLost(FastQError):
+    """The worker no longer holds the job's lease: another one runs it now."""
+
+
+class UndecodableJob(FastQError, ValueError):
+    """The stored bytes of a job, or of its arguments, cannot be read."""
+
+
+def _delay(delay: float | None) -> float | None:
+    if delay is not None and not 0 <= delay <= 366 * 86_400:
+        raise InvalidOption(f"delay={delay!r} must be between 0 seconds and 366 days")
+    return delay
+
+
+# -- text for people --------------------------------------------------------------------------
+
+_PASSWORD = re.compile(r"(?<=://)([^@/\s]*):([^@/\s]*)@")
+
+
+def mask_url(url: str) -> str:
+    """The URL with its password replaced by ``***``.
+
+    >>> mask_url("redis://app:secret@db:6379/0")
+    'redis://app:***@db:6379/0'
+    """
+    return _PASSWORD.sub(r"\1:***@", url)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` - did you mean 'x'?`` when a known name is near, else nothing.
+
+    >>> did_you_mean("proirity", ["priority", "queue"])
+    " - did you mean 'priority'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" - did you mean {near[0]!r}?" if near else ""
+
+
+def safe_text(text: str, limit: int = 1_000) -> str:
+    """``text`` on one line: control characters escaped, cut to ``limit`` characters.
+
+    Everything that a job brings along (names, errors) goes through here before a log, a terminal or a page.
+    """
+    cut = text if len(text) <= limit else text[: limit - 1] + "…"
+    if cut.isprintable():
+        return cut
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)

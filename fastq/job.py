@@ -1,0 +1,253 @@
+"""The job: its envelope on the wire, its states and the moves between them, its outcomes and records.
+
+Pure: no clock, no I/O. Times are integer milliseconds of Redis's clock since the epoch.
+
+The envelope is a msgpack array whose first element is the priority, a positive fixint (0 to 10), so that a
+script may read it with ``string.byte(envelope, 2)`` without decoding anything.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+from typing import Any
+
+import msgspec
+
+from fastq.errors import InvalidJobId, InvalidOption, UndecodableJob
+
+__all__ = [
+    "DeadLetter",
+    "Envelope",
+    "ErrorInfo",
+    "Extra",
+    "JobPriority",
+    "JobRecord",
+    "JobState",
+    "JobStatus",
+    "Outcome",
+]
+
+VERSION = 1
+"""Version of the envelope; a worker reads this one and the one before it."""
+
+TASK_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,200}\Z")
+_JOB_ID = re.compile(r"[A-Za-z0-9_.:@/+=-]{1,120}\Z")
+
+
+class JobState(enum.StrEnum):
+    """Where a job is. A member equals its name as a string: ``JobState.SUCCESS == "success"``."""
+
+    SCHEDULED = "scheduled"  # due later; also a retry that waits
+    WAITING = "waiting"  # for its parents
+    PENDING = "pending"  # ready, not yet reserved
+    RUNNING = "running"  # reserved by a worker
+    SUCCESS = "success"
+    FAILED = "failed"  # in the dead-letter queue
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether the job will not move any more by itself."""
+        return self in FINAL
+
+
+FINAL = frozenset({JobState.SUCCESS, JobState.FAILED, JobState.CANCELLED})
+
+MOVES: dict[JobState, frozenset[JobState]] = {
+    JobState.SCHEDULED: frozenset({JobState.PENDING, JobState.CANCELLED}),
+    JobState.WAITING: frozenset({JobState.PENDING, JobState.CANCELLED, JobState.FAILED}),
+    JobState.PENDING: frozenset({JobState.RUNNING, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset(
+        {JobState.SUCCESS, JobState.FAILED, JobState.CANCELLED, JobState.SCHEDULED, JobState.PENDING}
+    ),
+    JobState.FAILED: frozenset({JobState.PENDING}),  # replay
+    JobState.SUCCESS: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+"""Every legal move; docs/state_machine.md is drawn from it."""
+
+
+class JobPriority(enum.IntEnum):
+    """Named priorities; any whole number from 0 to 10 may be used, higher runs first."""
+
+    LOW = 0
+    NORMAL = 5
+    HIGH = 8
+    CRITICAL = 10
+
+
+class Outcome(enum.IntEnum):
+    """What became of one run of a job. The members are the sections of ``settle.lua``, in its order."""
+
+    SUCCEEDED = 0  # finished, no record kept
+    RECORDED = 1  # finished (success, cancelled), a record is kept for result_ttl
+    LATER = 2  # due again: a retry (attempt charged) or a snooze (not charged)
+    FAILED = 3  # into the dead-letter queue
+    RELEASED = 4  # handed back to the front of the queue, nothing charged
+
+
+# -- envelope -----------------------------------------------------------------------------
+
+
+class Extra(msgspec.Struct, omit_defaults=True, rename={
+    "timeout": "t", "max_attempts": "m", "expires_at": "x", "result_ttl": "r", "error": "e",
+    "due_at": "d", "snoozes": "s", "strays": "u", "schedule": "c", "replayed_from": "p",
+}):  # fmt: skip
+    """The rare fields of an envelope; absent (one byte) on a job that uses none of them."""
+
+    timeout: float | None = None  # seconds; None: the task's own
+    max_attempts: int | None = None
+    expires_at: int | None = None  # not started by then: cancelled as expired
+    result_ttl: float | None = None
+    error: str | None = None  # of the last attempt, "Type: message", shortened
+    due_at: int | None = None  # when a delayed job or retry was due; lateness is measured from it
+    snoozes: int = 0
+    strays: int = 0  # times it was given back because no worker here knows its task
+    schedule: str | None = None  # name of the cron or interval that made it
+    replayed_from: int | None = None  # time of the death that a replay undid
+
+
+class Envelope(msgspec.Struct, array_like=True):
+    """Header and body of one job as stored; ``body`` is the msgpack of its arguments, opaque to scripts."""
+
+    priority: int
+    version: int
+    task: str
+    body: bytes
+    enqueued_at: int
+    attempt: int = 0  # failed runs so far
+    extra: Extra | None = None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_envelope_decoder = msgspec.msgpack.Decoder(Envelope)
+encode = _encoder.encode
+
+
+def decode_envelope(data: bytes) -> Envelope:
+    """Read an envelope.
+
+    Raises:
+        UndecodableJob: the bytes are not an envelope of a version this release reads. Whatever msgspec raises
+            (also UnicodeDecodeError and RecursionError) ends here.
+    """
+    try:
+        envelope = _envelope_decoder.decode(data)
+    except Exception as error:
+        raise UndecodableJob(f"the envelope cannot be decoded: {type(error).__name__}: {error}") from error
+    if envelope.version != VERSION:
+        raise UndecodableJob(f"the envelope has version {envelope.version}, this release reads version {VERSION}")
+    return envelope
+
+
+def priority_of(data: bytes) -> int:
+    """The priority byte of an encoded envelope, as the scripts read it; NORMAL when it is not one."""
+    return data[1] if len(data) > 1 and data[1] <= 10 else JobPriority.NORMAL
+
+
+# -- ids and options ----------------------------------------------------------------------
+
+
+def new_id() -> str:
+    """24 hexadecimal characters, 96 random bits (the size of Sidekiq's ids): unguessable, needs no coordination."""
+    return os.urandom(12).hex()
+
+
+def check_id(job_id: str) -> str:
+    """The id itself.
+
+    Raises:
+        InvalidJobId: see there for what is allowed.
+    """
+    if not isinstance(job_id, str) or not _JOB_ID.match(job_id):
+        raise InvalidJobId(f"job_id={job_id!r:.150} is not 1 to 120 characters of A-Z a-z 0-9 _ . : @ / + = -")
+    return job_id
+
+
+def check_priority(priority: int) -> int:
+    """The priority as a plain int.
+
+    Raises:
+        InvalidOption: it is not a whole number from 0 to 10.
+    """
+    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 10:
+        raise InvalidOption(f"priority={priority!r} is not a whole number from 0 (LOW) to 10 (CRITICAL)")
+    return int(priority)
+
+
+# -- records --------------------------------------------------------------------------------
+
+
+class ErrorInfo(msgspec.Struct, array_like=True):
+    """Why a run failed, as text only: error classes are never imported from data."""
+
+    reason: str  # exception | fail | timeout | poison | undecodable | arguments | unknown_task
+    type: str
+    message: str
+    traceback: str
+    attempts: int
+    failed_at: int
+    host: str
+
+
+class JobRecord(msgspec.Struct, array_like=True):
+    """What is kept of a finished job for ``result_ttl`` seconds."""
+
+    state: str
+    task: str
+    enqueued_at: int
+    started_at: int
+    finished_at: int
+    attempts: int
+    result: msgspec.Raw | None = None  # msgpack of the returned value
+    error: str | None = None
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of a dead-letter queue. Times are seconds since the epoch."""
+
+    id: str
+    queue: str
+    task: str | None  # None: the envelope could not be read
+    attempts: int
+    failed_at: float
+    enqueued_at: float | None
+    reason: str
+    error_type: str
+    error_message: str
+    traceback: str
+    host: str
+    body: bytes
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a job. Times are seconds since the epoch, on Redis's clock."""
+
+    id: str
+    queue: str
+    state: JobState
+    task: str | None = None
+    priority: int | None = None
+    attempts: int = 0  # runs that ended, failed ones included
+    enqueued_at: float | None = None
+    due_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    result: Any = None
+    last_error: str | None = None
+    worker: str | None = None
+
+
+_record_decoder = msgspec.msgpack.Decoder(JobRecord)
+_error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
+decode_record = _record_decoder.decode
+
+
+def decode_error(data: bytes) -> ErrorInfo:
+    """The error of a dead letter; a placeholder when even that cannot be read (foreign writers)."""
+    try:
+        return _error_decoder.decode(data)
+    except Exception:
+        return ErrorInfo("unknown", "", "the error record cannot be read", "", 0, 0, "")

@@ -1,0 +1,47 @@
+#!lua flags=allow-oom
+-- reserve: hand up to `want` pending jobs to a worker, highest priority first
+-- KEYS {q}:workers {q}:running:<worker> {q}:jobs {q}:paused {q}:wake {q}:ghosts {q}:deliveries {q}:ready:10 ... {q}:ready:0
+-- ARGV worker want
+-- Sent twice: the jobs of a lost reply are in the running set; the worker sees that it holds more than it knows (held)
+-- and asks for them with resume.lua.
+-- Reply {now_ms, held, ids, envelopes, deliveries}; held -1: the lease is gone; deliveries is empty when no job has any.
+--- @include "now"
+--- @include "wake"
+local workers, running, jobs, paused, wake_list, ghosts, deliveries = unpack(KEYS, 1, 7)
+local worker, want = ARGV[1], tonumber(ARGV[2])
+local now = now_ms()
+if not redis.call('ZSCORE', workers, worker) then return {now, -1, {}, {}, {}} end
+if want < 1 or redis.call('EXISTS', paused) == 1 then
+  return {now, redis.call('SCARD', running) - 1, {}, {}, {}}
+end
+
+local ids, more = {}, false
+local haunted = redis.call('HLEN', ghosts) > 0
+for level = 8, #KEYS do
+  while #ids < want do
+    local popped = redis.call('LPOP', KEYS[level], want - #ids)
+    if not popped then break end
+    for _, id in ipairs(popped) do
+      if haunted and redis.call('HEXISTS', ghosts, id) == 1 then
+        if redis.call('HINCRBY', ghosts, id, -1) < 1 then redis.call('HDEL', ghosts, id) end
+      else
+        ids[#ids + 1] = id
+      end
+    end
+  end
+  if #ids >= want then
+    more = more or redis.call('LLEN', KEYS[level]) > 0
+    if more then break end
+  end
+end
+if more then wake(wake_list) end
+if #ids == 0 then return {now, redis.call('SCARD', running) - 1, {}, {}, {}} end
+
+redis.call('SADD', running, unpack(ids))
+local envelopes = redis.call('HMGET', jobs, unpack(ids))
+local suspects = {}
+if redis.call('HLEN', deliveries) > 0 then
+  suspects = redis.call('HMGET', deliveries, unpack(ids))
+  for i = 1, #ids do suspects[i] = tonumber(suspects[i] or 0) end
+end
+return {now, redis.call('SCARD', running) - 1, ids, envelopes, suspects}

@@ -1,0 +1,105 @@
+#!lua flags=allow-oom
+-- settle: write a batch of outcomes of jobs that this worker holds
+-- KEYS {q}:running:<worker> {q}:jobs {q}:due {q}:due:wake {q}:wake {q}:dead {q}:dead:jobs {q}:dead:errors {q}:deliveries
+--      {q}:unique {q}:unique:of {q}:done {q}:ready:10 ... {q}:ready:0 {q}:done:<ttl>:<n> ...
+-- ARGV dead_max, then five sections (job.Outcome), each a count and its rows:
+--   succeeded: id | recorded: bucket_number id record | later: id delay_ms envelope | failed: id envelope error | released: id
+--   and last, per bucket: its name and the time in ms at which it expires
+-- Sent twice, or by a worker whose lease was lost: what the running set no longer holds is left alone (the fence).
+-- Reply {held, stale ids}; held -1: the lease is gone.
+--- @include "now"
+--- @include "wake"
+--- @include "ready"
+--- @include "slice"
+--- @include "release_unique"
+--- @include "bury"
+local running, jobs, due, due_wake, wake_list, dead, dead_jobs, dead_errors, deliveries = unpack(KEYS, 1, 9)
+local unique, unique_of, done = KEYS[10], KEYS[11], KEYS[12]
+local LEVELS, BUCKETS = 13, 23
+local stale, finished, position = {}, {}, 2
+
+-- the rows of the next section whose jobs this worker still holds, the id at `field` of each row
+local function section(width, field)
+  local count, rows, ids = tonumber(ARGV[position]), {}, {}
+  for i = 1, count do
+    rows[i] = slice(ARGV, position + 1 + (i - 1) * width, width)
+    ids[i] = rows[i][field]
+  end
+  position = position + 1 + count * width
+  if count == 0 then return rows end
+  local owned, kept, mine = redis.call('SMISMEMBER', running, unpack(ids)), {}, {}
+  for i = 1, count do
+    if owned[i] == 1 then
+      kept[#kept + 1], mine[#mine + 1] = rows[i], ids[i]
+    else
+      stale[#stale + 1] = ids[i]
+    end
+  end
+  if #mine > 0 then redis.call('SREM', running, unpack(mine)) end
+  return kept, mine
+end
+
+-- succeeded: the hot path, three commands for the whole section
+local count = tonumber(ARGV[position])
+if count > 0 then
+  local ids = slice(ARGV, position + 1, count)
+  local owned, mine = redis.call('SMISMEMBER', running, unpack(ids)), {}
+  for i = 1, count do
+    if owned[i] == 1 then mine[#mine + 1] = ids[i] else stale[#stale + 1] = ids[i] end
+  end
+  if #mine > 0 then
+    redis.call('SREM', running, unpack(mine))
+    redis.call('HDEL', jobs, unpack(mine))
+    finished = mine
+  end
+end
+position = position + 1 + count
+
+local recorded, recorded_ids = section(3, 2)
+local fields = {}
+for _, row in ipairs(recorded) do
+  local bucket = tonumber(row[1])
+  fields[bucket] = fields[bucket] or {}
+  table.insert(fields[bucket], row[2])
+  table.insert(fields[bucket], row[3])
+  finished[#finished + 1] = row[2]
+end
+if #recorded > 0 then redis.call('HDEL', jobs, unpack(recorded_ids)) end
+
+local later, now, earliest = section(3, 1), now_ms(), false
+for _, row in ipairs(later) do
+  redis.call('HSET', jobs, row[1], row[3])
+  if tonumber(row[2]) > 0 then
+    redis.call('ZADD', due, now + row[2], row[1])
+    earliest = math.min(earliest or now + row[2], now + row[2])
+  else
+    redis.call('RPUSH', ready_list(row[3], KEYS, LEVELS), row[1])
+    wake(wake_list)
+  end
+end
+if earliest and tonumber(redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')[2]) >= earliest then wake(due_wake) end
+
+for _, row in ipairs((section(3, 1))) do
+  redis.call('HDEL', jobs, row[1])
+  bury(dead, dead_jobs, dead_errors, now, row[1], row[2], row[3], tonumber(ARGV[1]))
+  finished[#finished + 1] = row[1]
+end
+
+local released = section(1, 1)
+for i = #released, 1, -1 do
+  local id = released[i][1]
+  redis.call('LPUSH', ready_list(redis.call('HGET', jobs, id) or '', KEYS, LEVELS), id)
+end
+if #released > 0 then wake(wake_list) end
+
+for bucket, values in pairs(fields) do
+  local key, name, expires = KEYS[BUCKETS + bucket], ARGV[position + 2 * bucket - 2], ARGV[position + 2 * bucket - 1]
+  redis.call('HSET', key, unpack(values))
+  redis.call('PEXPIREAT', key, expires)
+  redis.call('ZADD', done, expires, name)
+end
+if #finished > 0 then
+  release_unique(unique, unique_of, finished)
+  if redis.call('HLEN', deliveries) > 0 then redis.call('HDEL', deliveries, unpack(finished)) end
+end
+return {redis.call('SCARD', running) - 1, stale}

@@ -1,0 +1,24 @@
+#!lua flags=allow-oom
+-- status: where one job is
+-- KEYS {q}:jobs {q}:due {q}:dead {q}:dead:jobs {q}:dead:errors {q}:done {q}:running:<worker> ...
+-- ARGV id worker ...     (the workers of the running sets, in order)
+-- Read only. Reply {'unknown'} | {'finished', record} | {'failed', envelope, error, failed_at_ms}
+--   | {'scheduled', envelope, due_at_ms} | {'running', envelope, worker} | {'pending', envelope}
+--- @include "found"
+local id = ARGV[1]
+local envelope = redis.call('HGET', KEYS[1], id)
+if not envelope then
+  local failed_at = redis.call('ZSCORE', KEYS[3], id)
+  if failed_at then
+    return {'failed', redis.call('HGET', KEYS[4], id) or '', redis.call('HGET', KEYS[5], id) or '', failed_at}
+  end
+  local record = find_record(KEYS[6], id)
+  if record then return {'finished', record} end
+  return {'unknown'}
+end
+local due_at = redis.call('ZSCORE', KEYS[2], id)
+if due_at then return {'scheduled', envelope, due_at} end
+for i = 7, #KEYS do
+  if redis.call('SISMEMBER', KEYS[i], id) == 1 then return {'running', envelope, ARGV[i - 5]} end
+end
+return {'pending', envelope}
