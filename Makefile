@@ -1,0 +1,48 @@
+# Everything a developer or a CI machine does; GNU make 3.81 (macOS) is enough.
+#   make test ARGS='tests/redis -k settle'     make test PYTHON=python3.13     make test VERSIONS=
+
+VERSIONS ?= 3.12 3.13 3.14
+ARGS ?=
+export PYTHON
+
+PY := .venv/bin/python
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-versions check format bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
+
+build: ## virtual environment, compiled core, extras and tools in .venv (the others do it, too)
+	@sh tools/venv.sh .venv dev
+
+demo: build ## the whole queue at work on real input, with a worker killed half-way
+	@$(PY) examples/demo.py $(ARGS)
+
+test: build $(if $(ARGS),,test-versions) ## the whole suite against real servers that it starts itself
+	@$(PY) -m pytest $(ARGS)
+
+test-versions: build ## the version-dependent tests on every other Python found (VERSIONS="3.12 3.13")
+	@sh tools/test_versions.sh $(VERSIONS)
+
+check: build ## style, types, floors, stubs, Lua
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy fastq
+	$(PY) -m mypy.stubtest fastq._core
+	$(if $(wildcard tests/typing/*.py),$(PY) -m mypy tests/typing)
+	$(if $(wildcard tests/typing/*.py),$(PY) -m pyright)
+	.venv/bin/lint-imports
+	$(PY) tools/lint_lua.py
+
+format: build ## let ruff rewrite what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: build ## what it costs, measured in one run on this machine
+	@$(PY) -m benchmarks $(ARGS)
+
+clean: ## remove what was built, the environments included
+	rm -rf .venv .venv-* build dist *.egg-info fastq/_core.*.so fastq/_core.c .mypy_cache .ruff_cache .pytest_cache \
+		.hypothesis .benchmarks .import_linter_cache
+	find fastq tests benchmarks examples tools -name __pycache__ -type d -prune -exec rm -rf {} +
