@@ -114,7 +114,15 @@ class EmbeddedServer:
         """Whether the process lives (also while paused)."""
         return self._process is not None and self._process.poll() is None
 
-    def log_tail(self, lines: int = 20) -> str:
+    def ask(self, *words: bytes) -> bytes:
+        """Send one command on a connection of its own; the raw reply (its first line, or the bulk string).
+
+        OSError when the server is not there or silent for a second.
+        """
+        with self._connect() as wire:
+            return _ask(wire, *words)
+
+    def log_tail(self, lines: int = 8) -> str:
         """The last lines that the server has written about itself."""
         path = self.data_dir / "server.log"
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
