@@ -1,0 +1,23 @@
+from typing import Final, final
+
+from _typeshed import WriteableBuffer
+
+STATUS_COUNT: Final[int]
+WAIT_BUCKETS: Final[tuple[float, ...]]
+RUN_BUCKETS: Final[tuple[float, ...]]
+WAIT_CELL: Final[int]
+RUN_CELL: Final[int]
+SERIES_CELLS: Final[int]
+ROW_SIZE: Final[int]
+
+@final
+class Ledger:
+    @property
+    def cell_count(self) -> int: ...
+    @property
+    def row_count(self) -> int: ...
+    def __new__(cls, cells: WriteableBuffer, rows: WriteableBuffer, /) -> Ledger: ...
+    def start(self, row: int, job_id: str | bytes, /) -> None: ...
+    def finish(self, row: int, /) -> None: ...
+    def add(self, cell: int, amount: float, /) -> None: ...
+    def observe(self, base: int, status: int, wait: float, run: float, /) -> None: ...
