@@ -1,0 +1,94 @@
+"""Places to be filled and the processes that fill them: what the supervisor knows of each, and when to try again."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+from fastq.board import Slot, SlotState
+from fastq.supervisor.child import ChildSpec
+
+__all__ = ["BOOT_CRASHES", "QUICK_DEATH", "Child", "Post", "restart_delay"]
+
+BOOT_CRASHES = 5  # deaths in a row, before it has booted, after which a child is given up and the supervisor with it
+QUICK_DEATH = 5.0  # seconds: a child that lived shorter than this is replaced with back-off
+LONGEST_DELAY = 30.0  # seconds: where the back-off ends; with it a broken child costs two forks a minute
+RECYCLE_EVERY = 1.0  # seconds: a child that recycles itself is forked no more often than this
+
+
+def restart_delay(quick_deaths: int, base: float = 1.0) -> float:
+    """Seconds to wait before the next start after so many quick deaths in a row: 0, then 1, 2, 4 … 30.
+
+    >>> [restart_delay(n) for n in range(8)]
+    [0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+    """
+    return 0.0 if quick_deaths < 2 else min(base * 2.0 ** min(quick_deaths - 2, 30), LONGEST_DELAY)
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    """A process that was forked and not yet reaped. Until then its pid is ours and can be signalled safely."""
+
+    pid: int
+    slot: Slot
+    spec: ChildSpec
+    post: Post | None  # None once it is replaced or removed: nobody has to follow it
+    generation: int
+    started_at: float
+    seen: SlotState = SlotState.STARTING  # the last state that was acted on
+    kill_at: float = math.inf
+    killed: bool = False
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def dismiss(self, patience: float) -> None:
+        """Tell it to go, and when it will be killed; a second word does not give it more time."""
+        if not self.slot.stopping:
+            self.slot.stopping = True
+            self.kill_at = time.monotonic() + patience
+            self.send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL, once."""
+        self.killed = True
+        self.kill_at = math.inf
+        self.send(signal.SIGKILL)
+
+
+@dataclass(slots=True, eq=False)
+class Post:
+    """A place that is to be filled: worker 1, worker 2, the scheduler and so on."""
+
+    role: str
+    number: int
+    child: Child | None = None
+    replacement: Child | None = None  # of a rolling restart: started, not serving yet
+    not_before: float = 0.0
+    quick_deaths: int = 0  # in a row
+    boot_crashes: int = 0  # in a row
+
+    @property
+    def vacant(self) -> bool:
+        """Whether nobody is there and nobody is coming."""
+        return self.child is None and self.replacement is None
+
+    def penalise(self, base: float) -> None:
+        """A start came to nothing, or to little: wait longer before the next."""
+        self.quick_deaths += 1
+        self.not_before = time.monotonic() + restart_delay(self.quick_deaths, base)
+
+    def follow(self, child: Child, *, booted: bool, recycled: bool, base: float) -> None:
+        """Decide when the successor of ``child``, dead without having been told to go, may start."""
+        if recycled:
+            self.not_before = child.started_at + RECYCLE_EVERY
+        elif booted and time.monotonic() - child.started_at >= QUICK_DEATH:
+            self.quick_deaths = 0
+        else:
+            self.penalise(base)
