@@ -70,11 +70,11 @@ def expand(path: Path) -> list[Line]:
     lines: list[Line] = []
     for number, text in enumerate(path.read_text("utf-8").splitlines(), 1):
         match = INCLUDE.fullmatch(text)
-        if match is None:
+        include = path.parent / "include" / f"{match[1]}.lua" if match else None
+        if include is None or not include.exists():  # check_text names the one that is missing
             lines.append(Line(text, path.name, number))
             continue
-        include = path.parent / "include" / f"{match[1]}.lua"
-        inner = include.read_text("utf-8").splitlines() if include.exists() else [text]
+        inner = include.read_text("utf-8").splitlines()
         lines += [Line(t, f"include/{include.name}", n) for n, t in enumerate(inner, 1)]
     return lines
 
@@ -232,11 +232,13 @@ class Names:
         self.visit(node.value)
         if node.notation is lua.IndexNotation.SQUARE:
             self.visit(node.idx)
-        elif isinstance(node.value, lua.Name) and node.value.id == "redis" and isinstance(node.idx, lua.Name):
-            if node.idx.id not in REDIS:
-                self.problems.append(
-                    (self.line, f"redis.{node.idx.id} is not portable (allowed: {', '.join(sorted(REDIS))})")
-                )
+        elif self.is_foreign(node):
+            allowed = ", ".join(sorted(REDIS))
+            self.problems.append((self.line, f"redis.{node.idx.id} is not portable (allowed: {allowed})"))
+
+    def is_foreign(self, node: lua.Index) -> bool:
+        name = node.value.id if isinstance(node.value, lua.Name) else ""
+        return name == "redis" and isinstance(node.idx, lua.Name) and node.idx.id not in REDIS
 
     def visit_Field(self, node: lua.Field) -> None:
         if node.between_brackets:
