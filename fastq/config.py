@@ -1,0 +1,573 @@
+"""Settings: what they are, where they come from, what they mean.
+
+Later sources win: defaults, then a file, then the environment, then arguments::
+
+    loaded = load(arguments={"lease": "20s"})
+    loaded.settings.lease       # 20.0
+    loaded.origins["lease"]     # 'argument'
+
+The annotations of :class:`Settings` are the only description of a setting: its type, bounds and meaning;
+``docs/settings.md`` is printed from them by ``python -m fastq.config``.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from fastq.errors import ConfigError, FastQError, InvalidQueueName, did_you_mean, mask_url, safe_text
+
+__all__ = [
+    "Loaded",
+    "QueueOrder",
+    "Settings",
+    "check_queue_name",
+    "load",
+    "parse_duration",
+    "parse_queues",
+    "parse_size",
+    "shown",
+]
+
+MINUTE = 60.0
+HOUR = 3_600.0
+DAY = 86_400.0
+YEAR = 366 * DAY
+
+
+# -- how a field is described -----------------------------------------------------------------
+
+
+def _text(doc: str, **bounds: Any) -> msgspec.Meta:
+    return msgspec.Meta(description=doc, extra={"kind": "text"}, **bounds)
+
+
+def _number(doc: str, **bounds: Any) -> msgspec.Meta:
+    return msgspec.Meta(description=doc, extra={"kind": "number"}, **bounds)
+
+
+def _switch(doc: str) -> msgspec.Meta:
+    return msgspec.Meta(description=doc, extra={"kind": "switch"})
+
+
+def _duration(doc: str, **bounds: Any) -> msgspec.Meta:
+    return msgspec.Meta(description=doc, extra={"kind": "duration"}, **bounds)
+
+
+def _size(doc: str, **bounds: Any) -> msgspec.Meta:
+    return msgspec.Meta(description=doc, extra={"kind": "size"}, **bounds)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Every setting of fastq, flat. Durations are seconds, sizes are bytes.
+
+    Built by :func:`load`, which checks the values; a direct call does not check them.
+    """
+
+    url: Annotated[
+        str, _text("Where Redis is: `redis://`, `rediss://` with TLS, `unix://` for a socket.", min_length=1)
+    ] = "redis://localhost:6379/0"
+    prefix: Annotated[
+        str, _text("The first part of every key; one per application.", pattern=r"^[A-Za-z0-9_.:-]{1,64}\Z")
+    ] = "fastq"
+    connect_timeout: Annotated[float, _duration("How long one connection attempt may take.", gt=0, le=HOUR)] = 5.0
+    response_timeout: Annotated[
+        float, _duration("How long Redis may take to answer before the connection is given up.", gt=0, le=HOUR)
+    ] = 10.0
+
+    queues: Annotated[
+        str,
+        _text("What workers serve: `critical,default` in strict order, or `critical=6,default=3` by weight."),
+    ] = "default"
+    workers: Annotated[int, _number("Worker processes under `fastq supervise`.", ge=1, le=1_024)] = 2
+    concurrency: Annotated[int, _number("Jobs that one worker runs at the same time.", ge=1, le=10_000)] = 100
+    threads: Annotated[int, _number("Threads of one worker for handlers that are not async.", ge=1, le=1_024)] = 32
+    prefetch_max: Annotated[
+        int, _number("The most jobs one worker holds reserved, started or not.", ge=1, le=10_000)
+    ] = 1_000
+    grace: Annotated[
+        float,
+        _duration("How long a stopping worker waits for its running jobs before it hands them back.", ge=0, le=DAY),
+    ] = 25.0
+    lease: Annotated[
+        float, _duration("How long the jobs of a vanished host stay with it before others may run them.", ge=1, le=HOUR)
+    ] = 15.0
+    hang_timeout: Annotated[
+        float, _duration("A worker whose event loop is blocked for longer is killed.", ge=2, le=DAY)
+    ] = 60.0
+    max_jobs: Annotated[int, _number("A worker is replaced after this many jobs; 0 = never.", ge=0, le=10**12)] = 0
+    max_rss: Annotated[
+        int, _size("A worker is replaced when it holds more memory than this; 0 = never.", ge=0, le=2**50)
+    ] = 0
+    reload: Annotated[bool, _switch("Restart workers when a source file changes; for development.")] = False
+
+    default_timeout: Annotated[
+        float, _duration("How long a handler may run, unless its task says otherwise.", gt=0, le=YEAR)
+    ] = 300.0
+    default_max_attempts: Annotated[
+        int, _number("How often a failing job is run in all, unless its task says otherwise.", ge=1, le=1_000_000)
+    ] = 5
+    max_deliveries: Annotated[
+        int, _number("A job whose worker died this many times goes to the dead-letter queue.", ge=1, le=1_000)
+    ] = 3
+    unknown_task_ttl: Annotated[
+        float, _duration("How long a job whose task no worker knows waits for a worker that does.", ge=0, le=YEAR)
+    ] = 600.0
+    result_ttl: Annotated[
+        float, _duration("How long the record of a finished job is kept; 0 = not at all.", ge=0, le=YEAR)
+    ] = 3_600.0
+    dead_max: Annotated[
+        int, _number("The most entries a dead-letter queue keeps; the oldest go first.", ge=1, le=10**9)
+    ] = 10_000
+    dead_max_age: Annotated[
+        float, _duration("How long an entry of a dead-letter queue is kept.", gt=0, le=100 * YEAR)
+    ] = 90 * DAY
+
+    max_body: Annotated[
+        int, _size("The most bytes the encoded arguments of one job may have.", ge=1, le=512 * 2**20)
+    ] = 1_048_576
+    enqueue_timeout: Annotated[
+        float, _duration("How long `enqueue` tries to reach Redis before it raises.", gt=0, le=HOUR)
+    ] = 5.0
+    enqueue_buffer: Annotated[
+        int, _number("Jobs of one process that may wait to be sent; further calls wait.", ge=1, le=10_000_000)
+    ] = 10_000
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"], _text("The least severe log line.")
+    ] = "info"
+    log_format: Annotated[
+        Literal["auto", "text", "json"], _text("`text`, `json`, or `auto`: text on a terminal, JSON otherwise.")
+    ] = "auto"
+    metrics_host: Annotated[
+        str,
+        _text("The address of `/metrics`, `/healthz`, `/readyz`; any but this host's own needs a token.", min_length=1),
+    ] = "127.0.0.1"
+    metrics_port: Annotated[int, _number("The port of the same; 0 = off.", ge=0, le=65_535)] = 9_191
+    metrics_token: Annotated[str, _text("`/metrics` then asks for `Authorization: Bearer` and this token.")] = ""
+    pidfile: Annotated[str, _text("Where the supervisor writes its process id; empty = nowhere.")] = ""
+
+    def __repr__(self) -> str:
+        """Without passwords and tokens."""
+        return f"Settings({', '.join(f'{name}={shown(self, name)}' for name in self.__struct_fields__)})"
+
+
+#: The first field of each part of docs/settings.md.
+PARTS = {
+    "url": "Redis",
+    "queues": "Workers",
+    "default_timeout": "Jobs",
+    "max_body": "Enqueue",
+    "log_level": "Operation",
+}
+
+#: Environment variables of a field besides its own, in the order in which they are looked up.
+VARIABLES: Mapping[str, tuple[str, ...]] = {"url": ("FASTQ_REDIS_URL", "FASTQ_URL", "REDIS_URL")}
+
+#: FASTQ_… variables that are no setting; they are never taken for a misspelt one.
+OTHER_VARIABLES = {
+    "FASTQ_APP": "The application, `package.module:app`, when a command is given none.",
+    "FASTQ_REDIS_SERVER": "The server binary of `memory://` and of the tests.",
+}
+
+SECRETS = frozenset({"metrics_token"})
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """What :func:`load` found: the settings, the origin of each value, and what looked like a mistake."""
+
+    settings: Settings
+    origins: dict[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+class QueueOrder(msgspec.Struct, frozen=True):
+    """The queues a worker serves: in strict order (``weights`` is None), or each in proportion to its weight."""
+
+    names: tuple[str, ...]
+    weights: tuple[int, ...] | None = None
+
+
+# -- reading one value ------------------------------------------------------------------------
+
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": MINUTE, "h": HOUR, "d": DAY}
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s?(ms|[smhd])\s?")
+#: Redis's own units: ``1k`` is 1000 bytes, ``1kb`` is 1024.
+_SIZE_UNITS: Mapping[str, int] = {
+    "": 1,
+    "b": 1,
+    **{letter: 1_000**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}{b}": 1_024**power for power, letter in enumerate("kmgt", 1) for b in ("b", "i", "ib")},
+}
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s?([A-Za-z]{0,3})")
+_SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_QUEUE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_WEIGHT = re.compile(r"[0-9]{1,4}")
+_MAX_QUEUES = 100  # each reserve looks at every queue it serves
+_MAX_WEIGHT = 1_000
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from a number, a ``timedelta``, or text such as ``250ms``, ``20s``, ``5m``, ``1h30m``, ``7d``.
+
+    >>> parse_duration("1h30m"), parse_duration("250ms"), parse_duration("20"), parse_duration(2)
+    (5400.0, 0.25, 20.0, 2.0)
+
+    Raises ConfigError for anything else, and for what is negative or not finite.
+    """
+    if isinstance(value, dt.timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, str):
+        seconds = _duration_text(value.strip())
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"a duration is a number of seconds or text such as '20s', not {_quoted(value)}")
+    else:
+        seconds = _finite(value)
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"a duration must be finite and not negative, not {_quoted(value)}")
+    return seconds
+
+
+def _duration_text(text: str) -> float:
+    plain = _SIZE.fullmatch(text)
+    if plain and not plain[2]:
+        return float(text)
+    total, end = 0.0, 0
+    for match in _DURATION.finditer(text):
+        if match.start() != end:
+            break
+        total += float(match[1]) * _DURATION_UNITS[match[2]]
+        end = match.end()
+    if not text or end != len(text):
+        raise ConfigError(f"{_quoted(text)} is no duration: write 250ms, 20s, 5m, 2h, 7d, 1h30m or a number of seconds")
+    return total
+
+
+def _finite(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+
+
+def parse_size(value: object) -> int:
+    """Bytes from an integer or text; units as in redis.conf: ``kb``, ``mb``, ``gb`` count by 1024, ``k``, ``m``, ``g`` by 1000.
+
+    >>> parse_size("512MB"), parse_size("1.5k"), parse_size(7)
+    (536870912, 1500, 7)
+
+    Raises ConfigError for anything else.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    unit = _SIZE_UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise ConfigError(f"{_quoted(value)} is no size: write 512MB, 1gb, 64k or a number of bytes")
+    return round(float(match[1]) * unit)
+
+
+def check_queue_name(name: object) -> str:
+    """``name``, if it can name a queue: 1 to 64 of ``A-Z a-z 0-9 _ -``; else InvalidQueueName."""
+    if isinstance(name, str) and _QUEUE_NAME.fullmatch(name):
+        return name
+    raise InvalidQueueName(f"queue name {_quoted(name)} must be 1 to 64 characters of A-Z a-z 0-9 _ -")
+
+
+def parse_queues(text: str) -> QueueOrder:
+    """The order in which a worker serves its queues.
+
+    >>> parse_queues("critical,default")
+    QueueOrder(names=('critical', 'default'), weights=None)
+    >>> parse_queues("critical=6, default=3").weights
+    (6, 3)
+
+    Raises ConfigError (a name that cannot be one: InvalidQueueName).
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > _MAX_QUEUES:
+        raise ConfigError(f"queues={_quoted(text)} names {len(parts)} queues; a worker serves {_MAX_QUEUES} at most")
+    pairs = [part.partition("=") for part in parts]
+    names = tuple(check_queue_name(name.strip()) for name, _, _ in pairs)
+    if len(set(names)) != len(names):
+        raise ConfigError(f"queues={_quoted(text)} names a queue twice")
+    if not any(equals for _, equals, _ in pairs):
+        return QueueOrder(names)
+    if not all(equals for _, equals, _ in pairs):
+        raise ConfigError(f"queues={_quoted(text)}: give every queue a weight, or none")
+    return QueueOrder(names, tuple(_weight(weight.strip(), text) for _, _, weight in pairs))
+
+
+def _weight(digits: str, text: str) -> int:
+    if _WEIGHT.fullmatch(digits) and 1 <= int(digits) <= _MAX_WEIGHT:
+        return int(digits)
+    raise ConfigError(f"queues={_quoted(text)}: weight {_quoted(digits)} must be 1 to {_MAX_WEIGHT}")
+
+
+def _quoted(value: object) -> str:
+    """For messages: short and on one line, whatever came in."""
+    try:
+        return safe_text(repr(value), 120)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a huge number"
+
+
+# -- the fields, as data ----------------------------------------------------------------------
+
+
+class _Field(msgspec.Struct, frozen=True):
+    """One setting: what the annotation says."""
+
+    name: str
+    type: Any
+    kind: str
+    doc: str
+    default: Any
+    choices: tuple[str, ...]
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        return VARIABLES.get(self.name, (f"FASTQ_{self.name.upper()}",))
+
+
+def _fields() -> dict[str, _Field]:
+    hints = get_type_hints(Settings, include_extras=True)
+    defaults = Settings()
+    return {name: _field(name, hints[name], getattr(defaults, name)) for name in Settings.__struct_fields__}
+
+
+def _field(name: str, annotated: Any, default: object) -> _Field:
+    plain, meta = get_args(annotated)
+    choices = get_args(plain) if get_origin(plain) is Literal else ()
+    return _Field(name, annotated, meta.extra["kind"], meta.description, default, choices)
+
+
+def _identity(value: object) -> object:
+    return value
+
+
+def _switch_value(value: object) -> object:
+    return _SWITCH.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+_READERS: Mapping[str, Callable[[object], object]] = {
+    "text": _identity,
+    "number": _identity,
+    "switch": _switch_value,
+    "duration": parse_duration,
+    "size": parse_size,
+}
+
+
+def _read(field: _Field, raw: object, origin: str) -> object:
+    """The checked value of a field, or ConfigError that names field, value and origin."""
+    try:
+        if field.name == "queues":
+            raw = _queues_text(raw)
+            parse_queues(raw)
+        elif field.choices:
+            raw = _choice(field, raw)
+        return msgspec.convert(_READERS[field.kind](raw), field.type, strict=not isinstance(raw, str))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{field.name}={_safe(field.name, raw)} ({origin}): {_plain(error)}") from None
+    except FastQError as error:
+        raise ConfigError(f"{field.name} ({origin}): {error}") from None
+
+
+def _plain(error: Exception) -> str:
+    text = str(error).replace("`", "")
+    return text[:1].lower() + text[1:]
+
+
+def _choice(field: _Field, raw: object) -> str:
+    value = raw.strip().lower() if isinstance(raw, str) else raw
+    if value in field.choices:
+        return str(value)
+    hint = did_you_mean(str(value), field.choices)
+    raise ConfigError(f"{_quoted(raw)} is none of {', '.join(field.choices)}{hint}")
+
+
+def _queues_text(raw: object) -> str:
+    """A file may also hold a list of names, or a table of weights."""
+    if isinstance(raw, Mapping):
+        raw = ",".join(f"{name}={weight}" for name, weight in raw.items())
+    elif isinstance(raw, (list, tuple)):
+        raw = ",".join(map(str, raw))
+    if not isinstance(raw, str):
+        raise ConfigError(f"{_quoted(raw)} is no list of queues: write 'critical,default' or 'critical=6,default=3'")
+    return raw
+
+
+def shown(settings: Settings, name: str) -> str:
+    """The value of a setting as text for people, without its password or token."""
+    return _safe(name, getattr(settings, name))
+
+
+def _safe(name: str, value: object) -> str:
+    if name in SECRETS:
+        return "'***'" if value else "''"
+    return _quoted(mask_url(value) if name == "url" and isinstance(value, str) else value)
+
+
+# -- the sources ------------------------------------------------------------------------------
+
+_Given = Iterator[tuple[str, object, str]]  # field name, raw value, origin
+
+
+def load(
+    *, arguments: Mapping[str, object], environ: Mapping[str, str] | None = None, file: Path | None = None
+) -> Loaded:
+    """The settings in force and the origin of each.
+
+    ``arguments`` win over ``environ`` (the process's unless given), which wins over ``file`` (unless given:
+    ``./fastq.toml``, else ``[tool.fastq]`` of ``./pyproject.toml``, else nothing). An argument that is None and an
+    environment variable that is empty count as not given. Raises ConfigError for a file that cannot be read, an
+    unknown name or a value that cannot be used; the message says where it came from.
+    """
+    fields = _fields()
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(fields, "default")
+    for source in (_from_file(fields, file), _from_environ(fields, environ), _from_arguments(fields, arguments)):
+        for name, raw, origin in source:
+            values[name] = _read(fields[name], raw, origin)
+            origins[name] = origin
+    return Loaded(Settings(**values), origins, tuple(_suspects(fields, environ)))
+
+
+def _from_arguments(fields: Mapping[str, _Field], arguments: Mapping[str, object]) -> _Given:
+    for name, raw in arguments.items():
+        _known(name, fields, "argument")
+        if raw is not None:
+            yield name, raw, "argument"
+
+
+def _from_environ(fields: Mapping[str, _Field], environ: Mapping[str, str]) -> _Given:
+    for field in fields.values():
+        variable = next((v for v in field.variables if environ.get(v, "").strip()), None)
+        if variable:
+            yield field.name, environ[variable].strip(), variable
+
+
+def _from_file(fields: Mapping[str, _Field], file: Path | None) -> _Given:
+    if file is None:
+        file = next((path for path in (Path("fastq.toml"), Path("pyproject.toml")) if path.is_file()), None)
+    if file is None:
+        return
+    content, origin = _table(file)
+    for name, raw in content.items():
+        _known(name, fields, origin)
+        yield name, raw, origin
+
+
+def _table(file: Path) -> tuple[Mapping[str, object], str]:
+    """The settings in a TOML file, and what to call the place."""
+    import tomllib  # only here: most processes have no file, and `import fastq` must be fast
+
+    try:
+        content = tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from None
+    if file.name != "pyproject.toml":
+        return content, str(file)
+    table = content.get("tool", {}).get("fastq", {})
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"[tool.fastq] of {file} is not a table")
+    return table, f"{file} [tool.fastq]"
+
+
+def _known(name: str, fields: Mapping[str, _Field], origin: str) -> None:
+    if name not in fields:
+        raise ConfigError(f"unknown setting {_quoted(name)} ({origin}){did_you_mean(name, fields)}")
+
+
+def _suspects(fields: Mapping[str, _Field], environ: Mapping[str, str]) -> Iterator[str]:
+    """One line for each FASTQ_… variable that is no setting but looks like one.
+
+    Not an error: the environment is shared, and other versions of fastq may read other variables.
+    """
+    known = {variable for field in fields.values() for variable in field.variables}
+    for variable in sorted(environ):
+        if not variable.startswith("FASTQ_") or variable in known or variable in OTHER_VARIABLES:
+            continue
+        near = difflib.get_close_matches(variable, known, n=1, cutoff=0.8)
+        if near:
+            yield f"unknown environment variable {safe_text(variable, 80)} is ignored - did you mean {near[0]!r}?"
+
+
+# -- docs/settings.md -------------------------------------------------------------------------
+
+_HEAD = """\
+# Settings
+
+<!-- printed by `python -m fastq.config`; do not edit -->
+
+Each setting is read from, the last one winning: its default, the file (`--config`, else `./fastq.toml`, else
+`[tool.fastq]` of `./pyproject.toml`), the environment, the argument of `FastQ(...)` or the option of a command.
+`fastq doctor --show-config` prints every value in force and where it came from.
+
+Durations are seconds, or text: `250ms`, `20s`, `5m`, `2h`, `7d`, `1h30m`. Sizes are bytes, or text with the units of
+redis.conf: `512MB` counts by 1024, `512M` by 1000. Switches are `true` or `false`. An unknown name in the file or
+among the arguments is an error; an environment variable that is nearly a setting is a warning; an empty one is not set.
+
+In a file, `queues` may also be a list (`["critical", "default"]`) or a table of weights (`{critical = 6, default = 3}`).
+"""
+
+
+def document() -> str:
+    """The text of docs/settings.md."""
+    lines = [_HEAD]
+    for field in _fields().values():
+        if field.name in PARTS:
+            lines += [
+                "",
+                f"## {PARTS[field.name]}",
+                "",
+                "| setting | default | environment | meaning |",
+                "|---|---|---|---|",
+            ]
+        variables = ", ".join(f"`{variable}`" for variable in field.variables)
+        lines.append(f"| `{field.name}` | {_default(field)} | {variables} | {field.doc}{_limits(field)} |")
+    lines += ["", "## Other environment variables", "", "| variable | meaning |", "|---|---|"]
+    lines += [f"| `{variable}` | {doc} |" for variable, doc in OTHER_VARIABLES.items()]
+    return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
+
+
+def _default(field: _Field) -> str:
+    if field.kind == "switch":
+        return f"`{str(field.default).lower()}`"
+    return f"`{_amount(field.kind, field.default)}`" if field.default != "" else "empty"
+
+
+def _limits(field: _Field) -> str:
+    """`` 1s to 1h.``: the bounds of a field in words."""
+    meta = get_args(field.type)[1]
+    low, high = meta.ge if meta.ge is not None else meta.gt, meta.le
+    if field.choices:
+        return f" One of {', '.join(f'`{choice}`' for choice in field.choices)}."
+    if high is None:
+        return ""
+    above = "more than " if meta.gt is not None else ""
+    return f" {above}{_amount(field.kind, low)} to {_amount(field.kind, high)}.".replace(" more", " More")
+
+
+def _amount(kind: str, value: Any) -> str:
+    if not value or kind not in ("duration", "size"):
+        return str(value)
+    units = _DURATION_UNITS if kind == "duration" else {"": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40}
+    unit = next(unit for unit, size in reversed(units.items()) if value % size == 0)
+    return f"{value / units[unit]:.0f}{unit}"
+
+
+if __name__ == "__main__":
+    print(document(), end="")
