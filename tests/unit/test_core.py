@@ -9,7 +9,6 @@ import mmap
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
@@ -271,13 +270,6 @@ def test_calls_keep_no_reference(memory: Memory) -> None:
 # -- what a killed process leaves behind ---------------------------------------------------------------
 
 
-def wait_until(fact: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not fact():
-        assert time.monotonic() < deadline, "the child did not start"
-        os.sched_yield()
-
-
 def start_and_finish_forever(ledger: Ledger) -> None:
     while True:
         ledger.start(0, "a" * 120)
@@ -287,7 +279,7 @@ def start_and_finish_forever(ledger: Ledger) -> None:
         ledger.finish(0)
 
 
-def test_a_killed_process_leaves_a_whole_id_or_none() -> None:
+def test_a_killed_process_leaves_a_whole_id_or_none(eventually: Callable[..., object]) -> None:
     """F-01: the suspects of a SIGKILL are read from shared memory; half an id would blame nobody, or the wrong job."""
     slot = board.Board(1, rows=1)[0]
     ledger = Ledger(slot.cells, slot.rows)
@@ -300,7 +292,7 @@ def test_a_killed_process_leaves_a_whole_id_or_none() -> None:
             finally:
                 os._exit(1)
         try:
-            wait_until(lambda: slot.cells[0] > 1_000)
+            eventually(lambda: slot.cells[0] > 1_000)
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
