@@ -26,6 +26,7 @@ from fastq.broker.embedded import EmbeddedServer, find_server
 
 T = TypeVar("T")
 POLL = 0.005  # seconds between two looks at a fact
+LINGER = 5.0  # seconds that a test's processes have to end once the test has
 LASTING = pytest.StashKey[set[int]]()  # pids that live as long as the session
 
 hypothesis.settings.register_profile("fastq", deadline=None, derandomize="CI" in os.environ, print_blob=True)
@@ -229,7 +230,7 @@ def _describe(pid: int) -> str:
 
 @pytest.fixture(autouse=True)
 def no_process_left(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Every process that a test starts has ended when the test has, within 5 s."""
+    """Every process that a test starts has ended when the test has, within `LINGER`."""
     before = children()
     yield
 
@@ -237,7 +238,7 @@ def no_process_left(pytestconfig: pytest.Config) -> Iterator[None]:
         new = children() - before - pytestconfig.stash[LASTING]
         return {pid for pid in new if alive(pid) and "resource_tracker" not in _describe(pid)}
 
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + LINGER
     while (remaining := left()) and time.monotonic() < deadline:
         time.sleep(POLL)
     if remaining:
