@@ -35,9 +35,10 @@ class Command(Generic[T]):
         self.decode = decode
 
 
-Operation = Generator[Command[Any], Any, T]
-"""Several commands with decisions between them, as a generator: it yields commands, is sent their decoded replies and
-returns its result. Both movers ``run`` it, so what spans several round trips is written once too."""
+Operation = Generator[Command[Any] | list[Command[Any]], Any, T]
+"""Several commands with decisions between them, as a generator: it yields a command, or a list of them for one round
+trip, is sent the decoded reply (or a list of them) and returns its result. An error reply is raised at the ``yield``.
+Both movers ``run`` it, so what spans several round trips is written once too."""
 
 
 def _same(reply: Any) -> Any:

@@ -329,12 +329,24 @@ class AsyncConnection:
             raise self._reply_error(reply)
         return command.decode(reply)
 
+    async def call_many(self, commands: Sequence[Command[Any]]) -> list[Any]:
+        """Send several commands back to back; their decoded replies in order. The first error reply is raised."""
+        if self._wire is None:
+            await self.connect()
+        sent = [self.send(command) for command in commands]
+        return [await self.finish(command, future) for command, future in zip(commands, sent, strict=True)]
+
     async def run(self, operation: Operation[T]) -> T:
-        """Drive an operation to its result."""
+        """Drive an operation to its result. What it does not catch of the errors of :meth:`call` is raised here."""
         try:
-            command = next(operation)
+            step = next(operation)
             while True:
-                command = operation.send(await self.call(command))
+                try:
+                    reply = await (self.call_many(step) if isinstance(step, list) else self.call(step))
+                except BrokerError as error:
+                    step = operation.throw(error)
+                else:
+                    step = operation.send(reply)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]  # typeshed types it as Any
 
@@ -396,11 +408,16 @@ class SyncConnection:
         return [command.decode(reply) for command, reply in zip(commands, replies, strict=True)]
 
     def run(self, operation: Operation[T]) -> T:
-        """Drive an operation to its result."""
+        """Drive an operation to its result. What it does not catch of the errors of :meth:`call` is raised here."""
         try:
-            command = next(operation)
+            step = next(operation)
             while True:
-                command = operation.send(self.call(command))
+                try:
+                    reply = self.call_many(step) if isinstance(step, list) else self.call(step)
+                except BrokerError as error:
+                    step = operation.throw(error)
+                else:
+                    step = operation.send(reply)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]  # typeshed types it as Any
 
