@@ -27,6 +27,7 @@ __all__ = [
     "JobState",
     "JobStatus",
     "Outcome",
+    "WorkerCard",
 ]
 
 VERSION = 1
@@ -220,6 +221,16 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     traceback: str
     host: str
     body: bytes
+
+
+class WorkerCard(msgspec.Struct, array_like=True):
+    """What a worker tells of itself in the info hash of its queues."""
+
+    host: str
+    pid: int
+    concurrency: int
+    started_at: int
+    version: str
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):

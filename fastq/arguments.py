@@ -1,0 +1,236 @@
+"""The arguments of a task on the wire: encoded and checked at the call, decoded into the annotated types at the run.
+
+A body is the msgpack of an array (positional arguments) or of a map (keywords; positional ones, if any, under "").
+What a call encodes is decoded once more with the worker's own decoder, so a wrong type is told where the call is.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_type_hints
+
+import msgspec
+
+from fastq.errors import BodyTooLarge, InvalidArguments, TaskDefinitionError, UndecodableJob, did_you_mean
+
+__all__ = ["Arguments", "encode_untyped"]
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_INDEX = re.compile(r" - at `\$\[(\d+)\]")
+
+
+def encode_untyped(task: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    """The body of a call by name, for a task whose signature is not known here.
+
+    Raises:
+        InvalidArguments: a value cannot be encoded.
+    """
+    body: Any = args if not kwargs else {"": args, **kwargs} if args else kwargs
+    try:
+        return _encode(body)
+    except Exception as error:  # TypeError, OverflowError, RecursionError, UnicodeEncodeError: all the caller's
+        raise InvalidArguments(f"an argument of task {task!r} cannot be encoded: {error}") from None
+
+
+def check_size(task: str, body: bytes, most: int) -> bytes:
+    """The body itself.
+
+    Raises:
+        BodyTooLarge: it has more than ``most`` bytes.
+    """
+    if len(body) > most:
+        raise BodyTooLarge(
+            f"the arguments of task {task!r} take {len(body):,} bytes, more than max_body={most:,}: "
+            "store large data elsewhere and pass its key"
+        )
+    return body
+
+
+class Arguments:
+    """The signature of one task as a codec.
+
+    Args:
+        task: its name, for messages.
+        fn: the handler.
+        injected: tells by parameter and annotation which parameters fastq fills in (context, lifespan value).
+
+    Raises:
+        TaskDefinitionError: an annotation cannot be resolved or is of no use to msgspec.
+    """
+
+    def __init__(self, task: str, fn: Callable[..., Any], injected: Callable[[inspect.Parameter, Any], bool]) -> None:
+        self.task = task
+        self.injected: dict[str, inspect.Parameter] = {}
+        signature = inspect.signature(fn)
+        self._all = list(signature.parameters.values())
+        hints = _hints(task, fn)
+        wanted = []
+        for parameter in signature.parameters.values():
+            if injected(parameter, hints.get(parameter.name)):
+                self.injected[parameter.name] = parameter
+            else:
+                wanted.append(parameter)
+        self._signature = signature.replace(parameters=wanted)
+        self._types = {p.name: hints.get(p.name, Any) for p in wanted}
+        positional = [p for p in wanted if p.kind in _POSITIONAL]
+        self._names = [p.name for p in positional]
+        self._least = sum(p.default is p.empty for p in positional)
+        self._most = len(positional)
+        kinds = {p.kind for p in wanted}
+        self._variadic = inspect.Parameter.VAR_POSITIONAL in kinds
+        self._simple = not self._variadic and not any(
+            p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is p.empty for p in wanted
+        )
+        self._decoders = [self._decoder(n) for n in range(self._most + 1)]
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that positional arguments of a call fill, in order."""
+        return self._names
+
+    def _decoder(self, count: int) -> msgspec.msgpack.Decoder[tuple[Any, ...]]:
+        types = tuple(self._types[name] for name in self._names[:count])
+        try:
+            return msgspec.msgpack.Decoder(tuple[types] if types else tuple[()])  # type: ignore[valid-type]  # built at run time
+        except Exception as error:
+            raise TaskDefinitionError(f"task {self.task!r} has an annotation that cannot be decoded: {error}") from None
+
+    # -- the call -------------------------------------------------------------------------
+
+    def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+        """Bind the arguments of a call, encode them and check their types.
+
+        Raises:
+            InvalidArguments: naming the parameter and what is wrong with it.
+        """
+        if kwargs or not self._simple or not self._least <= len(args) <= self._most:
+            args, kwargs = self._bind(args, kwargs)
+        body = encode_untyped(self.task, args, kwargs)
+        self.decode(body)
+        return body
+
+    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            unknown = next((name for name in kwargs if name not in self._types), "")
+            hint = did_you_mean(unknown, self._types) if unknown else ""
+            raise InvalidArguments(f"task {self.task!r}: {error}{hint}; its signature is {self._signature}") from None
+        positional: list[Any] = []
+        for name in self._names:
+            if name not in bound.arguments:
+                break
+            positional.append(bound.arguments.pop(name))
+        if self._variadic:
+            positional += bound.arguments.pop(self._variadic_name(), ())
+        rest = dict(bound.arguments)
+        for parameter in self._signature.parameters.values():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                rest.update(rest.pop(parameter.name, {}))
+        return tuple(positional), rest
+
+    def _variadic_name(self) -> str:
+        kinds = self._signature.parameters.values()
+        return next(p.name for p in kinds if p.kind is inspect.Parameter.VAR_POSITIONAL)
+
+    # -- the run --------------------------------------------------------------------------
+
+    def decode(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments in the annotated types.
+
+        Raises:
+            UndecodableJob: the body is not msgpack of the right shape.
+            InvalidArguments: it does not fit the signature.
+        """
+        count = _array_length(body)
+        if count is not None and self._simple and self._least <= count <= self._most:
+            try:
+                return self._decoders[count].decode(body), {}
+            except msgspec.ValidationError as error:
+                raise self._misfit(error) from None
+            except Exception as error:  # DecodeError, UnicodeDecodeError, RecursionError
+                raise _undecodable(error) from None
+        return self._decode_any(body)
+
+    def _decode_any(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        try:
+            value = _decode(body)
+        except Exception as error:
+            raise _undecodable(error) from None
+        kwargs = value if isinstance(value, dict) else {}
+        args = kwargs.pop("", []) if isinstance(value, dict) else value
+        if not isinstance(args, list) or not all(isinstance(name, str) for name in kwargs):
+            raise UndecodableJob("the body is neither an array nor a map of arguments")
+        positional, rest = self._bind(tuple(args), kwargs)
+        named = dict(zip(self._names, positional, strict=False))
+        extra = self._types.get(self._variadic_name(), Any) if self._variadic else Any
+        typed = [self._convert(name, value, self._types[name]) for name, value in named.items()]
+        typed += [self._convert("*", value, extra) for value in positional[len(typed) :]]
+        keyword_type = next(
+            (self._types[p.name] for p in self._signature.parameters.values() if p.kind is p.VAR_KEYWORD), Any
+        )
+        return tuple(typed), {k: self._convert(k, v, self._types.get(k, keyword_type)) for k, v in rest.items()}
+
+    def place(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], fill: Callable[[inspect.Parameter], Any]
+    ) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The arguments of a call with the injected parameters put in their places."""
+        given, placed = iter(args), []
+        left = len(args)
+        for parameter in self._all:
+            if parameter.name in self.injected:
+                if left and parameter.kind in _POSITIONAL:
+                    placed.append(fill(parameter))
+                else:
+                    kwargs[parameter.name] = fill(parameter)
+            elif left and parameter.kind in _POSITIONAL:
+                placed.append(next(given))
+                left -= 1
+        placed += given
+        return placed, kwargs
+
+    def _convert(self, name: str, value: Any, wanted: Any) -> Any:
+        if wanted is Any:
+            return value
+        try:
+            return msgspec.convert(value, wanted)
+        except Exception as error:
+            raise InvalidArguments(f"argument {name!r} of task {self.task!r}: {error}") from None
+
+    def _misfit(self, error: msgspec.ValidationError) -> InvalidArguments:
+        match = _INDEX.search(str(error))
+        name = self._names[int(match[1])] if match else "?"
+        return InvalidArguments(f"argument {name!r} of task {self.task!r}: {str(error).split(' - at `$')[0]}")
+
+
+def _undecodable(error: Exception) -> UndecodableJob:
+    return UndecodableJob(f"the arguments cannot be decoded: {type(error).__name__}: {error}")
+
+
+def _hints(task: str, fn: Callable[..., Any]) -> dict[str, Any]:
+    target = fn if inspect.isfunction(fn) or inspect.ismethod(fn) else getattr(fn, "__call__", fn)  # noqa: B004 - a callable object's hints are on its __call__
+    try:
+        return get_type_hints(target, include_extras=True)
+    except Exception as error:
+        raise TaskDefinitionError(
+            f"an annotation of task {task!r} cannot be resolved ({error}): "
+            "import the name at run time, not only under TYPE_CHECKING"
+        ) from None
+
+
+def _array_length(body: bytes) -> int | None:
+    """The number of elements if the msgpack value is an array."""
+    if not body:
+        return None
+    first = body[0]
+    if 0x90 <= first <= 0x9F:
+        return first & 0x0F
+    if first == 0xDC:
+        return int.from_bytes(body[1:3], "big")
+    if first == 0xDD:
+        return int.from_bytes(body[1:5], "big")
+    return None

@@ -1,0 +1,310 @@
+"""How jobs leave a producer: concurrent calls share round trips, and a lost reply never makes a second job.
+
+Every call of ``enqueue.lua`` carries this producer's id and a growing sequence number. After a lost connection the
+same calls are sent again, in their order and before anything newer, so the script can tell a repetition from a new
+call by comparing numbers - even when the job has run and left no trace meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import hiredis
+
+from fastq.broker.commands import BATCH, NewJob, Refused, enqueue
+from fastq.broker.connection import AsyncConnection, Clock, SyncConnection, error_of, is_noscript
+from fastq.broker.keys import QueueKeys
+from fastq.errors import BrokerUnavailable, FastQError, QueueFull
+
+__all__ = ["AsyncEnqueuer", "Target", "enqueue_sync"]
+
+BATCH_BYTES = 1 << 20
+"""Most bytes of envelopes in one call, so that one call never keeps Redis or the network busy for long."""
+
+
+class Target(NamedTuple):
+    """Where a job goes: the jobs of one call share it."""
+
+    keys: QueueKeys
+    priority: int
+
+
+class Sequence:
+    """Numbers that grow: µs of Redis's clock, so that pruning can tell how old a producer is by its last one."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.producer = os.urandom(6).hex()
+        self._clock = clock
+        self._last = 0
+
+    def next(self) -> int:
+        """One more than the last, or the present."""
+        self._last = max(self._last + 1, self._clock.now_us())
+        return self._last
+
+
+def chunks(jobs: Iterable[NewJob]) -> Iterator[list[NewJob]]:
+    """Cut any stream of jobs into calls of bounded count and bytes."""
+    stream = iter(jobs)
+    while chunk := list(islice(stream, 1)):
+        size = len(chunk[0].envelope)
+        while size < BATCH_BYTES and len(chunk) < BATCH and (job := next(stream, None)) is not None:
+            chunk.append(job)
+            size += len(job.envelope)
+        yield chunk
+
+
+def gave_up(cause: object, timeout: float) -> BrokerUnavailable:
+    """What a producer is told when Redis did not confirm in time."""
+    return BrokerUnavailable(f"{cause}; gave up after {timeout:g} s: the job may or may not have been stored")
+
+
+def enqueue_sync(
+    connection: SyncConnection, sequence: Sequence, target: Target, jobs: list[NewJob], timeout: float
+) -> list[Refused]:
+    """Send one call from blocking code; it is repeated once after a lost connection.
+
+    ``sequence`` belongs to one thread: a repeated call must not follow a newer one of the same producer.
+    """
+    connection.connect()
+    command = enqueue(target.keys, target.priority, sequence.producer, sequence.next(), jobs)
+    try:
+        return connection.call(command)
+    except BrokerUnavailable:
+        try:
+            return connection.call(command)
+        except BrokerUnavailable as error:
+            raise gave_up(error, timeout) from None
+
+
+class _Waiting:
+    """One job on its way, and who waits for it."""
+
+    __slots__ = ("deadline", "future", "job", "target")
+
+    def __init__(self, target: Target, job: NewJob, future: asyncio.Future[Refused | None], deadline: float) -> None:
+        self.target = target
+        self.job = job
+        self.future = future
+        self.deadline = deadline
+
+
+class _Call:
+    """One call of the script: the jobs in it, its number, and whether it is over."""
+
+    __slots__ = ("command", "done", "members", "number", "target")
+
+    def __init__(self, target: Target, members: list[_Waiting], sequence: Sequence) -> None:
+        self.target = target
+        self.members = members
+        self.done = False
+        self.renumber(sequence)
+
+    def renumber(self, sequence: Sequence) -> None:
+        """Give the call a new number: right after an error reply only, which says that the call did not run."""
+        self.number = sequence.next()
+        jobs = [member.job for member in self.members]
+        self.command = enqueue(self.target.keys, self.target.priority, sequence.producer, self.number, jobs)
+
+    def settle(self, refusals: list[Refused]) -> None:
+        self.done = True
+        refused = {refusal.index: refusal for refusal in refusals}
+        for index, member in enumerate(self.members):
+            if not member.future.done():
+                member.future.set_result(refused.get(index))
+
+    def fail(self, error: FastQError) -> None:
+        self.done = True
+        for member in self.members:
+            if not member.future.done():
+                member.future.set_exception(error)
+
+    def expire(self, now: float, error: FastQError) -> None:
+        """Tell those whose time is up; the call is over when nobody waits for it any more."""
+        for member in self.members:
+            if member.deadline <= now and not member.future.done():
+                member.future.set_exception(error)
+        self.done = self.done or all(member.future.done() for member in self.members)
+
+
+class AsyncEnqueuer:
+    """The producer of one event loop.
+
+    What is enqueued in one tick of the loop, and while a flight is under way, shares the next flight: a few calls in
+    one write. Bounded: with ``limit`` jobs waiting, :meth:`submit` waits for room, and raises QueueFull at its
+    deadline.
+
+    Args:
+        connection: used by this enqueuer alone; its ``response_timeout`` bounds a flight.
+        timeout: seconds after which a job that Redis has not confirmed is given up with BrokerUnavailable.
+        limit: most jobs waiting in this process.
+    """
+
+    def __init__(self, connection: AsyncConnection, *, timeout: float = 5.0, limit: int = 10_000) -> None:
+        self._connection = connection
+        self._timeout = timeout
+        self._limit = limit
+        self._shown = connection.endpoint.shown
+        self._sequence = Sequence(connection.clock)
+        self._queue: list[_Waiting] = []
+        self._flying = False
+        self._aloft = 0
+        self._calls: list[_Call] = []
+        self._room: asyncio.Event | None = None
+        self._loop = asyncio.get_running_loop()
+        self._repair: asyncio.Task[None] | None = None
+        self.round_trips = 0
+
+    async def submit(self, target: Target, job: NewJob) -> Refused | None:
+        """Enqueue one job; None when it was created.
+
+        Raises:
+            BrokerUnavailable: not confirmed in time. BrokerOutOfMemory, BrokerReplyError: refused by Redis.
+            QueueFull: no room in this process's buffer until the deadline.
+        """
+        deadline = self._loop.time() + self._timeout
+        if len(self._queue) >= self._limit:
+            await self._wait_for_room(deadline)
+        future: asyncio.Future[Refused | None] = self._loop.create_future()
+        self._queue.append(_Waiting(target, job, future, deadline))
+        if not self._flying:
+            self._flying = True
+            self._loop.call_soon(self._take_off)
+        return await future
+
+    async def submit_many(self, target: Target, jobs: list[NewJob]) -> list[Refused]:
+        """Enqueue a chunk (see :func:`chunks`) of one target; returns what was not created."""
+        replies = await asyncio.gather(*(self.submit(target, job) for job in jobs))
+        return [reply for reply in replies if reply is not None]
+
+    async def _wait_for_room(self, deadline: float) -> None:
+        while len(self._queue) >= self._limit:
+            if self._room is None:
+                self._room = asyncio.Event()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._room.wait()
+            except TimeoutError:
+                raise QueueFull(
+                    f"this process has {len(self._queue)} jobs waiting to be sent and Redis takes none: "
+                    f"no room within {self._timeout:g} s (enqueue_buffer={self._limit})"
+                ) from None
+
+    # -- a flight: callbacks only, no task on the way that works -----------------------------
+
+    def _take_off(self) -> None:
+        members, self._queue = self._queue, []
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+        self._calls = list(self._group(members))
+        if self._connection.connected:
+            self._send()
+        else:
+            self._start_repair()
+
+    def _group(self, members: list[_Waiting]) -> Iterator[_Call]:
+        by_target: dict[Target, list[_Waiting]] = {}
+        for member in members:
+            by_target.setdefault(member.target, []).append(member)
+        for target, group in by_target.items():
+            stream = iter(group)
+            for jobs in chunks(member.job for member in group):
+                yield _Call(target, list(islice(stream, len(jobs))), self._sequence)
+
+    def _send(self) -> None:
+        self.round_trips += 1
+        self._aloft = len(self._calls)
+        try:
+            sent = [self._connection.send(call.command) for call in self._calls]
+        except BrokerUnavailable:
+            self._start_repair()
+            return
+        for call, future in zip(self._calls, sent, strict=True):
+            future.add_done_callback(partial(self._landed, call))
+
+    def _landed(self, call: _Call, future: asyncio.Future[Any]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            reply = future.result()
+            if not isinstance(reply, hiredis.ReplyError):
+                call.settle(call.command.decode(reply))
+            elif is_noscript(reply) or isinstance(error := error_of(reply, self._shown), BrokerUnavailable):
+                call.renumber(self._sequence)
+            else:
+                call.fail(error)
+        self._aloft -= 1
+        if self._aloft:
+            return
+        if all(call.done for call in self._calls):
+            self._next_flight()
+        else:
+            self._start_repair()
+
+    def _next_flight(self) -> None:
+        self._calls = []
+        if self._queue:
+            self._loop.call_soon(self._take_off)
+        else:
+            self._flying = False
+
+    # -- the rare ways: first connect, lost connection, unknown script ------------------------
+
+    def _start_repair(self) -> None:
+        self._repair = self._loop.create_task(self._finish_flight())
+
+    async def _finish_flight(self) -> None:
+        """Bring the open calls of this flight to an end, whatever it takes until their deadlines.
+
+        In the order of their numbers: a call whose reply was lost may only be repeated before any newer one runs.
+        """
+        pause = 0.02
+        while open_calls := sorted((call for call in self._calls if not call.done), key=lambda call: call.number):
+            try:
+                for call in open_calls:
+                    await self._resend(call)
+            except BrokerUnavailable as error:
+                self._give_up_late(open_calls, error)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 0.5)
+        self._next_flight()
+
+    async def _resend(self, call: _Call) -> None:
+        soonest = min(member.deadline for member in call.members)
+        try:
+            async with asyncio.timeout_at(max(soonest, self._loop.time() + 0.05)):
+                call.settle(await self._connection.call(call.command))
+        except TimeoutError:
+            self._connection.drop("no reply before the deadline")
+            raise BrokerUnavailable(f"no reply from {self._shown}") from None
+        except BrokerUnavailable:
+            raise
+        except FastQError as error:
+            call.fail(error)
+
+    def _give_up_late(self, calls: list[_Call], cause: BrokerUnavailable) -> None:
+        now, error = self._loop.time(), gave_up(cause, self._timeout)
+        for call in calls:
+            call.expire(now, error)
+        late = [member for member in self._queue if member.deadline <= now]
+        self._queue = [member for member in self._queue if member.deadline > now]
+        for member in late:
+            if not member.future.done():
+                member.future.set_exception(error)
+
+    async def close(self) -> None:
+        """Stop; jobs still waiting get BrokerUnavailable."""
+        if self._repair is not None and not self._repair.done():
+            self._repair.cancel()
+        error = BrokerUnavailable("the producer was closed before Redis confirmed the job")
+        for call in self._calls:
+            call.fail(error)
+        for member in self._queue:
+            if not member.future.done():
+                member.future.set_exception(error)
+        self._queue = []
+        await self._connection.close()

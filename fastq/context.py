@@ -1,0 +1,143 @@
+"""The running job as its handler sees it, and what fastq puts into a handler's parameters."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NoReturn
+
+from fastq.errors import FastQError, Retry, Snooze
+from fastq.job import Envelope, Extra
+from fastq.logs import log_context
+
+__all__ = ["JobContext", "State", "current"]
+
+
+class JobContext:
+    """One run of a job. Get it with ``app.job()`` or as a parameter annotated ``fastq.JobContext``.
+
+    Attributes:
+        id, queue, task: which job this is.
+        attempt: 1 for the first run, one more after each failed one.
+        max_attempts: runs in all before the job goes to the dead-letter queue.
+        timeout: seconds this run may take.
+        enqueued_at: when the job was accepted, seconds since the epoch on Redis's clock.
+        deliveries: workers that died with this job.
+        state: what the application's lifespan yielded in this worker process.
+
+    Example::
+
+        @app.task
+        async def send(to: str, job: fastq.JobContext) -> None:
+            if job.attempt > 3:
+                job.snooze(3600)
+    """
+
+    __slots__ = (
+        "abandoned", "attempt", "deadline", "deliveries", "envelope", "id", "max_attempts", "queue", "raw", "row",
+        "runner", "started", "state", "stopping", "task", "timeout",
+    )  # fmt: skip
+
+    def __init__(self, job_id: str, queue: str, envelope: Envelope, raw: bytes) -> None:
+        self.id = job_id
+        self.queue = queue
+        self.envelope = envelope
+        self.raw = raw
+        self.task = envelope.task
+        self.attempt = envelope.attempt + 1
+        self.max_attempts = 1
+        self.timeout = 0.0
+        self.deliveries = 0
+        self.state: Any = None
+        # What follows belongs to the executor.
+        self.deadline = 0.0  # monotonic; 0 until started
+        self.started = 0.0  # monotonic
+        self.stopping = ""  # why the handler is being stopped: "timeout", "drain", "lost", "cancel"
+        self.abandoned = False
+        self.row = -1
+        self.runner: Any = None  # the asyncio task
+
+    @property
+    def enqueued_at(self) -> float:
+        """When the job was accepted, seconds since the epoch."""
+        return self.envelope.enqueued_at / 1_000
+
+    @property
+    def extra(self) -> Extra:
+        """The envelope's rare fields."""
+        return self.envelope.extra or Extra()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run is to stop. A handler that runs in a thread cannot be interrupted: it should look here
+        now and then and return or raise."""
+        return bool(self.stopping)
+
+    @property
+    def log(self) -> logging.Logger:
+        """The logger for handlers; its lines carry this job's id, task, queue and attempt."""
+        return logging.getLogger("fastq.job")
+
+    def snooze(self, delay: float) -> NoReturn:
+        """End this run and run again in ``delay`` seconds; no attempt is charged."""
+        raise Snooze(delay)
+
+    def retry(self, delay: float | None = None, message: str = "") -> NoReturn:
+        """End this run as failed and run again in ``delay`` seconds (None: the task's retry policy)."""
+        raise Retry(message, delay=delay)
+
+    def __repr__(self) -> str:
+        return f"<JobContext {self.task} id={self.id} queue={self.queue} attempt={self.attempt}/{self.max_attempts}>"
+
+
+current = log_context
+"""The running job of this context; log lines take its id, task, queue and attempt from here."""
+
+
+def running_job() -> JobContext:
+    """The job whose handler is running in this context.
+
+    Raises:
+        FastQError: no handler is running here.
+    """
+    job = current.get()
+    if not isinstance(job, JobContext):
+        raise FastQError("no job is running here: app.job() works inside a handler only")
+    return job
+
+
+class _State:
+    """Marks a parameter that receives what the lifespan yielded; see :func:`State`."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, key: str | None) -> None:
+        self.key = key
+
+    def pick(self, state: Any) -> Any:
+        if self.key is None:
+            return state
+        try:
+            return state[self.key] if isinstance(state, dict) else getattr(state, self.key)
+        except (KeyError, AttributeError):
+            raise FastQError(f"State({self.key!r}): the lifespan yielded {type(state).__name__} without it") from None
+
+
+def State(key: str | None = None) -> Any:  # noqa: N802 - reads as a type at the place of use, like FastAPI's Depends
+    """As a parameter's default: the value that ``@app.lifespan`` yielded in this worker, or one item of it.
+
+    Example::
+
+        @app.task
+        async def save(row: dict[str, str], pool: Pool = fastq.State("pool")) -> None: ...
+    """
+    return _State(key)
+
+
+def is_injected(parameter: Any, annotation: Any) -> bool:
+    """Whether fastq fills this parameter in."""
+    return annotation is JobContext or isinstance(parameter.default, _State)
+
+
+def injection(parameter: Any, job: JobContext) -> Any:
+    """The value for a parameter that fastq fills in."""
+    return parameter.default.pick(job.state) if isinstance(parameter.default, _State) else job

@@ -1,0 +1,114 @@
+"""How a process finds the application: ``package.module:app``, or the entry points of installed libraries."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from fastq.app import FastQ
+from fastq.config import Settings
+from fastq.errors import ConfigError, FastQError, did_you_mean
+
+__all__ = ["AppNotFound", "Launch", "load_app", "report"]
+
+
+class AppNotFound(ConfigError):
+    """The application's path does not lead to a FastQ object."""
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """What every process of a fleet is started with.
+
+    Attributes:
+        settings: the command's settings; they win over those that the application was built with.
+        app: ``package.module:attribute``; empty: the tasks of all entry points of the group ``fastq.tasks``.
+    """
+
+    settings: Settings
+    app: str = ""
+
+
+def load_app(launch: Launch) -> FastQ:
+    """Import the application and give it the settings of this launch.
+
+    Raises:
+        AppNotFound: the path is malformed, or names a module or attribute that does not exist.
+        Exception: whatever the application's modules raise while they are imported.
+    """
+    settings = launch.settings
+    if launch.app:
+        app = _find(launch.app)
+        app.adopt(settings)
+        return app
+    app = FastQ(settings.url)
+    app.adopt(settings)
+    if not app.load_entry_points():
+        raise AppNotFound(
+            "no application was named and no installed package announces tasks: "
+            "give package.module:app, or set FASTQ_APP"
+        )
+    return app
+
+
+def _find(path: str) -> FastQ:
+    module_name, _, attribute = path.partition(":")
+    if module_name.endswith(".py"):
+        module_name = _from_file(module_name)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name + ".").startswith(error.name + "."):
+            raise AppNotFound(
+                f"the application {path!r} was not found: no module named {error.name!r} in {os.getcwd()} or on the path"
+            ) from None
+        raise
+    return _attribute(module, path, attribute)
+
+
+def _from_file(path: str) -> str:
+    """``jobs/app.py`` as a module of its folder."""
+    folder, name = os.path.split(os.path.abspath(path))
+    if not os.path.exists(os.path.join(folder, name)):
+        raise AppNotFound(f"the application {path!r} was not found: no such file")
+    sys.path.insert(0, folder)
+    return name.removesuffix(".py")
+
+
+def _attribute(module: ModuleType, path: str, attribute: str) -> FastQ:
+    apps = {name: value for name, value in vars(module).items() if isinstance(value, FastQ)}
+    if not attribute:
+        if len(apps) == 1:
+            return next(iter(apps.values()))
+        raise AppNotFound(f"module {module.__name__!r} has {len(apps)} FastQ objects: name one, as {module.__name__}:app")
+    target: Any = module
+    for part in attribute.split("."):
+        target = getattr(target, part, None)
+    if isinstance(target, FastQ):
+        return target
+    if target is None:
+        raise AppNotFound(f"{path!r}: module {module.__name__!r} has no {attribute!r}{did_you_mean(attribute, apps)}")
+    raise AppNotFound(f"{path!r} is of type {type(target).__name__}, not a fastq.FastQ{did_you_mean(attribute, apps)}")
+
+
+def report(error: BaseException, launch: Launch) -> None:
+    """Tell on stderr why the application could not be imported: the user's own frames, nothing of ours."""
+    if isinstance(error, FastQError):
+        print(f"fastq: {error}", file=sys.stderr)
+        return
+    ours = os.path.dirname(__file__)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((ours, "<frozen importlib")) and "importlib" not in frame.filename
+    ]
+    lines = traceback.format_list(frames) + traceback.format_exception_only(error)
+    print(f"fastq: the application {launch.app or '(entry points)'} cannot be imported", file=sys.stderr)
+    print("".join(lines).rstrip(), file=sys.stderr, flush=True)

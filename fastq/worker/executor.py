@@ -1,0 +1,452 @@
+"""One job -> one outcome: decode, run, classify; and the deadlines of everything that runs.
+
+An outcome is a row in the :class:`fastq.broker.commands.Batch` of the job's queue; the loop settles the batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import random
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import msgspec
+
+from fastq.app import FastQ
+from fastq.broker.commands import Batch
+from fastq.broker.keys import bucket_of
+from fastq.context import JobContext, current, injection
+from fastq.errors import Fail, InvalidArguments, JobTimeout, Retry, Snooze, UndecodableJob, safe_text
+from fastq.job import Envelope, ErrorInfo, Extra, JobRecord, JobState, encode
+from fastq.metrics import NOT_RUN, STATUSES, WorkerMetrics
+from fastq.task import Task
+
+__all__ = ["Executor"]
+
+log = logging.getLogger("fastq.worker")
+
+CANCEL_GRACE = 5.0
+"""Seconds between asking a handler to stop and giving it up."""
+
+TRACEBACK_LIMIT = 16_000
+MESSAGE_LIMIT = 2_000
+_SUCCESS, _RETRY, _FAILED, _CANCELLED, _SNOOZED, _RELEASED, _LOST = range(7)
+assert STATUSES == ("success", "retry", "failed", "cancelled", "snoozed", "released", "lost")
+_EAGER = sys.version_info >= (3, 12)
+_NOTHING = msgspec.Raw(b"\xc0")
+
+
+class Plan:
+    """What running a task's jobs needs, looked up once."""
+
+    __slots__ = ("injected", "is_async", "max_attempts", "result_ttl", "rule", "series", "task", "timeout")
+
+    def __init__(self, task: Task[..., Any], app: FastQ, series: dict[str, int]) -> None:
+        settings, defaults = app.settings, task.defaults
+        self.task = task
+        self.is_async = task.is_async
+        self.injected = bool(task.arguments.injected)
+        self.rule = defaults.retry
+        self.timeout = settings.default_timeout if defaults.timeout is None else defaults.timeout
+        self.max_attempts = defaults.max_attempts or settings.default_max_attempts
+        self.result_ttl = settings.result_ttl if defaults.result_ttl is None else defaults.result_ttl
+        self.series = series
+
+
+class Ending(NamedTuple):
+    """Why a run ended without a result: the reason class, and what is kept of the error."""
+
+    reason: str
+    type: str
+    message: str
+    traceback: str
+
+
+class Executor:
+    """Runs jobs on the current event loop.
+
+    Args:
+        app: tasks, settings, middleware.
+        metrics: where runs are counted.
+        batches: per queue, where outcomes are put.
+        now_ms: Redis's time.
+        on_outcome: called after each outcome; must be cheap.
+    """
+
+    def __init__(
+        self,
+        app: FastQ,
+        metrics: WorkerMetrics,
+        batches: dict[str, Batch],
+        now_ms: Callable[[], int],
+        on_outcome: Callable[[JobContext], None],
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._batches = batches
+        self._now_ms = now_ms
+        self._on_outcome = on_outcome
+        self._loop = asyncio.get_running_loop()
+        self._host = socket.gethostname()
+        self._rng = random.Random()
+        self._pool: ThreadPoolExecutor | None = None
+        self._rows = list(range(app.settings.concurrency))
+        self.state: Any = None
+        self.running: dict[JobContext, float] = {}  # -> monotonic time at which a stop was asked for, 0: none
+        self.finished = 0
+        self.stuck = 0  # abandoned handlers that still occupy a thread or a task
+        queues = tuple(batches)
+        self._plans = {
+            name: Plan(task, app, {queue: metrics.series(queue, name) for queue in queues})
+            for name, task in app.tasks.items()
+        }
+        self._other = {queue: metrics.series(queue, "other") for queue in queues}
+
+    # -- start ------------------------------------------------------------------------------
+
+    def start(self, job: JobContext) -> None:
+        """Run a job. Its outcome may be there when this returns (expired, unknown, finished eagerly)."""
+        plan = self._plans.get(job.task)
+        if plan is None:
+            self._stray(job)
+            return
+        extra = job.envelope.extra
+        job.started = time.monotonic()
+        job.timeout, job.max_attempts = plan.timeout, plan.max_attempts
+        if extra is not None:
+            if extra.expires_at is not None and self._now_ms() > extra.expires_at:
+                self._expire(job, plan)
+                return
+            job.timeout = extra.timeout or job.timeout
+            job.max_attempts = extra.max_attempts or job.max_attempts
+        job.state = self.state
+        job.row = self._rows.pop()
+        self._metrics.start(job.row, job.id)
+        self.running[job] = 0.0
+        if plan.is_async:
+            job.deadline = job.started + job.timeout
+        self._spawn(job, self._run(job, plan))
+
+    def _spawn(self, job: JobContext, run: Coroutine[Any, Any, None]) -> None:
+        if _EAGER:
+            task = asyncio.Task(run, loop=self._loop, eager_start=True)  # type: ignore[call-arg,unused-ignore]  # 3.12+
+            if task.done():
+                return
+            job.runner = task
+        else:
+            job.runner = self._loop.create_task(run)
+
+    async def _run(self, job: JobContext, plan: Plan) -> None:
+        current.set(job)
+        try:
+            args, kwargs = plan.task.arguments.decode(job.envelope.body)
+        except (InvalidArguments, UndecodableJob) as error:
+            reason = "arguments" if isinstance(error, InvalidArguments) else "undecodable"
+            self._fail(job, Ending(reason, type(error).__name__, str(error), ""))
+            return
+        try:
+            if self._app.middlewares:
+                result = await self._through_middleware(job, plan, args, kwargs)
+            elif plan.is_async and not plan.injected:
+                result = await plan.task.fn(*args, **kwargs)
+            else:
+                result = await self._call(job, plan, args, kwargs)
+        except BaseException as error:  # also SystemExit and KeyboardInterrupt: a handler does not stop the worker
+            self._raised(job, plan, error)
+        else:
+            self._succeeded(job, plan, result)
+
+    async def _call(self, job: JobContext, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        positional: Any = args
+        if plan.injected:
+            positional, kwargs = plan.task.arguments.place(args, kwargs, lambda p: injection(p, job))
+        if plan.is_async:
+            return await plan.task.fn(*positional, **kwargs)
+        return await self._in_thread(job, plan, positional, kwargs)
+
+    async def _in_thread(self, job: JobContext, plan: Plan, args: Any, kwargs: dict[str, Any]) -> Any:
+        if self._pool is None:
+            threads = min(self._app.settings.threads, self._app.settings.concurrency)
+            self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastq-handler")
+        context = contextvars.copy_context()
+        future = self._loop.run_in_executor(self._pool, context.run, _thread_main, job, plan.task.fn, args, kwargs)
+        # Shielded: a cancelled waiter must not cancel a handler that has not started yet behind its back.
+        return await asyncio.shield(future)
+
+    async def _through_middleware(
+        self, job: JobContext, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        stack = self._app.middlewares
+        try:
+            for middleware in stack:
+                await middleware.before(job)
+            result = await self._call(job, plan, args, kwargs)
+        except BaseException as error:
+            for middleware in reversed(stack):
+                await _guarded(middleware.on_error(job, error), job)
+            raise
+        for middleware in reversed(stack):
+            await _guarded(middleware.after(job, result), job)
+        return result
+
+    # -- outcomes -----------------------------------------------------------------------------
+
+    def _succeeded(self, job: JobContext, plan: Plan, result: Any) -> None:
+        if job.abandoned:
+            self._unstick(job)
+            return
+        extra = job.envelope.extra
+        ttl = plan.result_ttl if extra is None or extra.result_ttl is None else extra.result_ttl
+        if ttl > 0:
+            self._record(job, JobState.SUCCESS, ttl, *self._encoded(job, result))
+        else:
+            self._batches[job.queue].succeeded.append(job.id)
+        self._done(job, plan, _SUCCESS)
+
+    def _encoded(self, job: JobContext, result: Any) -> tuple[msgspec.Raw, str | None]:
+        if result is None:
+            return _NOTHING, None
+        try:
+            data = encode(result)
+        except Exception as error:
+            failure = f"the result of task {job.task!r} cannot be encoded and was not kept: {error}"
+        else:
+            if len(data) <= self._app.settings.max_body:
+                return msgspec.Raw(data), None
+            failure = (
+                f"the result of task {job.task!r} takes {len(data):,} bytes, more than "
+                f"max_body={self._app.settings.max_body:,}, and was not kept"
+            )
+        log.warning("result not kept", extra={"fields": {"error": failure}})
+        return _NOTHING, failure
+
+    def _record(
+        self, job: JobContext, state: JobState, ttl: float, result: msgspec.Raw, error: str | None
+    ) -> None:
+        now = self._now_ms()
+        envelope = job.envelope
+        started = now - round((time.monotonic() - job.started) * 1_000)
+        attempts = envelope.attempt + (state is JobState.SUCCESS)
+        record = JobRecord(state.value, job.task, envelope.enqueued_at, started, now, attempts, result, error)
+        name, expires = bucket_of(ttl, now)
+        self._batches[job.queue].recorded.append((name, expires, job.id, encode(record)))
+
+    def _raised(self, job: JobContext, plan: Plan, error: BaseException) -> None:
+        if job.abandoned:
+            self._unstick(job)
+            return
+        why = job.stopping
+        if why == "lost":
+            self._done(job, plan, _LOST)
+        elif why in ("drain", "stop") and isinstance(error, asyncio.CancelledError):
+            self._batches[job.queue].released.append(job.id)
+            self._done(job, plan, _RELEASED)
+        elif isinstance(error, Snooze):
+            self._later(job, error.delay, job.envelope.attempt, snoozed=True)
+            self._done(job, plan, _SNOOZED)
+        elif why == "timeout" and isinstance(error, asyncio.CancelledError | JobTimeout):
+            self._failure(job, plan, JobTimeout(f"ran longer than its timeout of {job.timeout:g} s"), "timeout")
+        else:
+            self._failure(job, plan, error, "fail" if isinstance(error, Fail) else "exception")
+
+    def _failure(self, job: JobContext, plan: Plan, error: BaseException, reason: str) -> None:
+        attempts = job.envelope.attempt + 1
+        ending = _ending(error, reason)
+        retryable = isinstance(error, JobTimeout) or plan.rule.retryable(error)
+        if attempts >= job.max_attempts or not retryable:
+            self._fail(job, ending, attempts=attempts, plan=plan)
+            return
+        delay = error.delay if isinstance(error, Retry) and error.delay is not None else None
+        if delay is None:
+            try:
+                delay = plan.rule.policy.delay(attempts, self._rng)
+            except Exception as policy_error:  # the user's own function
+                log.exception("retry policy failed", extra={"fields": {"task": job.task}})
+                self._fail(job, _ending(policy_error, "exception"), attempts=attempts, plan=plan)
+                return
+        self._later(job, delay, attempts, error=f"{ending.type}: {ending.message}"[:300])
+        log.warning(
+            "job retries",
+            extra={"fields": _fields(job) | {"error": ending.type, "message": ending.message, "delay": round(delay, 3)}},
+        )
+        self._done(job, plan, _RETRY)
+
+    def _later(
+        self, job: JobContext, delay: float, attempts: int, *, error: str | None = None, snoozed: bool = False
+    ) -> None:
+        old = job.envelope.extra or Extra()
+        delay_ms = round(delay * 1_000)
+        extra = msgspec.structs.replace(
+            old,
+            error=error or old.error,
+            due_at=self._now_ms() + delay_ms,
+            snoozes=old.snoozes + snoozed,
+            strays=0,
+        )
+        envelope = msgspec.structs.replace(job.envelope, attempt=attempts, extra=extra)
+        self._batches[job.queue].later.append((job.id, delay_ms, encode(envelope)))
+
+    def _fail(self, job: JobContext, ending: Ending, *, attempts: int | None = None, plan: Plan | None = None) -> None:
+        """Into the dead-letter queue."""
+        attempts = job.envelope.attempt if attempts is None else attempts
+        self._bury(job, attempts, ending)
+        fields = _fields(job) | {"reason": ending.reason, "error": ending.type, "message": ending.message}
+        log.error("job failed", extra={"fields": fields | {"traceback": ending.traceback}})
+        self._done(job, plan or self._plans.get(job.task), _FAILED)
+
+    def _bury(self, job: JobContext, attempts: int, ending: Ending) -> None:
+        envelope = msgspec.structs.replace(job.envelope, attempt=attempts)
+        info = ErrorInfo(*ending, attempts, self._now_ms(), self._host)
+        self._batches[job.queue].failed.append((job.id, encode(envelope), encode(info)))
+
+    def undecodable(self, job_id: str, queue: str, raw: bytes, error: UndecodableJob) -> None:
+        """A stored envelope that cannot be read goes to the dead-letter queue as it is."""
+        info = ErrorInfo("undecodable", type(error).__name__, str(error)[:MESSAGE_LIMIT], "", 0, self._now_ms(), self._host)
+        self._batches[queue].failed.append((job_id, raw, encode(info)))
+        self._metrics.observe(self._other[queue], _FAILED, NOT_RUN, NOT_RUN)
+        log.error("job failed", extra={"fields": {"job": job_id, "queue": queue, "reason": "undecodable", "message": str(error)}})
+
+    def _expire(self, job: JobContext, plan: Plan) -> None:
+        extra = job.envelope.extra or Extra()
+        ttl = plan.result_ttl if extra.result_ttl is None else extra.result_ttl
+        if ttl > 0:
+            self._record(job, JobState.CANCELLED, ttl, _NOTHING, "expired: it had not started in time")
+        else:
+            self._batches[job.queue].succeeded.append(job.id)
+        log.info("job expired", extra={"fields": _fields(job)})
+        self._metrics.observe(plan.series[job.queue], _CANCELLED, NOT_RUN, NOT_RUN)
+        self._on_outcome(job)
+
+    def _stray(self, job: JobContext) -> None:
+        """A task that this release does not know: give the job back for another worker, for a while."""
+        extra = job.envelope.extra or Extra()
+        waited = sum(stray_delay(n) for n in range(extra.strays))
+        if waited >= self._app.settings.unknown_task_ttl:
+            message = f"no worker knew the task {job.task!r} for {waited:g} s: is it imported by the application?"
+            self._bury(job, job.envelope.attempt, Ending("unknown_task", "UnknownTask", message, ""))
+            log.error("job failed", extra={"fields": _fields(job) | {"reason": "unknown_task", "message": message}})
+            status = _FAILED
+        else:
+            delay = stray_delay(extra.strays)
+            later = msgspec.structs.replace(extra, strays=extra.strays + 1)
+            envelope = encode(msgspec.structs.replace(job.envelope, extra=later))
+            self._batches[job.queue].later.append((job.id, round(delay * 1_000), envelope))
+            log.warning("unknown task given back", extra={"fields": _fields(job) | {"delay": delay}})
+            status = _RELEASED
+        self._metrics.observe(self._other[job.queue], status, NOT_RUN, NOT_RUN)
+        self._on_outcome(job)
+
+    def _done(self, job: JobContext, plan: Plan | None, status: int) -> None:
+        metrics, started = self._metrics, job.started
+        metrics.finish(job.row)
+        self._rows.append(job.row)
+        del self.running[job]
+        job.runner = None
+        envelope = job.envelope
+        now = time.monotonic()
+        ready_at = envelope.enqueued_at if envelope.extra is None else envelope.extra.due_at or envelope.enqueued_at
+        wait = (self._now_ms() - ready_at) / 1_000 - (now - started)
+        series = self._other[job.queue] if plan is None else plan.series[job.queue]
+        metrics.observe(series, status, wait if wait > 0 else 0.0, now - started)
+        self.finished += 1
+        self._on_outcome(job)
+
+    # -- deadlines, stopping ----------------------------------------------------------------------
+
+    def sweep(self, now: float) -> None:
+        """Stop what is over its time; give up what does not stop. Call it every 100 ms or so."""
+        for job, asked in list(self.running.items()):
+            if not asked:
+                if job.deadline and now > job.deadline:
+                    self.stop(job, "timeout")
+            elif now > asked + CANCEL_GRACE:
+                self._abandon(job)
+
+    def stop(self, job: JobContext, why: str) -> None:
+        """Ask a running handler to stop: an async one is cancelled, one in a thread sees ``job.cancelled``."""
+        plan = self._plans[job.task]
+        if job.stopping or job not in self.running:
+            return
+        job.stopping = why
+        self.running[job] = time.monotonic()
+        if why != "lost":
+            log.warning("stopping job", extra={"fields": _fields(job) | {"why": why}})
+        if plan.is_async and job.runner is not None:
+            job.runner.cancel()
+        elif why != "timeout" and job.runner is not None:
+            job.runner.cancel()  # only the waiting for the thread: the thread ends with the process
+
+    def _abandon(self, job: JobContext) -> None:
+        """The handler did not stop: record the outcome, free its slot; what is left of it dies with the process."""
+        plan = self._plans[job.task]
+        log.error("handler does not stop", extra={"fields": _fields(job) | {"why": job.stopping}})
+        if job.stopping == "timeout":
+            self._raised(job, plan, JobTimeout(""))
+        else:
+            self._raised(job, plan, asyncio.CancelledError())
+        job.abandoned = True
+        self.stuck += 1
+
+    def _unstick(self, job: JobContext) -> None:
+        self.stuck -= 1
+        log.warning("abandoned handler ended", extra={"fields": _fields(job)})
+
+    def close(self) -> None:
+        """Let the threads go; those that still run do not hold the process up."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _thread_main(job: JobContext, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    if job.stopping:
+        raise asyncio.CancelledError
+    job.deadline = time.monotonic() + job.timeout  # counts from here: it may have waited for a free thread
+    return fn(*args, **kwargs)
+
+
+async def _guarded(hook: Coroutine[Any, Any, None], job: JobContext) -> None:
+    try:
+        await hook
+    except Exception:
+        log.exception("middleware failed", extra={"fields": _fields(job)})
+
+
+def stray_delay(strays: int) -> float:
+    """Seconds until an unknown task is offered again: 1, 2, 4 … 30."""
+    return float(min(2**strays, 30)) if strays < 6 else 30.0
+
+
+def _ending(error: BaseException, reason: str) -> Ending:
+    text = "" if isinstance(error, Fail | Retry | JobTimeout) else _traceback(error)
+    return Ending(reason, type(error).__name__, safe_text(str(error), MESSAGE_LIMIT), text)
+
+
+def _traceback(error: BaseException) -> str:
+    """The traceback without fastq's own first frame, cut in the middle to a bounded size."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
+        tb = tb.tb_next
+    lines = traceback.format_exception(type(error), error, tb, limit=50)
+    text = "".join(lines)
+    if len(text) <= TRACEBACK_LIMIT:
+        return text
+    half = TRACEBACK_LIMIT // 2
+    return f"{text[:half]}\n[… {len(text) - TRACEBACK_LIMIT} characters left out …]\n{text[-half:]}"
+
+
+def _fields(job: JobContext) -> dict[str, Any]:
+    return {"job": job.id, "task": job.task, "queue": job.queue, "attempt": job.attempt}
+
+
+def new_job(job_id: str, queue: str, envelope: Envelope, raw: bytes, deliveries: int) -> JobContext:
+    """The context of a reserved job."""
+    job = JobContext(job_id, queue, envelope, raw)
+    job.deliveries = deliveries
+    return job

@@ -1,0 +1,500 @@
+"""The worker's loop: one turn settles the last outcomes and reserves the next jobs, in one write per queue.
+
+What can get lost is a reply. After a connection was lost, ``resume.lua`` tells what this worker holds: jobs that it
+does not know were in a lost reply of reserve and are run; outcomes of jobs that it does not hold any more were settled.
+The same comparison of counts after every turn finds whatever else could ever go apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+
+from fastq.app import FastQ
+from fastq.board import Slot, SlotState
+from fastq.broker.commands import (
+    Batch,
+    Command,
+    Held,
+    Recovered,
+    Reserved,
+    raw,
+    recover,
+    register,
+    reserve,
+    resume,
+    settle,
+)
+from fastq.broker.connection import AsyncConnection
+from fastq.broker.keys import GlobalKeys, QueueKeys
+from fastq.config import QueueOrder
+from fastq.context import JobContext
+from fastq.errors import BrokerError, BrokerReplyError, BrokerUnavailable, UndecodableJob
+from fastq.job import WorkerCard, decode_envelope, encode
+from fastq.metrics import WorkerMetrics
+from fastq.worker.executor import CANCEL_GRACE, Executor, new_job
+
+__all__ = ["WorkerLoop"]
+
+log = logging.getLogger("fastq.worker")
+
+TICK = 0.1
+"""Seconds between two looks at deadlines, and between two signs of life on the board."""
+
+IDLE_WAIT = 2.0
+"""Longest blocking pop on the wake lists: an idle worker costs Redis one command a second."""
+
+SURPLUS_SECONDS = 0.05
+"""Jobs are reserved beyond the free slots only as far as the measured rate says they start within this time."""
+
+BACKLOG_PATIENCE = 0.25
+"""Reserved jobs that have not started after so many seconds, all slots taken, are handed back."""
+
+RESERVE_MOST = 2_000
+
+
+class Lane:
+    """One queue of this worker: its keys, the outcomes to settle, the jobs held in it."""
+
+    __slots__ = ("batch", "held", "hungry", "keys", "name", "sent", "weight")
+
+    def __init__(self, keys: QueueKeys, weight: int) -> None:
+        self.keys = keys
+        self.name = keys.queue
+        self.weight = weight
+        self.batch = Batch()
+        self.sent: Batch | None = None  # written, its reply not seen yet
+        self.held: dict[str, JobContext | None] = {}  # every id that Redis should have in our running set
+        self.hungry = True  # whether the queue may have something for us
+
+
+class WorkerLoop:
+    """Reserves, runs and settles until it is told to stop.
+
+    Args:
+        app: tasks and settings.
+        connection: for this loop alone.
+        waker: a second connection, for the blocking pop on the wake lists.
+        order: the queues and their order.
+        slot: where signs of life go.
+        metrics: where runs are counted.
+        worker_id: unique for this incarnation; no colon in it.
+    """
+
+    def __init__(
+        self,
+        app: FastQ,
+        connection: AsyncConnection,
+        waker: AsyncConnection,
+        order: QueueOrder,
+        slot: Slot,
+        metrics: WorkerMetrics,
+        card: WorkerCard,
+        worker_id: str,
+    ) -> None:
+        self._app = app
+        self._settings = app.settings
+        self._connection = connection
+        self._waker = waker
+        self._slot = slot
+        self._metrics = metrics
+        self._card = encode(card)
+        self.worker_id = worker_id
+        self._incarnation = 0
+        weights = order.weights or (0,) * len(order.names)
+        self._lanes = [Lane(app.keys(name), weight) for name, weight in zip(order.names, weights, strict=True)]
+        self._by_name = {lane.name: lane for lane in self._lanes}
+        self._weighted = order.weights is not None
+        batches = {lane.name: lane.batch for lane in self._lanes}
+        self._batches = batches
+        self.executor = Executor(app, metrics, batches, connection.clock.now_ms, self._on_outcome)
+        self._backlog: deque[JobContext] = deque()
+        self._backlog_since = 0.0
+        self._free = self._settings.concurrency
+        self._filling = False
+        self._event = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._registered = False
+        self.quiet = False
+        self._stop_at: float | None = None  # monotonic time at which running jobs are interrupted
+        self._stopping = False
+        self._stop_reason = ""
+        self._rate = 0.0
+        self._rate_at = time.monotonic()
+        self._rate_count = 0
+        self._random = random.Random()
+        self._pause = 0.0
+
+    # -- from outside -------------------------------------------------------------------------
+
+    def stop(self, grace: float, reason: str) -> None:
+        """Take nothing new, hand back what has not started, interrupt what still runs after ``grace`` seconds.
+
+        A later call may only shorten the time.
+        """
+        at = time.monotonic() + grace
+        self._stop_at = at if self._stop_at is None else min(self._stop_at, at)
+        if not self._stopping:
+            self._stopping = True
+            self._stop_reason = reason
+            self._slot.state = SlotState.DRAINING
+            log.info("worker drains", extra={"fields": {"reason": reason, "running": len(self.executor.running)}})
+        self._release_backlog()
+        self._event.set()
+
+    def set_quiet(self, quiet: bool) -> None:
+        """Take nothing new (True), or again (False)."""
+        if self._stopping or quiet == self.quiet:
+            return
+        self.quiet = quiet
+        self._slot.state = SlotState.QUIET if quiet else SlotState.RUNNING
+        log.info("worker quiet" if quiet else "worker resumes")
+        if quiet:
+            self._release_backlog()
+        self._all_hungry()
+        self._event.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._stopping
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until stopped; returns with nothing held in Redis, unless Redis stays away."""
+        ticker = asyncio.create_task(self._tick())
+        waker = asyncio.create_task(self._wake())
+        try:
+            while not self._over():
+                try:
+                    if not self._registered:
+                        await self._register()
+                    await self._step()
+                    self._pause = 0.0
+                except BrokerError as error:
+                    await self._after_error(error)
+            await self._goodbye()
+        finally:
+            waker.cancel()
+            ticker.cancel()
+            self.executor.close()
+            await asyncio.gather(waker, ticker, return_exceptions=True)
+            await self._connection.close()
+            await self._waker.close()
+
+    def _over(self) -> bool:
+        if not self._stopping or self.executor.running:
+            return False
+        if not any(lane.held for lane in self._lanes):
+            return True
+        # Redis is away: the outcomes wait for it until the grace, and the cancel grace behind it, are over.
+        return self._stop_at is not None and time.monotonic() > self._stop_at + CANCEL_GRACE + 1.0
+
+    async def _step(self) -> None:
+        want = self._want()
+        if not want and not any(len(lane.batch) for lane in self._lanes):
+            await self._sleep()
+            return
+        for lane in self._order():
+            ask = min(want, RESERVE_MOST) if lane.hungry else 0
+            if ask > 0 or len(lane.batch):
+                want -= await self._turn(lane, max(ask, 0))
+        if any(not lane.hungry for lane in self._lanes):
+            self._idle.set()  # somebody must look at the wake lists of these
+        if not self._backlog and not any(lane.hungry for lane in self._lanes):
+            await self._sleep()
+
+    async def _sleep(self) -> None:
+        """Until an outcome, a wake token or a signal."""
+        if not any(len(lane.batch) for lane in self._lanes):
+            self._idle.set()
+            await self._event.wait()
+        self._event.clear()
+
+    def _order(self) -> Sequence[Lane]:
+        """The lanes in strict order, or shuffled by weight: a lane is first in proportion to its weight."""
+        if not self._weighted or len(self._lanes) == 1:
+            return self._lanes
+        return sorted(self._lanes, key=lambda lane: self._random.random() ** (1.0 / lane.weight), reverse=True)
+
+    def _want(self) -> int:
+        """How many jobs to reserve now: the free slots, and the surplus that will start at once."""
+        if self._stopping or self.quiet or not any(lane.hungry for lane in self._lanes):
+            return 0
+        surplus = min(int(self._rate * SURPLUS_SECONDS), self._settings.prefetch_max)
+        room = self._free + surplus - len(self._backlog)
+        if self._backlog and room < surplus // 2:
+            return 0  # enough to go on with: fewer, larger batches
+        return max(room, 0)
+
+    # -- a turn ---------------------------------------------------------------------------------
+
+    async def _turn(self, lane: Lane, ask: int) -> int:
+        """Settle the lane's outcomes and reserve up to ``ask`` jobs in one write. Returns how many came."""
+        sent = []
+        commands: list[Command[Any]] = []
+        batch = lane.batch
+        if len(batch):
+            lane.sent, lane.batch = batch, Batch()
+            self._batches[lane.name] = lane.batch
+            commands.append(settle(lane.keys, self.worker_id, batch, self._settings.dead_max))
+        if ask:
+            commands.append(reserve(lane.keys, self.worker_id, ask))
+        sent = [self._connection.send(command) for command in commands]
+        self._metrics.count("round_trips")
+        replies = [await self._connection.finish(c, future) for c, future in zip(commands, sent, strict=True)]
+        got, held = 0, -2
+        if lane.sent is not None:
+            settled = replies[0]
+            held = settled.held
+            self._confirm(lane, lane.sent, settled.stale)
+        if ask:
+            reserved: Reserved = replies[-1]
+            held = reserved.held
+            got = self._take_in(lane, reserved)
+            lane.hungry = got >= ask
+            self._slot.reserved_at = time.monotonic()
+        if held == -1:
+            self._lost_lease()
+        elif held != len(lane.held):
+            await self._reconcile(lane)
+        self._fill()
+        return got
+
+    def _confirm(self, lane: Lane, batch: Batch, stale: list[bytes]) -> None:
+        lane.sent = None
+        held = lane.held
+        for job_id in batch.ids():
+            held.pop(job_id, None)
+        if stale:
+            self._metrics.count("stale_outcomes", len(stale))
+            ids = [job_id.decode("utf-8", "replace") for job_id in stale[:5]]
+            log.warning("outcomes dropped, lease lost", extra={"fields": {"queue": lane.name, "count": len(stale), "jobs": ids}})
+
+    def _take_in(self, lane: Lane, reserved: Reserved) -> int:
+        ids, envelopes, deliveries = reserved.ids, reserved.envelopes, reserved.deliveries
+        if not self._backlog:
+            self._backlog_since = time.monotonic()
+        for index, raw_id in enumerate(ids):
+            self._admit(lane, raw_id, envelopes[index], deliveries[index] if deliveries else 0)
+        return len(ids)
+
+    def _admit(self, lane: Lane, raw_id: bytes, data: bytes | None, deliveries: int) -> None:
+        job_id = raw_id.decode("utf-8", "replace")
+        lane.held[job_id] = None
+        if not data:  # the envelope is gone (purged by hand): nothing to run, nothing to keep
+            lane.batch.succeeded.append(job_id)
+            return
+        try:
+            envelope = decode_envelope(data)
+            if len(envelope.body) > self._settings.max_body:
+                raise UndecodableJob(f"the body has {len(envelope.body):,} bytes, more than max_body")
+        except UndecodableJob as error:
+            self.executor.undecodable(job_id, lane.name, data, error)
+            return
+        job = new_job(job_id, lane.name, envelope, data, deliveries)
+        lane.held[job_id] = job
+        self._backlog.append(job)
+
+    def _fill(self) -> None:
+        """Start reserved jobs while slots are free."""
+        if self._filling:
+            return
+        self._filling = True
+        backlog, start = self._backlog, self.executor.start
+        try:
+            while self._free > 0 and backlog:
+                self._free -= 1
+                start(backlog.popleft())
+        finally:
+            self._filling = False
+
+    def _on_outcome(self, job: JobContext) -> None:
+        self._free += 1
+        if self._backlog:
+            self._fill()
+        self._event.set()
+
+    def _release_backlog(self) -> None:
+        while self._backlog:
+            job = self._backlog.popleft()
+            self._batches[job.queue].released.append(job.id)
+        self._event.set()
+
+    # -- when things go wrong ---------------------------------------------------------------------
+
+    async def _after_error(self, error: BrokerError) -> None:
+        """Say it, wait a little longer each time, connect and find out what Redis has of ours."""
+        self._metrics.count("redis_errors")
+        first = self._pause == 0.0
+        self._pause = min(max(self._pause * 2, 0.05), 1.0)
+        level = logging.WARNING if first or self._pause >= 1.0 else logging.DEBUG
+        log.log(level, "redis unavailable, retrying", extra={"fields": {"error": str(error), "in": self._pause}})
+        if self._over():
+            return
+        await asyncio.sleep(self._pause * self._random.uniform(0.5, 1.0))
+        try:
+            await self._connection.connect()
+            for lane in self._lanes:
+                if self._registered:
+                    await self._reconcile(lane)
+        except BrokerUnavailable:
+            return
+        except BrokerReplyError as refused:
+            log.error("redis refuses", extra={"fields": {"error": str(refused)}})
+            return
+        self._all_hungry()
+        log.info("redis is back", extra={"fields": {"held": sum(len(lane.held) for lane in self._lanes)}})
+
+    async def _reconcile(self, lane: Lane) -> None:
+        """Compare what this worker knows with what Redis has in its running set, and mend either side."""
+        reply: Held = await self._connection.call(resume(lane.keys, self.worker_id))
+        if reply.held < 0:
+            self._lost_lease()
+            return
+        theirs = {job_id.decode("utf-8", "replace"): data for job_id, data in zip(reply.ids, reply.envelopes, strict=True)}
+        if lane.sent is not None:  # its reply was lost
+            unsettled, lane.sent = lane.sent, None
+            self._put_back(lane, unsettled, theirs)
+        gone = [lane.held.pop(job_id) for job_id in list(lane.held) if job_id not in theirs]
+        for job in gone:
+            if job is not None and job in self.executor.running:
+                self._lose(job)
+        if gone:
+            self._backlog = deque(job for job in self._backlog if job not in gone)
+        for job_id, data in theirs.items():
+            if job_id not in lane.held:
+                self._admit(lane, job_id.encode(), data, 0)
+        self._fill()
+
+    def _put_back(self, lane: Lane, batch: Batch, theirs: dict[str, bytes]) -> None:
+        """Outcomes whose jobs Redis still has in our running set are settled again; the others were settled."""
+        new = lane.batch
+        new.succeeded += [job_id for job_id in batch.succeeded if job_id in theirs]
+        new.recorded += [row for row in batch.recorded if row[2] in theirs]
+        new.later += [row for row in batch.later if row[0] in theirs]
+        new.failed += [row for row in batch.failed if row[0] in theirs]
+        new.released += [job_id for job_id in batch.released if job_id in theirs]
+
+    def _lose(self, job: JobContext) -> None:
+        self._metrics.count("leases_lost")
+        log.error("lease lost", extra={"fields": {"job": job.id, "task": job.task, "queue": job.queue}})
+        self.executor.stop(job, "lost")
+
+    def _lost_lease(self) -> None:
+        """This incarnation is over in Redis: others have its jobs. Stop them here, begin a new incarnation."""
+        lost = 0
+        for lane in self._lanes:
+            for job in lane.held.values():
+                if job is not None and job in self.executor.running:
+                    self._lose(job)
+            lost += len(lane.held)
+            lane.held.clear()
+            lane.batch = self._batches[lane.name] = Batch()
+            lane.sent = None
+        self._backlog.clear()
+        self._registered = False
+        log.error("worker lost its lease", extra={"fields": {"worker": self.worker_id, "jobs": lost}})
+
+    # -- registration -------------------------------------------------------------------------------
+
+    async def _register(self) -> None:
+        self._incarnation += 1
+        base = self.worker_id.partition("~")[0]
+        if self._incarnation > 1:
+            self.worker_id = f"{base}~{self._incarnation}"
+        self._slot.worker_id = self.worker_id  # the monitor extends the lease of this name
+        lease_ms = round(self._settings.lease * 1_000)
+        queues = GlobalKeys(self._settings.prefix).queues
+        for lane in self._lanes:
+            await self._connection.call(register(lane.keys, self.worker_id, lease_ms, self._card))
+            await self._connection.call(raw("SADD", queues, lane.name))
+        self._registered = True
+        self._all_hungry()
+        if not self._stopping:
+            self._slot.state = SlotState.QUIET if self.quiet else SlotState.RUNNING
+        names = ",".join(lane.name for lane in self._lanes)
+        log.info("worker ready", extra={"fields": {"worker": self.worker_id, "queues": names}})
+
+    async def _goodbye(self) -> None:
+        """Leave Redis as if this worker had never been there; what it still holds goes back uncharged."""
+        try:
+            async with asyncio.timeout(2.0):
+                for lane in self._lanes:
+                    remaining = 1 if self._registered else 0
+                    while remaining > 0:
+                        recovered: Recovered = await self._connection.call(
+                            recover(
+                                lane.keys, self.worker_id, expired=False, charge="none",
+                                max_deliveries=self._settings.max_deliveries, dead_max=self._settings.dead_max,
+                            )
+                        )  # fmt: skip
+                        remaining = recovered.remaining
+        except (TimeoutError, BrokerError) as error:
+            log.warning("redis unavailable at exit, the lease will run out", extra={"fields": {"error": str(error)}})
+
+    # -- background -----------------------------------------------------------------------------------
+
+    def _all_hungry(self) -> None:
+        for lane in self._lanes:
+            lane.hungry = True
+        self._event.set()
+
+    async def _wake(self) -> None:
+        """Wait on the wake lists while there is room for jobs; whatever comes makes the loop look."""
+        while True:
+            await self._idle.wait()
+            self._idle.clear()
+            lists = {lane.keys.wake: lane for lane in self._lanes if not lane.hungry}
+            if not lists or self._stopping or self.quiet or not self._registered:
+                continue
+            try:
+                popped = await self._waker.call(raw("BLPOP", *lists, IDLE_WAIT))
+            except BrokerError:
+                await asyncio.sleep(0.5)
+                popped = None
+            for lane in lists.values() if popped is None else (lists[popped[0]],):
+                lane.hungry = True
+            if popped is not None and self._want() == 0:  # filled up meanwhile: the token is for somebody else
+                await self._give_token_back(popped[0])
+            self._event.set()
+
+    async def _give_token_back(self, wake: bytes) -> None:
+        try:
+            await self._waker.call(raw("RPUSH", wake, "1"))
+        except BrokerError:
+            pass  # the token is lost with the connection; others look by themselves within IDLE_WAIT
+
+    async def _tick(self) -> None:
+        while True:
+            now = time.monotonic()
+            slot, executor = self._slot, self.executor
+            slot.ticked_at = now
+            slot.busy = len(executor.running)
+            executor.sweep(now)
+            self._measure(now)
+            if self._backlog and self._free == 0 and now - self._backlog_since > BACKLOG_PATIENCE:
+                self._release_backlog()
+                self._rate = 0.0
+            if self._stop_at is not None and now > self._stop_at:
+                for job in list(executor.running):
+                    executor.stop(job, "drain")
+            await asyncio.sleep(TICK)
+
+    def _measure(self, now: float) -> None:
+        """The rate of finished jobs, smoothed over about half a second."""
+        done, self._rate_count = self.executor.finished - self._rate_count, self.executor.finished
+        elapsed, self._rate_at = now - self._rate_at, now
+        if elapsed > 0:
+            self._rate += (done / elapsed - self._rate) * min(elapsed / 0.3, 1.0)
+        if done:
+            self._backlog_since = now
+
+

@@ -1,0 +1,257 @@
+"""A worker process after the fork: set up, run the loop, take signals, exit.
+
+``main`` is the supervisor's entry point; ``run_alone`` is ``fastq worker``, one process without a supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import gc
+import logging
+import math
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastq import config, logs
+from fastq.app import FastQ
+from fastq.board import Board, ChildContext, Slot, SlotState
+from fastq.broker.connection import AsyncConnection
+from fastq.errors import ExitCode, FastQError
+from fastq.job import WorkerCard
+from fastq.launch import Launch, load_app, report
+from fastq.metrics import WorkerMetrics
+from fastq.worker.loop import WorkerLoop
+
+__all__ = ["main", "run_alone"]
+
+log = logging.getLogger("fastq.worker")
+
+STALL = 1.0
+"""Seconds without a sign of life after which the event loop counts as blocked."""
+
+
+def main(context: ChildContext) -> int:
+    """A worker under a supervisor."""
+    launch: Launch = context.settings
+    logs.setup(launch.settings.log_level, launch.settings.log_format)
+    app = _load(launch)
+    if app is None:
+        return ExitCode.USAGE
+    context.slot.state = SlotState.BOOTED
+    return _serve(app, context.slot, context.board, context.orphaned)
+
+
+def run_alone(launch: Launch, keep: Callable[[FastQ, Board], Any]) -> int:
+    """One worker process without a supervisor, for containers that bring their own.
+
+    ``keep`` starts whatever extends the leases meanwhile (the monitor's keeper, as a thread).
+    """
+    app = _load(launch)
+    if app is None:
+        return ExitCode.USAGE
+    board = Board(1)
+    slot = board.claim("worker")
+    assert slot is not None
+    slot.pid = os.getpid()
+    slot.state = SlotState.BOOTED
+    keep(app, board)
+    return _serve(app, slot, board, lambda: False)
+
+
+def _load(launch: Launch) -> FastQ | None:
+    try:
+        return load_app(launch)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        report(error, launch)
+        return None
+
+
+def _serve(app: FastQ, slot: Slot, board: Board, orphaned: Callable[[], bool]) -> int:
+    import uvloop
+
+    faulthandler.enable()  # the monitor ends a hung worker with SIGABRT: this writes the stacks first
+    gc.freeze()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_Worker(app, slot, board, orphaned).run())
+    except FastQError as error:
+        log.error("worker cannot work", extra={"fields": {"error": str(error)}})
+        return ExitCode.USAGE
+    except Exception:
+        log.exception("worker crashed")
+        return ExitCode.CRASH
+    return ExitCode.OK
+
+
+def worker_name() -> str:
+    """Unique for this process: host, pid and a random part. No colon, so that it fits into a key name."""
+    host = "".join(c if c.isalnum() or c in "-_" else "-" for c in socket.gethostname())[:60]
+    return f"{host}.{os.getpid()}.{secrets.token_hex(3)}"
+
+
+class _Worker:
+    """What surrounds the loop: signals, lifespan, recycling, the watchdog."""
+
+    def __init__(self, app: FastQ, slot: Slot, board: Board, orphaned: Callable[[], bool]) -> None:
+        self._app = app
+        self._settings = app.settings
+        self._slot = slot
+        self._board = board
+        self._orphaned = orphaned
+        self._started = time.monotonic()
+        self._watchdog = threading.Event()
+
+    async def run(self) -> None:
+        settings, slot = self._settings, self._slot
+        order = config.parse_queues(settings.queues)
+        metrics = WorkerMetrics(slot, queues=order.names, tasks=self._app.tasks)
+        slot.concurrency = settings.concurrency
+        slot.ticked_at = time.monotonic()
+        from fastq import __version__
+
+        connection, waker = self._connect(), self._connect()
+        card = WorkerCard(socket.gethostname(), os.getpid(), settings.concurrency, int(time.time() * 1_000), __version__)
+        self._loop = WorkerLoop(
+            self._app, connection, waker, order, slot, metrics, card, worker_name()
+        )
+        self._metrics = metrics
+        self._signals()
+        threading.Thread(target=self._watch, args=(threading.get_ident(),), name="fastq-watchdog", daemon=True).start()
+        async with self._lifespan() as state:
+            self._loop.executor.state = state
+            keeper = asyncio.create_task(self._keep())
+            try:
+                await self._loop.run()
+            finally:
+                keeper.cancel()
+                self._watchdog.set()
+        await self._app.aclose()
+        finished = self._loop.executor.finished
+        log.info("worker stopped", extra={"fields": {"jobs": finished, "seconds": round(time.monotonic() - self._started, 1)}})
+        if self._loop.executor.stuck or threading.active_count() > 1:
+            logs.flush()
+            sys.stdout.flush()
+            os._exit(ExitCode.OK)  # a thread that never ends must not keep the process
+
+    def _connect(self) -> AsyncConnection:
+        settings = self._settings
+        return AsyncConnection(
+            self._app.endpoint(),
+            connect_timeout=settings.connect_timeout,
+            response_timeout=settings.response_timeout,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self) -> AsyncIterator[Any]:
+        function = self._app.lifespan_function
+        if function is None:
+            yield None
+            return
+        import inspect
+
+        wants_app = len(inspect.signature(function).parameters) > 0
+        async with function(self._app) if wants_app else function() as state:
+            yield state
+
+    # -- signals --------------------------------------------------------------------------------
+
+    def _signals(self) -> None:
+        loop, worker = asyncio.get_running_loop(), self._loop
+        grace = self._settings.grace
+        loop.add_signal_handler(signal.SIGTERM, lambda: worker.stop(grace, "SIGTERM"))
+        loop.add_signal_handler(signal.SIGQUIT, lambda: worker.stop(0.0, "SIGQUIT"))
+        loop.add_signal_handler(signal.SIGTSTP, lambda: worker.set_quiet(True))
+        loop.add_signal_handler(signal.SIGCONT, lambda: worker.set_quiet(False))
+        loop.add_signal_handler(signal.SIGUSR2, self._dump)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # alone: Ctrl-C is ours
+            loop.add_signal_handler(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self) -> None:
+        self._loop.stop(0.0 if self._loop.stopping else self._settings.grace, "SIGINT")
+
+    def _dump(self) -> None:
+        """Every running job and where it is."""
+        now = time.monotonic()
+        for job in list(self._loop.executor.running):
+            stack = "" if job.runner is None else _task_stack(job.runner)
+            fields = {"job": job.id, "task": job.task, "queue": job.queue, "attempt": job.attempt}
+            log.info("running job", extra={"fields": {**fields, "seconds": round(now - job.started, 3), "stack": stack}})
+        for ident, frame in sys._current_frames().items():
+            name = next((t.name for t in threading.enumerate() if t.ident == ident), str(ident))
+            log.info("thread", extra={"fields": {"name": name, "stack": "".join(traceback.format_stack(frame, limit=20))}})
+
+    # -- recycling --------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            self._slot.rss = _rss()
+            if self._orphaned():
+                os._exit(ExitCode.CRASH)  # where the system has no death signal: the leases hand the jobs back
+            reason = self._recycle_reason()
+            if reason and not self._loop.stopping and self._my_turn():
+                self._slot.stopping = True
+                self._metrics.count("recycled")
+                self._loop.stop(math.inf, reason)
+
+    def _recycle_reason(self) -> str:
+        settings, executor = self._settings, self._loop.executor
+        if executor.stuck:
+            return "a handler does not stop"
+        if settings.max_jobs and executor.finished >= settings.max_jobs:
+            return f"max_jobs={settings.max_jobs}"
+        if settings.max_rss and self._slot.rss > settings.max_rss:
+            return f"max_rss={settings.max_rss}, rss={self._slot.rss}"
+        return ""
+
+    def _my_turn(self) -> bool:
+        """One worker recycles at a time, the one in the lowest slot first."""
+        others = [slot for slot in self._board if slot.role == "worker" and slot.index != self._slot.index]
+        if any(slot.state is SlotState.DRAINING for slot in others):
+            return False
+        starting = any(slot.state in (SlotState.STARTING, SlotState.BOOTED) for slot in others)
+        return not starting
+
+    # -- a blocked loop -------------------------------------------------------------------------------
+
+    def _watch(self, main_thread: int) -> None:
+        """Say which line blocks the event loop (a thread; C code that holds the GIL is the monitor's case)."""
+        told = 0.0
+        while not self._watchdog.wait(0.25):
+            ticked = self._slot.ticked_at
+            blocked = time.monotonic() - ticked
+            if blocked < STALL or ticked == told:
+                continue
+            told = ticked
+            frame = sys._current_frames().get(main_thread)
+            stack = "".join(traceback.format_stack(frame, limit=12)) if frame else ""
+            self._metrics.count("loop_stalls")
+            fields = {"seconds": round(blocked, 1), "jobs": self._slot.running_ids()[:5], "stack": stack}
+            log.warning("event loop blocked", extra={"fields": fields})
+
+
+def _task_stack(task: asyncio.Task[Any]) -> str:
+    return "".join(f"{f.f_code.co_filename}:{f.f_lineno} {f.f_code.co_name}\n" for f in task.get_stack(limit=5))
+
+
+def _rss() -> int:
+    """Resident memory of this process in bytes."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes, the peak
