@@ -206,16 +206,19 @@ def _delay(delay: float | None) -> float | None:
 
 # -- text for people --------------------------------------------------------------------------
 
-_PASSWORD = re.compile(r"(?<=://)([^@/\s]*):([^@/\s]*)@")
+_PASSWORD = re.compile(r"\A([\w+.-]*://)?([^:]*):.*@", re.DOTALL)
 
 
 def mask_url(url: str) -> str:
     """The URL with its password replaced by ``***``.
 
+    The password is taken to reach to the last ``@``: one that should have been percent-encoded (``/``, ``#``, ``@``) is
+    not shown either, and neither is one in a URL without a scheme.
+
     >>> mask_url("redis://app:secret@db:6379/0")
     'redis://app:***@db:6379/0'
     """
-    return _PASSWORD.sub(r"\1:***@", url)
+    return _PASSWORD.sub(r"\1\2:***@", url)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from fastq.errors import ConfigError, did_you_mean, mask_url
+from fastq.errors import ConfigError, did_you_mean, mask_url, safe_text
 
 if TYPE_CHECKING:
     import ssl
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["Endpoint", "parse_url"]
 
 FORMS = "redis://host:6379/0, rediss://host:6380/0, unix:///run/redis.sock?db=0, redis+sentinel://h1:26379,h2:26379/mymaster/0"
+_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
+_ENCODE = "special characters in a password must be percent-encoded (/ is %2F, # is %23, @ is %40)"
 _OPTIONS = ("db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 
 
@@ -30,6 +32,10 @@ class Endpoint(NamedTuple):
     options: tuple[tuple[str, str], ...] = ()
     sentinels: tuple[tuple[str, int], ...] = ()
     master: str = ""
+
+    def __repr__(self) -> str:
+        """Without the password: a repr ends up in logs and tracebacks."""
+        return f"<Endpoint {self.shown}>"
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """The TLS context that the URL's ``ssl_*`` options ask for; None without TLS. Certificates are verified
@@ -74,53 +80,70 @@ def parse_url(url: str) -> Endpoint:
     Raises:
         ConfigError: naming the part that is wrong, with the password masked.
     """
-    shown = mask_url(url)
+    shown = safe_text(mask_url(url), 300)
     try:
         parts = urlsplit(url)
         scheme, query = parts.scheme, dict(parse_qsl(parts.query, keep_blank_values=True))
         host, username, password = parts.hostname or "localhost", parts.username or "", parts.password or ""
         port = 0 if scheme == "redis+sentinel" else parts.port
     except ValueError as error:
-        raise ConfigError(f"the Redis URL {shown} cannot be read: {error}; use one of {FORMS}") from None
+        why = _ENCODE if "@" in url else error  # the error may quote what it took for the port: a part of the password
+        raise ConfigError(f"the Redis URL {shown} cannot be read: {why}; use one of {FORMS}") from None
+    if scheme not in _SCHEMES:
+        raise ConfigError(f"the Redis URL {shown or '(empty)'} has no usable scheme; use one of {FORMS}")
+    if scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
+        raise ConfigError(f"the Redis URL {shown} has an @ behind its host: {_ENCODE}")
     for name in query:
         if name not in _OPTIONS:
             raise ConfigError(f"the Redis URL {shown} has an unknown option {name!r}{did_you_mean(name, _OPTIONS)}")
-    common = {
-        "shown": shown,
-        "username": unquote(username),
-        "password": unquote(password),
-        "options": tuple((k, v) for k, v in query.items() if k.startswith("ssl_")),
-    }
+    tls = tuple((name, value) for name, value in query.items() if name.startswith("ssl_"))
+    if tls and scheme != "rediss":
+        raise ConfigError(f"the Redis URL {shown} has the option {tls[0][0]!r}, which needs rediss://")
+    if query.get("ssl_cert_reqs", "required") not in {"required", "optional", "none"}:
+        raise ConfigError(f"the Redis URL {shown} has a wrong ssl_cert_reqs: use required or none")
+    common = {"shown": shown, "username": unquote(username), "password": unquote(password), "options": tls}
     if scheme == "unix":
-        path = unquote(parts.path)
-        if not path or path == "/":
-            raise ConfigError(f"the Redis URL {shown} names no socket: use unix:///run/redis.sock?db=0")
-        return Endpoint(path=path, db=_database(query.get("db", ""), shown), **common)  # type: ignore[arg-type]  # a mixed dict
+        return _unix(parts.path, query, common)
     if scheme == "redis+sentinel":
         return _sentinel(parts.netloc, parts.path, query, common)
-    if scheme not in ("redis", "rediss"):
-        raise ConfigError(f"the Redis URL {shown or '(empty)'} has no usable scheme; use one of {FORMS}")
     database = _database(query.get("db", "") or parts.path.strip("/"), shown)
-    return Endpoint(host=host, port=port or 6379, db=database, tls=scheme == "rediss", **common)  # type: ignore[arg-type]  # a mixed dict
+    host, port = _host(host, shown), port or 6379
+    return Endpoint(host=host, port=port, db=database, tls=scheme == "rediss", **common)  # type: ignore[arg-type]  # a mixed dict
+
+
+def _host(host: str, shown: str) -> str:
+    """The name itself, if the resolver can take it: it would raise UnicodeError only when connecting."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ConfigError(f"the Redis URL {shown} names the host {host!r:.80}, which is no host name") from None
+    return host
 
 
 def _database(text: str, shown: str) -> int:
-    if text and not (text.isascii() and text.isdigit()):
-        raise ConfigError(f"the Redis URL {shown} names the database {text!r}, which is not a number")
+    if text and not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ConfigError(f"the Redis URL {shown} names the database {text!r:.80}, which is not a number")
     return int(text or 0)
+
+
+def _unix(path: str, query: dict[str, str], common: dict[str, object]) -> Endpoint:
+    shown, path = str(common["shown"]), unquote(path)
+    if path in {"", "/"} or "\0" in path:
+        raise ConfigError(f"the Redis URL {shown} names no socket: use unix:///run/redis.sock?db=0")
+    return Endpoint(path=path, db=_database(query.get("db", ""), shown), **common)  # type: ignore[arg-type]  # a mixed dict
 
 
 def _sentinel(netloc: str, path: str, query: dict[str, str], common: dict[str, object]) -> Endpoint:
     shown = str(common["shown"])
-    master, _, database = path.strip("/").partition("/")
+    master, _, database = unquote(path).strip("/").partition("/")
     if not master:
         raise ConfigError(f"the Redis URL {shown} names no master: use redis+sentinel://h1:26379,h2:26379/mymaster/0")
     hosts = []
     for entry in netloc.rpartition("@")[2].split(","):
         host, _, port = entry.rpartition(":") if ":" in entry else (entry, "", "26379")
-        if not host or not port.isdigit():
-            raise ConfigError(f"the Redis URL {shown} has a sentinel {entry!r} that is not host:port")
-        hosts.append((host, int(port)))
+        if not host or not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 65_536):
+            raise ConfigError(f"the Redis URL {shown} has a sentinel {entry!r:.80} that is not host:port")
+        hosts.append((_host(host.strip("[]"), shown), int(port)))
     return Endpoint(
         sentinels=tuple(hosts), master=master, db=_database(query.get("db", "") or database, shown), **common
     )  # type: ignore[arg-type]  # a mixed dict
