@@ -3,7 +3,8 @@
 -- KEYS {q}:jobs {q}:ready:<priority> {q}:due {q}:due:wake {q}:wake {q}:producers {q}:unique {q}:unique:of {q}:dead {q}:done
 -- ARGV producer sequence kind, then per job: id envelope                      (kind 'plain': ready, our own ids)
 --                                         id envelope delay_ms unique_key     (kind 'full': the caller may have chosen the id)
--- Sent twice: the producer's sequence number makes the second call a no-op, even if the jobs have run meanwhile.
+-- Sent twice: the producer's sequence number makes the second call a no-op, even if the jobs have run meanwhile. It still
+-- names the holder of a unique key that is another job: the caller must not wait for an id that was never stored.
 -- Reply {repeated, {index, why, detail} ...} with one entry for each job that was not created.
 --- @include "now"
 --- @include "wake"
@@ -11,7 +12,14 @@
 local jobs, ready, due, due_wake, wake_list = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local producers, unique, unique_of, dead, done = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local last = redis.call('HGET', producers, ARGV[1])
-if last and tonumber(last) >= tonumber(ARGV[2]) then return {1} end
+if last and tonumber(last) >= tonumber(ARGV[2]) then
+  local reply = {1}
+  for i = 4, ARGV[3] == 'full' and #ARGV or 0, 4 do
+    local holder = ARGV[i + 3] ~= '' and redis.call('HGET', unique, ARGV[i + 3])
+    if holder and holder ~= ARGV[i] then reply[#reply + 1] = {(i - 4) / 4, 'unique', holder} end
+  end
+  return reply
+end
 redis.call('HSET', producers, ARGV[1], ARGV[2])
 
 if ARGV[3] == 'plain' then

@@ -2,12 +2,13 @@
 -- purge: drop pending and scheduled jobs of a queue; running ones are left alone
 -- KEYS {q}:jobs {q}:due {q}:ghosts {q}:deliveries {q}:unique {q}:unique:of {q}:ready:10 ... {q}:ready:0
 -- ARGV limit
--- Sent twice: a job is gone once. Reply {purged, more} with more 1 while something is left.
+-- Sent twice: a job is gone once. Reply {purged, more}; more 0: nothing was found, not even a ghost.
 --- @include "release_unique"
 local jobs, due, ghosts, limit = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1])
-local ids, haunted = {}, redis.call('HLEN', ghosts) > 0
+local ids, found, haunted = {}, 0, redis.call('HLEN', ghosts) > 0
 for level = 7, #KEYS do
   local popped = #ids < limit and redis.call('LPOP', KEYS[level], limit - #ids) or {}
+  found = found + #popped
   for _, id in ipairs(popped) do
     if haunted and redis.call('HEXISTS', ghosts, id) == 1 then
       if redis.call('HINCRBY', ghosts, id, -1) < 1 then redis.call('HDEL', ghosts, id) end
@@ -19,7 +20,7 @@ end
 local scheduled = #ids < limit and redis.call('ZRANGE', due, 0, limit - #ids - 1) or {}
 if #scheduled > 0 then redis.call('ZREM', due, unpack(scheduled)) end
 for _, id in ipairs(scheduled) do ids[#ids + 1] = id end
-if #ids == 0 then return {0, 0} end
+if #ids == 0 then return {0, found > 0 and 1 or 0} end
 redis.call('HDEL', jobs, unpack(ids))
 redis.call('HDEL', KEYS[4], unpack(ids))
 release_unique(KEYS[5], KEYS[6], ids)

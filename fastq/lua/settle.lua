@@ -88,7 +88,8 @@ end
 local released = section(1, 1)
 for i = #released, 1, -1 do
   local id = released[i][1]
-  redis.call('LPUSH', ready_list(redis.call('HGET', jobs, id) or '', KEYS, LEVELS), id)
+  local envelope = redis.call('HGET', jobs, id)
+  if envelope then redis.call('LPUSH', ready_list(envelope, KEYS, LEVELS), id) end -- else a foreign id: it ends here
 end
 if #released > 0 then wake(wake_list) end
 
