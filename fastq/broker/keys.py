@@ -12,9 +12,9 @@ from typing import NamedTuple
 PRIORITIES = 11
 """Ready lists of a queue: priorities 0 to 10."""
 
-PAD = "fastq-pad-" + "." * 60
+PAD = "~fastq-pad~" + "." * 60
 """A member longer than 64 bytes. It keeps a hot SET or HASH a hash table: as a listpack of ~100 entries it would
-cost 10 µs per job (measured, see docs/adr/0002-redis-layout.md)."""
+cost 10 µs per job (measured, see docs/adr/0002-redis-layout.md). No job id is the same: they have no tilde."""
 
 
 class KeyInfo(NamedTuple):
@@ -131,6 +131,26 @@ def bucket_of(ttl: float, now_ms: int) -> tuple[str, int]:
     return f"{ttl_ms}:{number}", (number + 1) * width + ttl_ms
 
 
+def document() -> str:
+    """docs/redis_keys.md."""
+    rows = (f"| `fastq:{i.pattern}` | {i.type} | {i.owner} | {i.lifetime} | {i.meaning} |\n" for i in TABLE)
+    return _PAGE + "".join(rows)
+
+
+_PAGE = """\
+# Keys in Redis
+
+<!-- printed by `python -m fastq.broker.keys`; do not edit -->
+
+`fastq` is the prefix (setting `prefix`). `{q}` is the queue's name in braces, as in `fastq:{default}:jobs`: the hash tag
+keeps a queue in one slot of a cluster. Times are milliseconds of Redis's clock since the epoch.
+
+Lifetimes: `job`: an entry goes with its job. `worker`: it goes with its worker, at the latest when its lease is recovered.
+`bounded`: trimmed by count or age. `ttl`: the key expires. `queue`: it stays as long as the queue is used.
+
+| key | type | owner | lifetime | meaning |
+|---|---|---|---|---|
+"""
+
 if __name__ == "__main__":
-    for row in TABLE:
-        print(f"| `fastq:{row.pattern}` | {row.type} | {row.owner} | {row.lifetime} | {row.meaning} |")
+    print(document(), end="")
