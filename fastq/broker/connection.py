@@ -58,6 +58,11 @@ def is_noscript(reply: Any) -> bool:
     return isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT")
 
 
+def is_moved_on(reply: Any) -> bool:
+    """Whether Redis said that another server leads now."""
+    return isinstance(reply, hiredis.ReplyError) and str(reply).startswith(_MOVED_ON)
+
+
 def error_of(reply: Exception, shown: str) -> BrokerError:
     """The error that a reply of Redis stands for."""
     text = safe_text(str(reply))
@@ -102,8 +107,14 @@ def check_handshake(endpoint: Endpoint, replies: Sequence[Any], clock: Clock) ->
     """Learn the clock, or raise what went wrong. A refused CLIENT SETNAME (ACL) is of no consequence."""
     for reply in (*replies[:-2], replies[-1]):
         if isinstance(reply, hiredis.ReplyError):
-            raise error_of(reply, endpoint.shown)
+            error = error_of(reply, endpoint.shown)
+            raise error if endpoint.shown in str(error) else BrokerReplyError(f"{error} - check {endpoint.shown}")
     clock.learn(replies[-1])
+
+
+def last_words(replies: Sequence[Any]) -> str:
+    """What Redis said before it closed the connection (too many clients, protected mode), or nothing."""
+    return next((str(reply) for reply in reversed(replies) if isinstance(reply, hiredis.ReplyError)), "")
 
 
 def find_master(endpoint: Endpoint) -> Endpoint:
@@ -226,7 +237,13 @@ class AsyncConnection:
         if self._connecting is None:
             self._connecting = asyncio.get_running_loop().create_task(self._open())
             self._connecting.add_done_callback(self._opened)
-        await asyncio.shield(self._connecting)
+        attempt, caller = self._connecting, asyncio.current_task()
+        try:
+            await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            if attempt.cancelled() and caller is not None and not caller.cancelling():
+                raise unreachable(self.endpoint, "closed while connecting") from None  # nobody cancelled the caller
+            raise
 
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._connecting = None
@@ -241,8 +258,7 @@ class AsyncConnection:
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await self._dial(loop, wire)
-                replies = [self._send(wire, hiredis.pack_command(w)) for w in self.endpoint.handshake(client_name())]
-                check_handshake(self.endpoint, await asyncio.gather(*replies), self.clock)
+                await self._shake_hands(wire)
         except TimeoutError:
             wire.abort("connect timed out")
             raise unreachable(self.endpoint, f"no answer within {self._connect_timeout} s") from None
@@ -255,6 +271,17 @@ class AsyncConnection:
         self._wire = wire
         self.connects += 1
         self._watch = loop.call_later(self._response_timeout / 4, self._check)
+
+    async def _shake_hands(self, wire: _Wire) -> None:
+        import asyncio
+
+        sent = [self._send(wire, hiredis.pack_command(words)) for words in self.endpoint.handshake(client_name())]
+        try:
+            replies = await asyncio.gather(*sent)
+        except ConnectionResetError as error:
+            said = last_words([future.result() for future in sent if future.done() and not future.exception()])
+            raise ConnectionResetError(said or str(error)) from None
+        check_handshake(self.endpoint, replies, self.clock)
 
     async def _dial(self, loop: asyncio.AbstractEventLoop, wire: _Wire) -> None:
         endpoint = self.endpoint
@@ -351,7 +378,7 @@ class AsyncConnection:
             return stop.value  # type: ignore[no-any-return]  # typeshed types it as Any
 
     def _reply_error(self, reply: Exception) -> BrokerError:
-        if str(reply).startswith(_MOVED_ON) and self._wire is not None:
+        if is_moved_on(reply) and self._wire is not None:
             self._wire.abort(str(reply))  # a demoted master: look again who leads
         return error_of(reply, self.endpoint.shown)
 
@@ -402,9 +429,11 @@ class SyncConnection:
             for i, reply in enumerate(replies):
                 if is_noscript(reply):
                     replies[i] = self._exchange(pack(commands[i], by_text=True), 1)[0]
+            if any(map(is_moved_on, replies)):
+                self.close()  # a demoted master: look again who leads. Under the lock: another thread may be next
         for reply in replies:
             if isinstance(reply, hiredis.ReplyError):
-                raise self._reply_error(reply)
+                raise error_of(reply, self.endpoint.shown)
         return [command.decode(reply) for command, reply in zip(commands, replies, strict=True)]
 
     def run(self, operation: Operation[T]) -> T:
@@ -421,11 +450,6 @@ class SyncConnection:
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]  # typeshed types it as Any
 
-    def _reply_error(self, reply: Exception) -> BrokerError:
-        if str(reply).startswith(_MOVED_ON):
-            self.close()
-        return error_of(reply, self.endpoint.shown)
-
     def close(self) -> None:
         """Close; the next call would connect anew."""
         sock, self._socket = self._socket, None
@@ -434,7 +458,8 @@ class SyncConnection:
 
     def _locked(self) -> threading.Lock:
         if self._pid != os.getpid():  # forked: the socket is the parent's, and so may be a held lock
-            self._pid, self._socket, self._lock = os.getpid(), None, threading.Lock()
+            self._pid, self._lock = os.getpid(), threading.Lock()
+            self.close()  # this process's copy of the descriptor; the parent's connection stays open
         return self._lock
 
     def _ensure(self) -> None:
@@ -442,7 +467,6 @@ class SyncConnection:
             return
         try:
             self._socket = self._dial()
-            self._socket.settimeout(self._response_timeout)
         except OSError as error:
             raise error if isinstance(error, BrokerUnavailable) else unreachable(self.endpoint, error) from None
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
@@ -453,6 +477,7 @@ class SyncConnection:
         except BaseException:
             self.close()
             raise
+        self._socket.settimeout(self._response_timeout)  # until here it was the connect timeout
         self.connects += 1
 
     def _dial(self) -> socket.socket:
@@ -466,15 +491,16 @@ class SyncConnection:
                 raise
             return sock
         endpoint = find_master(self.endpoint)
+        context = endpoint.ssl_context()  # may raise: before there is a socket to close
         sock = socket.create_connection((endpoint.host, endpoint.port), self._connect_timeout)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        context = endpoint.ssl_context()
         return context.wrap_socket(sock, server_hostname=endpoint.host) if context else sock
 
     def _exchange(self, data: bytes, count: int) -> list[Any]:
         assert self._socket is not None
         replies: list[Any] = []
+        timeout = self._socket.gettimeout()
         try:
             self._socket.sendall(data)
             while len(replies) < count:
@@ -489,8 +515,8 @@ class SyncConnection:
         except BaseException as error:
             self.close()  # also on KeyboardInterrupt: a half-read reply must not reach the next caller
             if isinstance(error, TimeoutError):
-                raise unreachable(self.endpoint, f"no reply within {self._response_timeout} s") from None
+                raise unreachable(self.endpoint, f"no reply within {timeout} s") from None
             if isinstance(error, OSError | hiredis.ProtocolError):
-                raise unreachable(self.endpoint, error) from None
+                raise unreachable(self.endpoint, last_words(replies) or error) from None
             raise
         return replies
