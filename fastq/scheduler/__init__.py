@@ -1,3 +1,3 @@
-"""The scheduler: turns time into jobs. `cron` holds the pure rules; the process imports what it needs from there."""
+"""The scheduler: turns time into jobs, by the rules of :mod:`fastq.cron`."""
 
 from __future__ import annotations
