@@ -101,14 +101,13 @@ def parse_url(url: str) -> Endpoint:
         raise ConfigError(f"the Redis URL {shown} has the option {tls[0][0]!r}, which needs rediss://")
     if query.get("ssl_cert_reqs", "required") not in {"required", "optional", "none"}:
         raise ConfigError(f"the Redis URL {shown} has a wrong ssl_cert_reqs: use required or none")
-    common = {"shown": shown, "username": unquote(username), "password": unquote(password), "options": tls}
+    endpoint = Endpoint(shown, username=unquote(username), password=unquote(password), options=tls)
     if scheme == "unix":
-        return _unix(parts.path, query, common)
+        return _unix(endpoint, parts.path, query)
     if scheme == "redis+sentinel":
-        return _sentinel(parts.netloc, parts.path, query, common)
+        return _sentinel(endpoint, parts.netloc, parts.path, query)
     database = _database(query.get("db", "") or parts.path.strip("/"), shown)
-    host, port = _host(host, shown), port or 6379
-    return Endpoint(host=host, port=port, db=database, tls=scheme == "rediss", **common)  # type: ignore[arg-type]  # a mixed dict
+    return endpoint._replace(host=_host(host, shown), port=port or 6379, db=database, tls=scheme == "rediss")
 
 
 def _host(host: str, shown: str) -> str:
@@ -126,15 +125,15 @@ def _database(text: str, shown: str) -> int:
     return int(text or 0)
 
 
-def _unix(path: str, query: dict[str, str], common: dict[str, object]) -> Endpoint:
-    shown, path = str(common["shown"]), unquote(path)
+def _unix(endpoint: Endpoint, path: str, query: dict[str, str]) -> Endpoint:
+    path = unquote(path)
     if path in {"", "/"} or "\0" in path:
-        raise ConfigError(f"the Redis URL {shown} names no socket: use unix:///run/redis.sock?db=0")
-    return Endpoint(path=path, db=_database(query.get("db", ""), shown), **common)  # type: ignore[arg-type]  # a mixed dict
+        raise ConfigError(f"the Redis URL {endpoint.shown} names no socket: use unix:///run/redis.sock?db=0")
+    return endpoint._replace(path=path, db=_database(query.get("db", ""), endpoint.shown))
 
 
-def _sentinel(netloc: str, path: str, query: dict[str, str], common: dict[str, object]) -> Endpoint:
-    shown = str(common["shown"])
+def _sentinel(endpoint: Endpoint, netloc: str, path: str, query: dict[str, str]) -> Endpoint:
+    shown = endpoint.shown
     master, _, database = unquote(path).strip("/").partition("/")
     if not master:
         raise ConfigError(f"the Redis URL {shown} names no master: use redis+sentinel://h1:26379,h2:26379/mymaster/0")
@@ -144,6 +143,6 @@ def _sentinel(netloc: str, path: str, query: dict[str, str], common: dict[str, o
         if not host or not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 65_536):
             raise ConfigError(f"the Redis URL {shown} has a sentinel {entry!r:.80} that is not host:port")
         hosts.append((_host(host.strip("[]"), shown), int(port)))
-    return Endpoint(
-        sentinels=tuple(hosts), master=master, db=_database(query.get("db", "") or database, shown), **common
-    )  # type: ignore[arg-type]  # a mixed dict
+    return endpoint._replace(
+        sentinels=tuple(hosts), master=master, db=_database(query.get("db", "") or database, shown)
+    )
