@@ -202,7 +202,7 @@ class JobRecord(msgspec.Struct, array_like=True):
     started_at: int
     finished_at: int
     attempts: int
-    result: msgspec.Raw | None = None  # msgpack of the returned value
+    result: msgspec.Raw = msgspec.Raw(b"\xc0")  # msgpack of the returned value
     error: str | None = None
 
 

@@ -202,7 +202,7 @@ class _Worker:
                 os._exit(ExitCode.CRASH)  # where the system has no death signal: the leases hand the jobs back
             reason = self._recycle_reason()
             if reason and not self._loop.stopping and self._my_turn():
-                self._slot.stopping = True
+                self._slot.recycling = True
                 self._metrics.count("recycled")
                 self._loop.stop(math.inf, reason)
 
@@ -219,7 +219,7 @@ class _Worker:
     def _my_turn(self) -> bool:
         """One worker recycles at a time, the one in the lowest slot first."""
         others = [slot for slot in self._board if slot.role == "worker" and slot.index != self._slot.index]
-        if any(slot.state is SlotState.DRAINING for slot in others):
+        if any(slot.recycling and slot.alive for slot in others):
             return False
         starting = any(slot.state in (SlotState.STARTING, SlotState.BOOTED) for slot in others)
         return not starting
