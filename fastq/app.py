@@ -265,10 +265,10 @@ class FastQ(Tasks):
         """Enqueue a prepared call."""
         side = self._side()
         target = side.targets.get((call.queue, call.priority)) or side.target(call.queue, call.priority)
-        refused = await side.enqueuer.submit(target, call.job)
+        refused = await side.enqueuer.submit(target, [call.job])
         if call.queue not in side.announced:
             await side.announce(call.queue)
-        return self._handle(call, refused)
+        return self._handle(call, refused[0] if refused else None)
 
     def send_sync(self, call: Call) -> JobHandle[Any]:
         """Enqueue a prepared call from blocking code."""
@@ -301,7 +301,7 @@ class FastQ(Tasks):
         for (queue, priority), members in _by_target(group).items():
             target = side.target(queue, priority)
             for chunk in chunks(call.job for call in members):
-                _count(bulk, queue, chunk, await side.enqueuer.submit_many(target, chunk), priority)
+                _count(bulk, queue, chunk, await side.enqueuer.submit(target, chunk), priority)
             await side.announce(queue)
         if ids:
             bulk.ids += [call.job.id for call in group]

@@ -83,15 +83,18 @@ def enqueue_sync(
 
 
 class _Waiting:
-    """One job on its way, and who waits for it."""
+    """Jobs of one caller on their way, at most one call's worth."""
 
-    __slots__ = ("deadline", "future", "job", "target")
+    __slots__ = ("deadline", "future", "jobs", "size", "target")
 
-    def __init__(self, target: Target, job: NewJob, future: asyncio.Future[Refused | None], deadline: float) -> None:
+    def __init__(
+        self, target: Target, jobs: list[NewJob], future: asyncio.Future[list[Refused]], deadline: float
+    ) -> None:
         self.target = target
-        self.job = job
+        self.jobs = jobs
         self.future = future
         self.deadline = deadline
+        self.size = sum(len(job.envelope) for job in jobs)
 
 
 class _Call:
@@ -108,17 +111,22 @@ class _Call:
     def renumber(self, sequence: Sequence) -> None:
         """Give the call a new number: right after an error reply only, which says that the call did not run."""
         self.number = sequence.next()
-        jobs = [member.job for member in self.members]
+        jobs = [job for member in self.members for job in member.jobs]
         self.command = enqueue(self.target.keys, self.target.priority, sequence.producer, self.number, jobs)
 
     def settle(self, refusals: list[Refused]) -> None:
+        """Tell every caller what was refused of its jobs."""
         self.done = True
-        refused = {refusal.index: refusal for refusal in refusals}
-        for index, member in enumerate(self.members):
+        first = 0
+        for member in self.members:
+            last = first + len(member.jobs)
             if not member.future.done():
-                member.future.set_result(refused.get(index))
+                own = [r._replace(index=r.index - first) for r in refusals if first <= r.index < last]
+                member.future.set_result(own)
+            first = last
 
     def fail(self, error: FastQError) -> None:
+        """Tell every caller that its jobs were not accepted."""
         self.done = True
         for member in self.members:
             if not member.future.done():
@@ -152,6 +160,7 @@ class AsyncEnqueuer:
         self._shown = connection.endpoint.shown
         self._sequence = Sequence(connection.clock)
         self._queue: list[_Waiting] = []
+        self._waiting = 0  # jobs in the queue
         self._flying = False
         self._aloft = 0
         self._calls: list[_Call] = []
@@ -160,30 +169,26 @@ class AsyncEnqueuer:
         self._repair: asyncio.Task[None] | None = None
         self.round_trips = 0
 
-    async def submit(self, target: Target, job: NewJob) -> Refused | None:
-        """Enqueue one job; None when it was created.
+    async def submit(self, target: Target, jobs: list[NewJob]) -> list[Refused]:
+        """Enqueue the jobs of one chunk (see :func:`chunks`); returns what was not created.
 
         Raises:
             BrokerUnavailable: not confirmed in time. BrokerOutOfMemory, BrokerReplyError: refused by Redis.
             QueueFull: no room in this process's buffer until the deadline.
         """
         deadline = self._loop.time() + self._timeout
-        if len(self._queue) >= self._limit:
+        if self._waiting >= self._limit:
             await self._wait_for_room(deadline)
-        future: asyncio.Future[Refused | None] = self._loop.create_future()
-        self._queue.append(_Waiting(target, job, future, deadline))
+        future: asyncio.Future[list[Refused]] = self._loop.create_future()
+        self._queue.append(_Waiting(target, jobs, future, deadline))
+        self._waiting += len(jobs)
         if not self._flying:
             self._flying = True
             self._loop.call_soon(self._take_off)
         return await future
 
-    async def submit_many(self, target: Target, jobs: list[NewJob]) -> list[Refused]:
-        """Enqueue a chunk (see :func:`chunks`) of one target; returns what was not created."""
-        replies = await asyncio.gather(*(self.submit(target, job) for job in jobs))
-        return [reply for reply in replies if reply is not None]
-
     async def _wait_for_room(self, deadline: float) -> None:
-        while len(self._queue) >= self._limit:
+        while self._waiting >= self._limit:
             if self._room is None:
                 self._room = asyncio.Event()
             try:
@@ -191,14 +196,14 @@ class AsyncEnqueuer:
                     await self._room.wait()
             except TimeoutError:
                 raise QueueFull(
-                    f"this process has {len(self._queue)} jobs waiting to be sent and Redis takes none: "
+                    f"this process has {self._waiting} jobs waiting to be sent and Redis takes none: "
                     f"no room within {self._timeout:g} s (enqueue_buffer={self._limit})"
                 ) from None
 
     # -- a flight: callbacks only, no task on the way that works -----------------------------
 
     def _take_off(self) -> None:
-        members, self._queue = self._queue, []
+        members, self._queue, self._waiting = self._queue, [], 0
         if self._room is not None:
             self._room.set()
             self._room = None
@@ -213,9 +218,14 @@ class AsyncEnqueuer:
         for member in members:
             by_target.setdefault(member.target, []).append(member)
         for target, group in by_target.items():
-            stream = iter(group)
-            for jobs in chunks(member.job for member in group):
-                yield _Call(target, list(islice(stream, len(jobs))), self._sequence)
+            count, size, first = 0, 0, 0
+            for index, member in enumerate(group):
+                if count and (count + len(member.jobs) > BATCH or size + member.size > BATCH_BYTES):
+                    yield _Call(target, group[first:index], self._sequence)
+                    count, size, first = 0, 0, index
+                count += len(member.jobs)
+                size += member.size
+            yield _Call(target, group[first:], self._sequence)
 
     def _send(self) -> None:
         self.round_trips += 1
@@ -292,6 +302,7 @@ class AsyncEnqueuer:
             call.expire(now, error)
         late = [member for member in self._queue if member.deadline <= now]
         self._queue = [member for member in self._queue if member.deadline > now]
+        self._waiting = sum(len(member.jobs) for member in self._queue)
         for member in late:
             if not member.future.done():
                 member.future.set_exception(error)
@@ -306,5 +317,5 @@ class AsyncEnqueuer:
         for member in self._queue:
             if not member.future.done():
                 member.future.set_exception(error)
-        self._queue = []
+        self._queue, self._waiting = [], 0
         await self._connection.close()
