@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- purge: drop pending and scheduled jobs of a queue; running ones are left alone
 -- KEYS {q}:jobs {q}:due {q}:ghosts {q}:deliveries {q}:unique {q}:unique:of {q}:ready:10 ... {q}:ready:0
--- ARGV limit
+-- ARGV limit     (2,000 at most: Lua cannot unpack 8,000)
 -- Sent twice: a job is gone once. Reply {purged, more}; more 0: nothing was found, not even a ghost.
 --- @include "release_unique"
-local jobs, due, ghosts, limit = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1])
+local jobs, due, ghosts, limit = KEYS[1], KEYS[2], KEYS[3], math.min(tonumber(ARGV[1]), 2000)
 local ids, found, haunted = {}, 0, redis.call('HLEN', ghosts) > 0
 for level = 7, #KEYS do
   local popped = #ids < limit and redis.call('LPOP', KEYS[level], limit - #ids) or {}

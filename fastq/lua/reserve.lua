@@ -4,12 +4,12 @@
 -- ARGV worker want
 -- Sent twice: the jobs of a lost reply are in the running set; the worker sees that it holds more than it knows (held)
 -- and asks for them with resume.lua.
--- It may hand out fewer than are there, when many were cancelled: the wake token says that there are more.
+-- It hands out fewer than wanted (2,000 at most) when many were cancelled; the wake token says that there are more.
 -- Reply {now_ms, held, ids, envelopes, deliveries}; held -1: the lease is gone; deliveries is empty when no job has any.
 --- @include "now"
 --- @include "wake"
 local workers, running, jobs, paused, wake_list, ghosts, deliveries = unpack(KEYS, 1, 7)
-local worker, want = ARGV[1], tonumber(ARGV[2])
+local worker, want = ARGV[1], math.min(tonumber(ARGV[2]), 2000) -- Lua cannot unpack 8,000, and what is popped must be held
 local MOST_GHOSTS = 500 -- a call stays near 4 ms: skipping 100,000 at once would stop Redis for 0.4 to 0.8 s
 local now = now_ms()
 if not redis.call('ZSCORE', workers, worker) then return {now, -1, {}, {}, {}} end

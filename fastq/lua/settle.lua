@@ -11,6 +11,7 @@
 --- @include "wake"
 --- @include "ready"
 --- @include "slice"
+--- @include "many"
 --- @include "release_unique"
 --- @include "bury"
 local running, jobs, due, due_wake, wake_list, dead, dead_jobs, dead_errors, deliveries = unpack(KEYS, 1, 9)
@@ -27,7 +28,7 @@ local function section(width, field)
   end
   position = position + 1 + count * width
   if count == 0 then return rows end
-  local owned, kept, mine = redis.call('SMISMEMBER', running, unpack(ids)), {}, {}
+  local owned, kept, mine = held_of(running, ids), {}, {}
   for i = 1, count do
     if owned[i] == 1 then
       kept[#kept + 1], mine[#mine + 1] = rows[i], ids[i]
@@ -35,7 +36,7 @@ local function section(width, field)
       stale[#stale + 1] = ids[i]
     end
   end
-  if #mine > 0 then redis.call('SREM', running, unpack(mine)) end
+  many('SREM', running, mine)
   return kept, mine
 end
 
@@ -43,15 +44,13 @@ end
 local count = tonumber(ARGV[position])
 if count > 0 then
   local ids = slice(ARGV, position + 1, count)
-  local owned, mine = redis.call('SMISMEMBER', running, unpack(ids)), {}
+  local owned, mine = held_of(running, ids), {}
   for i = 1, count do
     if owned[i] == 1 then mine[#mine + 1] = ids[i] else stale[#stale + 1] = ids[i] end
   end
-  if #mine > 0 then
-    redis.call('SREM', running, unpack(mine))
-    redis.call('HDEL', jobs, unpack(mine))
-    finished = mine
-  end
+  many('SREM', running, mine)
+  many('HDEL', jobs, mine)
+  finished = mine
 end
 position = position + 1 + count
 
@@ -64,7 +63,7 @@ for _, row in ipairs(recorded) do
   table.insert(fields[bucket], row[3])
   finished[#finished + 1] = row[2]
 end
-if #recorded > 0 then redis.call('HDEL', jobs, unpack(recorded_ids)) end
+if #recorded > 0 then many('HDEL', jobs, recorded_ids) end
 
 local later, now, earliest = section(3, 1), now_ms(), false
 for _, row in ipairs(later) do
@@ -95,12 +94,12 @@ if #released > 0 then wake(wake_list) end
 
 for bucket, values in pairs(fields) do
   local key, name, expires = KEYS[BUCKETS + bucket], ARGV[position + 2 * bucket - 2], ARGV[position + 2 * bucket - 1]
-  redis.call('HSET', key, unpack(values))
+  many('HSET', key, values)
   redis.call('PEXPIREAT', key, expires)
   redis.call('ZADD', done, expires, name)
 end
 if #finished > 0 then
   release_unique(unique, unique_of, finished)
-  if redis.call('HLEN', deliveries) > 0 then redis.call('HDEL', deliveries, unpack(finished)) end
+  if redis.call('HLEN', deliveries) > 0 then many('HDEL', deliveries, finished) end
 end
 return {redis.call('SCARD', running) - 1, stale}
