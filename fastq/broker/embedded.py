@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import importlib.util
 import os
 import platform
@@ -18,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +29,7 @@ from urllib.parse import quote
 
 from fastq.errors import BrokerUnavailable, ConfigError, MissingExtra
 
-__all__ = ["EmbeddedServer", "find_server"]
+__all__ = ["EmbeddedServer", "find_server", "shared_server"]
 
 POLL: Final = 0.000_5  # seconds between looks while the server starts: it takes 3 to 40 ms
 SOCKET_PATH_MAX: Final = 100  # bytes: macOS takes 103, Linux 107
@@ -46,6 +48,8 @@ class EmbeddedServer:
     one. ``data_dir`` keeps the data from one start to the next; without it they live in the private folder and go with
     :meth:`stop`. ``appendonly`` writes every change to disk. ``config`` adds directives of the server's configuration file
     (``{"maxmemory": "64mb"}``). ``binary`` overrules the search of :func:`find_server`. ``start_timeout`` is in seconds.
+
+    A forked child may use the server but cannot end it: :meth:`stop`, :meth:`kill` and :meth:`shutdown` do nothing there.
 
     Example::
 
@@ -112,7 +116,13 @@ class EmbeddedServer:
     @property
     def running(self) -> bool:
         """Whether the process lives (also while paused)."""
-        return self._process is not None and self._process.poll() is None
+        if self._process is None or self._is_owner:
+            return self._process is not None and self._process.poll() is None
+        return _exists(self._process.pid)  # a forked child cannot wait for its parent's children
+
+    @property
+    def _is_owner(self) -> bool:
+        return self._owner in {0, os.getpid()}
 
     def ask(self, *words: bytes) -> bytes:
         """Send one command on a connection of its own; the raw reply (its first line, or the bulk string).
@@ -149,7 +159,7 @@ class EmbeddedServer:
 
     def shutdown(self) -> None:
         """End it as an operator would: it writes its data out. The folder stays, :meth:`start` brings it back."""
-        if self._process is not None and self.running:
+        if self._process is not None and self._is_owner and self.running:
             self._process.send_signal(signal.SIGCONT)  # a paused process keeps SIGTERM waiting
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -158,10 +168,11 @@ class EmbeddedServer:
 
     def kill(self) -> None:
         """SIGKILL: what has not reached the append-only file is lost. The folder stays, :meth:`start` brings it back."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        if self._process is None or not self._is_owner:
+            return
+        self._process.kill()
+        self._process.wait()
+        self._process = None
         self._dismiss_watchdog()
 
     def restart(self) -> None:
@@ -171,7 +182,7 @@ class EmbeddedServer:
 
     def stop(self) -> None:
         """End it and delete its private folder; a ``data_dir`` of the caller's stays, with its data written out."""
-        if self._owner not in {0, os.getpid()}:
+        if not self._is_owner:
             return
         atexit.unregister(self.stop)
         if self._data_dir is None:
@@ -299,6 +310,23 @@ class EmbeddedServer:
         self._watchdog = None
 
 
+@functools.cache
+def _shared() -> EmbeddedServer:
+    return EmbeddedServer()
+
+
+_sharing = threading.Lock()
+
+
+def shared_server() -> EmbeddedServer:
+    """The one server of this process that stands behind ``memory://``, started when it is first asked for.
+
+    Forked children use their parent's, if it was started before the fork. Errors as of :meth:`EmbeddedServer.start`.
+    """
+    with _sharing:
+        return _shared().start()
+
+
 def find_server() -> Path:
     """The server binary to run: the first of these that exists.
 
@@ -361,6 +389,14 @@ def _ask(wire: socket.socket, *words: bytes) -> bytes:
         if not line.endswith(b"\r\n"):
             raise ConnectionResetError("the server closed the connection")
         return stream.read(int(line[1:]) + 2) if line.startswith(b"$") else line
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _field(info: bytes, name: bytes) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -141,14 +143,48 @@ def test_it_goes_when_its_owner_goes(after):
     eventually(lambda: not Path(folder).exists())
 
 
-def test_a_forked_child_does_not_take_its_parents_server_along(make_server):
+@pytest.mark.versions
+def test_a_forked_child_uses_its_parents_server_and_cannot_end_it(make_server):
     server = make_server()
+
+    def use() -> None:
+        assert server.running
+        assert server.start().ask(b"PING") == b"+PONG\r\n"
+        server.kill()
+        server.shutdown()
+        server.stop()
+
+    assert in_child(use) == 0
+    assert server.ask(b"PING") == b"+PONG\r\n"
+
+
+def test_a_process_has_one_shared_server_and_its_children_use_it(monkeypatch):
+    monkeypatch.setattr(embedded, "_shared", functools.cache(EmbeddedServer))
+    server = embedded.shared_server()
+    try:
+        assert embedded.shared_server() is server
+
+        def use() -> None:
+            assert embedded.shared_server().url == server.url
+            assert server.ask(b"SET", b"from", b"child") == b"+OK\r\n"
+
+        assert in_child(use) == 0
+        assert server.ask(b"GET", b"from") == b"child\r\n"
+    finally:
+        server.stop()
+
+
+def in_child(use: Callable[[], None]) -> int:
+    """The exit status of a forked child that does this."""
     child = os.fork()
     if child == 0:
-        server.stop()
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    assert server.ask(b"PING") == b"+PONG\r\n"
+        status = 1
+        try:
+            use()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1]
 
 
 # -- the search -------------------------------------------------------------------------------------------------------
