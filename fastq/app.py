@@ -7,7 +7,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
@@ -15,7 +15,7 @@ from fastq import config
 from fastq.arguments import encode_untyped
 from fastq.broker.commands import Command, NewJob, Operation, Refused, raw
 from fastq.broker.connection import AsyncConnection, Clock, SyncConnection
-from fastq.broker.enqueuer import AsyncEnqueuer, Sequence, Target, chunks, enqueue_sync
+from fastq.broker.enqueuer import AsyncEnqueuer, Numbers, Target, chunks, enqueue_sync
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint, parse_url
 from fastq.context import JobContext, running_job
@@ -363,7 +363,7 @@ def _by_target(calls: Iterable[Call]) -> dict[tuple[str, int], list[Call]]:
 
 def _count(bulk: Bulk, queue: str, chunk: list[NewJob], refused: list[Refused], priority: int) -> None:
     for refusal in refused:
-        _existing(Call(queue, priority, chunk[refusal.index]), refusal)
+        _existing(Call(queue, priority, chunk[refusal.position]), refusal)
     bulk.total += len(chunk)
     bulk.created += len(chunk) - len(refused)
 
@@ -408,11 +408,11 @@ class DeadLetters:
     def __init__(self, app: FastQ) -> None:
         self._app = app
 
-    async def list(self, queue: str = "default", *, offset: int = 0, limit: int = 50) -> list[DeadLetter]:
+    async def list(self, queue: str = "default", *, offset: int = 0, limit: int = 50) -> Sequence[DeadLetter]:
         """Dead letters of a queue, the latest first; at most 200 at a time."""
         return await self._app._run(self._app.inspector.dead(queue, offset, limit))
 
-    def list_sync(self, queue: str = "default", *, offset: int = 0, limit: int = 50) -> list[DeadLetter]:
+    def list_sync(self, queue: str = "default", *, offset: int = 0, limit: int = 50) -> Sequence[DeadLetter]:
         """:meth:`list` from blocking code."""
         return self._app._run_sync(self._app.inspector.dead(queue, offset, limit))
 
@@ -460,9 +460,7 @@ class _AsyncSide:
             connect_timeout=min(settings.connect_timeout, settings.enqueue_timeout),
             response_timeout=settings.enqueue_timeout,
         )
-        self.enqueuer = AsyncEnqueuer(
-            self.connection, timeout=settings.enqueue_timeout, limit=settings.enqueue_buffer
-        )
+        self.enqueuer = AsyncEnqueuer(self.connection, timeout=settings.enqueue_timeout, limit=settings.enqueue_buffer)
         self.targets: dict[tuple[str, int], Target] = {}
         self.announced: set[str] = set()
         self._epoch = 0
@@ -499,7 +497,7 @@ class _SyncSide:
     def send(self, queue: str, priority: int, jobs: list[NewJob]) -> list[Refused]:
         sequence = getattr(self._local, "sequence", None)
         if sequence is None or self._local.pid != os.getpid():
-            sequence = self._local.sequence = Sequence(self.connection.clock)
+            sequence = self._local.sequence = Numbers(self.connection.clock)
             self._local.pid = os.getpid()
         target = Target(self._app.keys(queue), priority)
         refused = enqueue_sync(self.connection, sequence, target, jobs, self._timeout)

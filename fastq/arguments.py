@@ -32,7 +32,7 @@ def encode_untyped(task: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     body: Any = args if not kwargs else {"": args, **kwargs} if args else kwargs
     try:
         return _encode(body)
-    except Exception as error:  # TypeError, OverflowError, RecursionError, UnicodeEncodeError: all the caller's
+    except Exception as error:  # noqa: BLE001 - TypeError, OverflowError, RecursionError …: all the caller's
         raise InvalidArguments(f"an argument of task {task!r} cannot be encoded: {error}") from None
 
 
@@ -96,7 +96,7 @@ class Arguments:
         types = tuple(self._types[name] for name in self._names[:count])
         try:
             return msgspec.msgpack.Decoder(tuple[types] if types else tuple[()])  # type: ignore[valid-type]  # built at run time
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever an annotation can provoke
             raise TaskDefinitionError(f"task {self.task!r} has an annotation that cannot be decoded: {error}") from None
 
     # -- the call -------------------------------------------------------------------------
@@ -152,14 +152,14 @@ class Arguments:
                 return self._decoders[count].decode(body), {}
             except msgspec.ValidationError as error:
                 raise self._misfit(error) from None
-            except Exception as error:  # DecodeError, UnicodeDecodeError, RecursionError
+            except Exception as error:  # noqa: BLE001 - DecodeError, UnicodeDecodeError, RecursionError
                 raise _undecodable(error) from None
         return self._decode_any(body)
 
     def _decode_any(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         try:
             value = _decode(body)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - DecodeError, UnicodeDecodeError, RecursionError
             raise _undecodable(error) from None
         kwargs = value if isinstance(value, dict) else {}
         args = kwargs.pop("", []) if isinstance(value, dict) else value
@@ -198,7 +198,7 @@ class Arguments:
             return value
         try:
             return msgspec.convert(value, wanted)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - also what a user's own type raises
             raise InvalidArguments(f"argument {name!r} of task {self.task!r}: {error}") from None
 
     def _misfit(self, error: msgspec.ValidationError) -> InvalidArguments:
@@ -215,7 +215,7 @@ def _hints(task: str, fn: Callable[..., Any]) -> dict[str, Any]:
     target = fn if inspect.isfunction(fn) or inspect.ismethod(fn) else getattr(fn, "__call__", fn)  # noqa: B004 - a callable object's hints are on its __call__
     try:
         return get_type_hints(target, include_extras=True)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - an annotation is an expression: it may raise anything
         raise TaskDefinitionError(
             f"an annotation of task {task!r} cannot be resolved ({error}): "
             "import the name at run time, not only under TYPE_CHECKING"

@@ -69,7 +69,8 @@ class JobContext:
     @property
     def cancelled(self) -> bool:
         """Whether the run is to stop. A handler that runs in a thread cannot be interrupted: it should look here
-        now and then and return or raise."""
+        now and then and return or raise.
+        """
         return bool(self.stopping)
 
     @property

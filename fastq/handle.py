@@ -9,7 +9,7 @@ from fastq.job import JobStatus
 
 __all__ = ["Bulk", "JobHandle", "StatusReader"]
 
-R = TypeVar("R", covariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 
 class StatusReader(Protocol):
@@ -22,8 +22,8 @@ class StatusReader(Protocol):
         """See :meth:`fastq.FastQ.get_status_sync`."""
 
 
-class JobHandle(Generic[R]):
-    """One enqueued job. ``R`` is the type that its handler returns.
+class JobHandle(Generic[R_co]):
+    """One enqueued job. ``R_co`` is the type that its handler returns.
 
     Attributes:
         id: the job's id, unique within its queue.

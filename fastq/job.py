@@ -260,5 +260,5 @@ def decode_error(data: bytes) -> ErrorInfo:
     """The error of a dead letter; a placeholder when even that cannot be read (foreign writers)."""
     try:
         return _error_decoder.decode(data)
-    except Exception:
+    except Exception:  # noqa: BLE001 - see decode_envelope: msgspec raises more than its own errors
         return ErrorInfo("unknown", "", "the error record cannot be read", "", 0, 0, "")

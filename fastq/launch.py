@@ -87,7 +87,9 @@ def _attribute(module: ModuleType, path: str, attribute: str) -> FastQ:
     if not attribute:
         if len(apps) == 1:
             return next(iter(apps.values()))
-        raise AppNotFound(f"module {module.__name__!r} has {len(apps)} FastQ objects: name one, as {module.__name__}:app")
+        raise AppNotFound(
+            f"module {module.__name__!r} has {len(apps)} FastQ objects: name one, as {module.__name__}:app"
+        )
     target: Any = module
     for part in attribute.split("."):
         target = getattr(target, part, None)
@@ -101,7 +103,7 @@ def _attribute(module: ModuleType, path: str, attribute: str) -> FastQ:
 def report(error: BaseException, launch: Launch) -> None:
     """Tell on stderr why the application could not be imported: the user's own frames, nothing of ours."""
     if isinstance(error, FastQError):
-        print(f"fastq: {error}", file=sys.stderr)
+        sys.stderr.write(f"fastq: {error}\n")
         return
     ours = os.path.dirname(__file__)
     frames = [
@@ -110,5 +112,5 @@ def report(error: BaseException, launch: Launch) -> None:
         if not frame.filename.startswith((ours, "<frozen importlib")) and "importlib" not in frame.filename
     ]
     lines = traceback.format_list(frames) + traceback.format_exception_only(error)
-    print(f"fastq: the application {launch.app or '(entry points)'} cannot be imported", file=sys.stderr)
-    print("".join(lines).rstrip(), file=sys.stderr, flush=True)
+    sys.stderr.write(f"fastq: the application {launch.app or '(entry points)'} cannot be imported\n{''.join(lines)}")
+    sys.stderr.flush()

@@ -23,7 +23,7 @@ from fastq import config, logs
 from fastq.board import Board, ChildContext, Slot, SlotState, exit_text
 from fastq.broker.commands import Command, extend, raw, recover
 from fastq.broker.connection import SyncConnection
-from fastq.broker.keys import PRIORITIES, QueueKeys
+from fastq.broker.keys import QueueKeys
 from fastq.broker.url import Endpoint, parse_url
 from fastq.config import Settings
 from fastq.errors import BrokerError, ConfigError, ExitCode
@@ -166,7 +166,9 @@ class Keeper:
                 self._metrics.count("killed")
                 log.error(
                     "worker hangs, killing it",
-                    extra=fields(worker=slot.worker_id, pid=slot.pid, seconds=round(silent, 1), jobs=slot.running_ids()[:5]),
+                    extra=fields(
+                        worker=slot.worker_id, pid=slot.pid, seconds=round(silent, 1), jobs=slot.running_ids()[:5]
+                    ),
                 )
                 _signal(slot.pid, signal.SIGABRT)
             elif now - aborted > ABORT_GRACE:
@@ -235,7 +237,8 @@ class QueueReader:
         if not heads:
             return 0.0
         oldest = None
-        for data in self._connection.call(raw("HMGET", keys.jobs, *heads)):
+        envelopes: list[bytes | None] = self._connection.call(raw("HMGET", keys.jobs, *heads))
+        for data in envelopes:
             try:
                 at = decode_envelope(data or b"").enqueued_at
             except ValueError:
@@ -270,9 +273,15 @@ def serve_http(board: Board, settings: Settings, endpoint: Endpoint, last_step: 
             f"metrics_host={settings.metrics_host} can be reached from outside and has no authentication: "
             "set metrics_token (FASTQ_METRICS_TOKEN), or serve on 127.0.0.1"
         )
-    exposition = Exposition(board, QueueReader(settings, endpoint))
+    bound = {
+        "exposition": Exposition(board, QueueReader(settings, endpoint)),
+        "board": board,
+        "token": settings.metrics_token.encode(),
+        "last_step": staticmethod(last_step),
+    }
+    handler = type("_BoundHandler", (_Handler,), bound)
     try:
-        server = _Server((settings.metrics_host, settings.metrics_port), _handler(exposition, board, settings, last_step))
+        server = _Server((settings.metrics_host, settings.metrics_port), handler)
     except OSError as error:
         where = f"{settings.metrics_host}:{settings.metrics_port}"
         log.warning("metrics cannot be served", extra=fields(address=where, error=error.strerror or str(error)))
@@ -301,52 +310,54 @@ def _loopback(host: str) -> bool:
         return False
 
 
-def _handler(
-    exposition: Exposition, board: Board, settings: Settings, last_step: Callable[[], float]
-) -> type[BaseHTTPRequestHandler]:
-    expected = f"Bearer {settings.metrics_token}".encode()
+class _Handler(BaseHTTPRequestHandler):
+    """Answers GET and HEAD; a subclass binds it to its monitor."""
 
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 5
-        server_version = "fastq"
-        sys_version = ""
+    exposition: Exposition
+    board: Board
+    token: bytes
+    last_step: Callable[[], float]
 
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if path == "/metrics":
-                self._metrics()
-            elif path in ("/healthz", "/livez"):
-                alive = time.monotonic() - last_step() < READY_WITHIN
-                self._answer(200 if alive else 503, b"ok\n" if alive else b"the monitor does not move\n")
-            elif path == "/readyz":
-                ready, why = healthy(board)
-                self._answer(200 if ready else 503, (why + "\n").encode())
-            else:
-                self._answer(404, b"not found: /metrics, /healthz, /livez, /readyz\n")
+    timeout = 5
+    server_version = "fastq"
+    sys_version = ""
 
-        do_HEAD = do_GET
+    def do_GET(self) -> None:
+        """The four pages."""
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            self._metrics()
+        elif path in ("/healthz", "/livez"):
+            alive = time.monotonic() - type(self).last_step() < READY_WITHIN
+            self._answer(200 if alive else 503, b"ok\n" if alive else b"the monitor does not move\n")
+        elif path == "/readyz":
+            ready, why = healthy(self.board)
+            self._answer(200 if ready else 503, f"{why}\n".encode())
+        else:
+            self._answer(404, b"not found: /metrics, /healthz, /livez, /readyz\n")
 
-        def _metrics(self) -> None:
-            given = self.headers.get("Authorization", "").encode("utf-8", "replace")
-            if settings.metrics_token and not hmac.compare_digest(given, expected):
-                self._answer(401, b"a bearer token is needed\n")
-                return
-            self._answer(200, exposition.render(), CONTENT_TYPE)
+    do_HEAD = do_GET  # noqa: N815 - the base class's naming
 
-        def _answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            if status == 401:
-                self.send_header("WWW-Authenticate", "Bearer")
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+    def _metrics(self) -> None:
+        given = self.headers.get("Authorization", "").encode("utf-8", "replace")
+        if self.token and not hmac.compare_digest(given, b"Bearer " + self.token):
+            self._answer(401, b"a bearer token is needed\n")
+            return
+        self._answer(200, self.exposition.render(), CONTENT_TYPE)
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-            log.debug("http", extra=fields(client=self.client_address[0], request=format % args))
+    def _answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        if status == 401:
+            self.send_header("WWW-Authenticate", "Bearer")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-    return Handler
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """At level debug: probes come every few seconds."""
+        log.debug("http", extra=fields(client=self.client_address[0], request=format % args))
 
 
 # -- the process ------------------------------------------------------------------------------------
@@ -382,12 +393,16 @@ def main(context: ChildContext) -> int:
 def _take_signals() -> tuple[list[int], int]:
     """A list that TERM and QUIT append to, and a descriptor that becomes readable when they do."""
     told: list[int] = []
+
+    def tell(number: int, _frame: object) -> None:
+        told.append(number)
+
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGQUIT):
-        signal.signal(number, lambda number, frame: told.append(number))
+        signal.signal(number, tell)
     return told, reading
 
 

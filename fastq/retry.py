@@ -172,7 +172,7 @@ class RetryPolicy(_Value):
         low, high = self.bounds(attempt)
         if low == high:
             return low
-        draw = random.random() if rng is None else rng.random()  # noqa: S311  # spreads load, guards nothing
+        draw = random.random() if rng is None else rng.random()  # spreads load, guards nothing
         return low + (high - low) * draw
 
     def bounds(self, attempt: int) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import inspect
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
 from typing import (
     Any,
     Concatenate,
@@ -262,9 +262,7 @@ class _Enqueues(Generic[P, R]):
             return await producer.send_many((self._item(item) async for item in calls), ids=ids)
         return await producer.send_many(map(self._item, calls), ids=ids)
 
-    def enqueue_many_sync(
-        self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]], *, ids: bool = True
-    ) -> Bulk:
+    def enqueue_many_sync(self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]], *, ids: bool = True) -> Bulk:
         """:meth:`enqueue_many` from blocking code."""
         return self._producer().send_many_sync(map(self._item, calls), ids=ids)
 
@@ -290,7 +288,7 @@ class Task(_Enqueues[P, R]):
     is_async = False
 
     def __init__(self, owner: Tasks, name: str, fn: Callable[..., Any], options: TaskOptions) -> None:
-        functools.update_wrapper(self, fn)
+        functools.update_wrapper(cast(Any, self), fn)
         self.owner = owner
         self.name = name
         self.fn = fn
@@ -305,9 +303,7 @@ class Task(_Enqueues[P, R]):
         return self.owner.producer()
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        return make_call(
-            self.name, self.arguments.encode(args, kwargs), self.defaults, {}, self.owner.producer()
-        )
+        return make_call(self.name, self.arguments.encode(args, kwargs), self.defaults, {}, self.owner.producer())
 
     def options(self, **options: Unpack[JobOptions]) -> Configured[P, R]:
         """The same task with options for the calls that follow.
@@ -331,6 +327,7 @@ class AsyncTask(Task[P, R]):
     is_async = True
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Run the function here."""
         return cast("Coroutine[Any, Any, R]", self.fn(*args, **kwargs))
 
 
@@ -338,6 +335,7 @@ class SyncTask(Task[P, R]):
     """A task whose handler is a plain function; workers run it in a thread."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here."""
         return cast(R, self.fn(*args, **kwargs))
 
 
@@ -435,10 +433,11 @@ class Tasks:
 
     # -- registration -----------------------------------------------------------------------
 
+    # A coroutine function is a function, too: the overloads overlap, and the first that fits is meant.
     @overload
-    def task(self, fn: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def task(self, fn: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # see above
     @overload
-    def task(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def task(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # see above
     @overload
     def task(self, fn: Callable[Concatenate[JobContext, P], R], /) -> SyncTask[P, R]: ...
     @overload
@@ -459,7 +458,7 @@ class Tasks:
         retry_on: ErrorTypes = Exception,
         never_on: ErrorTypes = (),
     ) -> _Decorator: ...
-    def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    def task(self, fn: Any = None, /, **options: Any) -> Any:  # type: ignore[misc]  # the fifth overload has no fn
         """Register a handler, as a decorator with or without options.
 
         Coroutine functions run on the worker's event loop, plain functions in threads.
@@ -586,9 +585,9 @@ class _Decorator(Protocol):
     """What ``task(...)`` with options returns."""
 
     @overload
-    def __call__(self, fn: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def __call__(self, fn: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # a coroutine function is a function, too
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # a coroutine function is a function, too
     @overload
     def __call__(self, fn: Callable[Concatenate[JobContext, P], R], /) -> SyncTask[P, R]: ...
     @overload
@@ -643,6 +642,3 @@ def _is_async(fn: Callable[..., Any]) -> bool:
 
 def _where(fn: Callable[..., Any]) -> str:
     return f"{getattr(fn, '__module__', '?')}.{getattr(fn, '__qualname__', fn)}"
-
-
-Handler = Callable[..., Awaitable[Any]] | Callable[..., Any]

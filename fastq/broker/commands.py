@@ -79,13 +79,13 @@ class NewJob(NamedTuple):
 class Refused(NamedTuple):
     """Why one job of a batch was not created."""
 
-    index: int
+    position: int
     why: str  # unique | exists | dead | finished
     detail: bytes  # the holder's id of a unique key; the record of a finished job
 
 
 def _refusals(reply: list[Any]) -> list[Refused]:
-    return [Refused(int(index), _text(why), detail) for index, why, detail in reply[1:]]
+    return [Refused(int(position), _text(why), detail) for position, why, detail in reply[1:]]
 
 
 def enqueue(
@@ -107,9 +107,7 @@ def enqueue(
     return Command("enqueue", keys, args, _refusals)
 
 
-def fire(
-    q: QueueKeys, priority: int, schedule: str, tick_ms: int, job_id: str, envelope: bytes
-) -> Command[bool]:
+def fire(q: QueueKeys, priority: int, schedule: str, tick_ms: int, job_id: str, envelope: bytes) -> Command[bool]:
     """Enqueue the job of one tick; False when this tick or a later one was enqueued before."""
     return Command("fire", (q.ticks, q.jobs, q.ready[priority], q.wake), (schedule, tick_ms, job_id, envelope), bool)
 
@@ -129,9 +127,7 @@ class Reserved(NamedTuple):
 
 def register(q: QueueKeys, worker: str, lease_ms: int, info: bytes) -> Command[int]:
     """A worker incarnation begins. Returns Redis's time in ms."""
-    return Command(
-        "register", (q.workers, q.running(worker), q.jobs, q.info), (worker, lease_ms, PAD, info), int
-    )
+    return Command("register", (q.workers, q.running(worker), q.jobs, q.info), (worker, lease_ms, PAD, info), int)
 
 
 def reserve(q: QueueKeys, worker: str, want: int) -> Command[Reserved]:
@@ -166,9 +162,7 @@ class Batch:
         self.released: list[str] = []
 
     def __len__(self) -> int:
-        return (
-            len(self.succeeded) + len(self.recorded) + len(self.later) + len(self.failed) + len(self.released)
-        )
+        return len(self.succeeded) + len(self.recorded) + len(self.later) + len(self.failed) + len(self.released)
 
     def ids(self) -> list[str]:
         """Every job id in the batch."""
@@ -273,9 +267,7 @@ def lead(keys: GlobalKeys, scheduler: str, ttl_ms: int) -> Command[bool]:
 # -- operators ---------------------------------------------------------------------------------
 
 
-def cancel(
-    q: QueueKeys, job_id: str, workers: Sequence[str], record: bytes, bucket: tuple[str, int]
-) -> Command[str]:
+def cancel(q: QueueKeys, job_id: str, workers: Sequence[str], record: bytes, bucket: tuple[str, int]) -> Command[str]:
     """Returns "cancelled", "running", "unknown", or "again" when ``workers`` is out of date."""
     name, expires = bucket
     keys = (

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import hiredis
 
@@ -41,16 +41,21 @@ _MOVED_ON = ("READONLY", "UNBLOCKED")
 _HINT = "start one with 'fastq dev', or set FASTQ_REDIS_URL"
 
 
+_packed: Callable[[tuple[Any, ...]], bytes] = cast(Any, hiredis.pack_command)  # its stub knows tuples of one element
+
 # -- what both movers share -----------------------------------------------------------------
 
 
 def pack(command: Command[Any], *, by_text: bool = False) -> bytes:
     """The bytes of a command."""
+    words: tuple[Any, ...]
     if command.script is None:
-        return hiredis.pack_command(tuple(command.args))
+        words = tuple(command.args)
+        return _packed(words)
     script = scripts.load(command.script)
     head = (b"EVAL", script.text) if by_text else (b"EVALSHA", script.sha)
-    return hiredis.pack_command((*head, len(command.keys), *command.keys, *command.args))
+    words = (*head, len(command.keys), *command.keys, *command.args)
+    return _packed(words)
 
 
 def is_noscript(reply: Any) -> bool:
@@ -125,7 +130,7 @@ def find_master(endpoint: Endpoint) -> Endpoint:
     from redis.sentinel import Sentinel
 
     try:
-        finder = Sentinel(list(endpoint.sentinels), socket_timeout=1.0, socket_connect_timeout=1.0)
+        finder: Any = cast(Any, Sentinel)(list(endpoint.sentinels), socket_timeout=1.0, socket_connect_timeout=1.0)
         host, port = finder.discover_master(endpoint.master)
     except (RedisConnectionError, OSError) as error:
         raise unreachable(endpoint, error) from None
@@ -275,7 +280,7 @@ class AsyncConnection:
     async def _shake_hands(self, wire: _Wire) -> None:
         import asyncio
 
-        sent = [self._send(wire, hiredis.pack_command(words)) for words in self.endpoint.handshake(client_name())]
+        sent = [self._send(wire, _packed(words)) for words in self.endpoint.handshake(client_name())]
         try:
             replies = await asyncio.gather(*sent)
         except ConnectionResetError as error:
@@ -285,14 +290,15 @@ class AsyncConnection:
 
     async def _dial(self, loop: asyncio.AbstractEventLoop, wire: _Wire) -> None:
         endpoint = self.endpoint
+        factory: Any = lambda: wire  # noqa: E731 - Any: a protocol by shape, asyncio is not imported in this module
         if endpoint.path:
-            await loop.create_unix_connection(lambda: wire, endpoint.path)  # type: ignore[arg-type,return-value]  # a Protocol by shape
+            await loop.create_unix_connection(factory, endpoint.path)
             return
         if endpoint.sentinels:
             endpoint = await loop.run_in_executor(None, find_master, endpoint)
         context = endpoint.ssl_context()
         name = endpoint.host if context else None
-        await loop.create_connection(lambda: wire, endpoint.host, endpoint.port, ssl=context, server_hostname=name)  # type: ignore[arg-type,return-value]  # a Protocol by shape
+        await loop.create_connection(factory, endpoint.host, endpoint.port, ssl=context, server_hostname=name)
         sock = wire.transport.get_extra_info("socket") if wire.transport else None
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -419,7 +425,7 @@ class SyncConnection:
 
     def call(self, command: Command[T]) -> T:
         """Send one command and return its decoded reply. Raises like :meth:`AsyncConnection.call`."""
-        return self.call_many([command])[0]
+        return cast(T, self.call_many([command])[0])
 
     def call_many(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """Send several commands in one write; their decoded replies in order. The first error reply is raised."""
@@ -472,7 +478,7 @@ class SyncConnection:
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         words = self.endpoint.handshake(client_name())
         try:
-            replies = self._exchange(b"".join(map(hiredis.pack_command, words)), len(words))
+            replies = self._exchange(b"".join(map(_packed, words)), len(words))
             check_handshake(self.endpoint, replies, self.clock)
         except BaseException:
             self.close()

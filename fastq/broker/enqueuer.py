@@ -34,7 +34,7 @@ class Target(NamedTuple):
     priority: int
 
 
-class Sequence:
+class Numbers:
     """Numbers that grow: µs of Redis's clock, so that pruning can tell how old a producer is by its last one."""
 
     def __init__(self, clock: Clock) -> None:
@@ -65,14 +65,14 @@ def gave_up(cause: object, timeout: float) -> BrokerUnavailable:
 
 
 def enqueue_sync(
-    connection: SyncConnection, sequence: Sequence, target: Target, jobs: list[NewJob], timeout: float
+    connection: SyncConnection, numbers: Numbers, target: Target, jobs: list[NewJob], timeout: float
 ) -> list[Refused]:
     """Send one call from blocking code; it is repeated once after a lost connection.
 
-    ``sequence`` belongs to one thread: a repeated call must not follow a newer one of the same producer.
+    ``numbers`` belongs to one thread: a repeated call must not follow a newer one of the same producer.
     """
     connection.connect()
-    command = enqueue(target.keys, target.priority, sequence.producer, sequence.next(), jobs)
+    command = enqueue(target.keys, target.priority, numbers.producer, numbers.next(), jobs)
     try:
         return connection.call(command)
     except BrokerUnavailable:
@@ -102,17 +102,17 @@ class _Call:
 
     __slots__ = ("command", "done", "members", "number", "target")
 
-    def __init__(self, target: Target, members: list[_Waiting], sequence: Sequence) -> None:
+    def __init__(self, target: Target, members: list[_Waiting], numbers: Numbers) -> None:
         self.target = target
         self.members = members
         self.done = False
-        self.renumber(sequence)
+        self.renumber(numbers)
 
-    def renumber(self, sequence: Sequence) -> None:
+    def renumber(self, numbers: Numbers) -> None:
         """Give the call a new number: right after an error reply only, which says that the call did not run."""
-        self.number = sequence.next()
+        self.number = numbers.next()
         jobs = [job for member in self.members for job in member.jobs]
-        self.command = enqueue(self.target.keys, self.target.priority, sequence.producer, self.number, jobs)
+        self.command = enqueue(self.target.keys, self.target.priority, numbers.producer, self.number, jobs)
 
     def settle(self, refusals: list[Refused]) -> None:
         """Tell every caller what was refused of its jobs."""
@@ -121,7 +121,7 @@ class _Call:
         for member in self.members:
             last = first + len(member.jobs)
             if not member.future.done():
-                own = [r._replace(index=r.index - first) for r in refusals if first <= r.index < last]
+                own = [r._replace(position=r.position - first) for r in refusals if first <= r.position < last]
                 member.future.set_result(own)
             first = last
 
@@ -158,7 +158,7 @@ class AsyncEnqueuer:
         self._timeout = timeout
         self._limit = limit
         self._shown = connection.endpoint.shown
-        self._sequence = Sequence(connection.clock)
+        self._numbers = Numbers(connection.clock)
         self._queue: list[_Waiting] = []
         self._waiting = 0  # jobs in the queue
         self._flying = False
@@ -221,11 +221,11 @@ class AsyncEnqueuer:
             count, size, first = 0, 0, 0
             for index, member in enumerate(group):
                 if count and (count + len(member.jobs) > BATCH or size + member.size > BATCH_BYTES):
-                    yield _Call(target, group[first:index], self._sequence)
+                    yield _Call(target, group[first:index], self._numbers)
                     count, size, first = 0, 0, index
                 count += len(member.jobs)
                 size += member.size
-            yield _Call(target, group[first:], self._sequence)
+            yield _Call(target, group[first:], self._numbers)
 
     def _send(self) -> None:
         self.round_trips += 1
@@ -244,7 +244,7 @@ class AsyncEnqueuer:
             if not isinstance(reply, hiredis.ReplyError):
                 call.settle(call.command.decode(reply))
             elif is_noscript(reply) or isinstance(error := error_of(reply, self._shown), BrokerUnavailable):
-                call.renumber(self._sequence)
+                call.renumber(self._numbers)
             else:
                 call.fail(error)
         self._aloft -= 1

@@ -86,7 +86,7 @@ class Executor:
         metrics: WorkerMetrics,
         batches: dict[str, Batch],
         now_ms: Callable[[], int],
-        on_outcome: Callable[[JobContext], None],
+        on_outcome: Callable[[], None],
     ) -> None:
         self._app = app
         self._metrics = metrics
@@ -158,7 +158,7 @@ class Executor:
                 result = await plan.task.fn(*args, **kwargs)
             else:
                 result = await self._call(job, plan, args, kwargs)
-        except BaseException as error:  # also SystemExit and KeyboardInterrupt: a handler does not stop the worker
+        except BaseException as error:  # noqa: BLE001 - also SystemExit and KeyboardInterrupt: a handler does not stop the worker
             self._raised(job, plan, error)
         else:
             self._succeeded(job, plan, result)
@@ -215,7 +215,7 @@ class Executor:
             return _NOTHING, None
         try:
             data = encode(result)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - see arguments.encode_untyped
             failure = f"the result of task {job.task!r} cannot be encoded and was not kept: {error}"
         else:
             if len(data) <= self._app.settings.max_body:
@@ -227,9 +227,7 @@ class Executor:
         log.warning("result not kept", extra={"fields": {"error": failure}})
         return _NOTHING, failure
 
-    def _record(
-        self, job: JobContext, state: JobState, ttl: float, result: msgspec.Raw, error: str | None
-    ) -> None:
+    def _record(self, job: JobContext, state: JobState, ttl: float, result: msgspec.Raw, error: str | None) -> None:
         now = self._now_ms()
         envelope = job.envelope
         started = now - round((time.monotonic() - job.started) * 1_000)
@@ -274,7 +272,9 @@ class Executor:
         self._later(job, delay, attempts, error=f"{ending.type}: {ending.message}"[:300])
         log.warning(
             "job retries",
-            extra={"fields": _fields(job) | {"error": ending.type, "message": ending.message, "delay": round(delay, 3)}},
+            extra={
+                "fields": _fields(job) | {"error": ending.type, "message": ending.message, "delay": round(delay, 3)}
+            },
         )
         self._done(job, plan, _RETRY)
 
@@ -308,10 +308,15 @@ class Executor:
 
     def undecodable(self, job_id: str, queue: str, raw: bytes, error: UndecodableJob) -> None:
         """A stored envelope that cannot be read goes to the dead-letter queue as it is."""
-        info = ErrorInfo("undecodable", type(error).__name__, str(error)[:MESSAGE_LIMIT], "", 0, self._now_ms(), self._host)
+        info = ErrorInfo(
+            "undecodable", type(error).__name__, str(error)[:MESSAGE_LIMIT], "", 0, self._now_ms(), self._host
+        )
         self._batches[queue].failed.append((job_id, raw, encode(info)))
         self._metrics.observe(self._other[queue], _FAILED, NOT_RUN, NOT_RUN)
-        log.error("job failed", extra={"fields": {"job": job_id, "queue": queue, "reason": "undecodable", "message": str(error)}})
+        log.error(
+            "job failed",
+            extra={"fields": {"job": job_id, "queue": queue, "reason": "undecodable", "message": str(error)}},
+        )
 
     def _expire(self, job: JobContext, plan: Plan) -> None:
         extra = job.envelope.extra or Extra()
@@ -322,7 +327,7 @@ class Executor:
             self._batches[job.queue].succeeded.append(job.id)
         log.info("job expired", extra={"fields": _fields(job)})
         self._metrics.observe(plan.series[job.queue], _CANCELLED, NOT_RUN, NOT_RUN)
-        self._on_outcome(job)
+        self._on_outcome()
 
     def _stray(self, job: JobContext) -> None:
         """A task that this release does not know: give the job back for another worker, for a while."""
@@ -341,7 +346,7 @@ class Executor:
             log.warning("unknown task given back", extra={"fields": _fields(job) | {"delay": delay}})
             status = _RELEASED
         self._metrics.observe(self._other[job.queue], status, NOT_RUN, NOT_RUN)
-        self._on_outcome(job)
+        self._on_outcome()
 
     def _done(self, job: JobContext, plan: Plan | None, status: int) -> None:
         metrics, started = self._metrics, job.started
@@ -356,7 +361,7 @@ class Executor:
         series = self._other[job.queue] if plan is None else plan.series[job.queue]
         metrics.observe(series, status, wait if wait > 0 else 0.0, now - started)
         self.finished += 1
-        self._on_outcome(job)
+        self._on_outcome()
 
     # -- deadlines, stopping ----------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-
 from fastq.app import FastQ
 from fastq.board import Slot, SlotState
 from fastq.broker.commands import (
@@ -276,7 +275,9 @@ class WorkerLoop:
         if stale:
             self._metrics.count("stale_outcomes", len(stale))
             ids = [job_id.decode("utf-8", "replace") for job_id in stale[:5]]
-            log.warning("outcomes dropped, lease lost", extra={"fields": {"queue": lane.name, "count": len(stale), "jobs": ids}})
+            log.warning(
+                "outcomes dropped, lease lost", extra={"fields": {"queue": lane.name, "count": len(stale), "jobs": ids}}
+            )
 
     def _take_in(self, lane: Lane, reserved: Reserved) -> int:
         ids, envelopes, deliveries = reserved.ids, reserved.envelopes, reserved.deliveries
@@ -316,7 +317,7 @@ class WorkerLoop:
         finally:
             self._filling = False
 
-    def _on_outcome(self, job: JobContext) -> None:
+    def _on_outcome(self) -> None:
         self._free += 1
         if self._backlog:
             self._fill()
@@ -359,7 +360,9 @@ class WorkerLoop:
         if reply.held < 0:
             self._lost_lease()
             return
-        theirs = {job_id.decode("utf-8", "replace"): data for job_id, data in zip(reply.ids, reply.envelopes, strict=True)}
+        theirs = {
+            job_id.decode("utf-8", "replace"): data for job_id, data in zip(reply.ids, reply.envelopes, strict=True)
+        }
         if lane.sent is not None:  # its reply was lost
             unsettled, lane.sent = lane.sent, None
             self._put_back(lane, unsettled, theirs)
@@ -456,7 +459,7 @@ class WorkerLoop:
             if not lists or self._stopping or self.quiet or not self._registered:
                 continue
             try:
-                popped = await self._waker.call(raw("BLPOP", *lists, IDLE_WAIT))
+                popped: list[bytes] | None = await self._waker.call(raw("BLPOP", *lists, IDLE_WAIT))
             except BrokerError:
                 await asyncio.sleep(0.5)
                 popped = None
@@ -496,5 +499,3 @@ class WorkerLoop:
             self._rate += (done / elapsed - self._rate) * min(elapsed / 0.3, 1.0)
         if done:
             self._backlog_since = now
-
-

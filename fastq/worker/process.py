@@ -122,10 +122,10 @@ class _Worker:
         from fastq import __version__
 
         connection, waker = self._connect(), self._connect()
-        card = WorkerCard(socket.gethostname(), os.getpid(), settings.concurrency, int(time.time() * 1_000), __version__)
-        self._loop = WorkerLoop(
-            self._app, connection, waker, order, slot, metrics, card, worker_name()
+        card = WorkerCard(
+            socket.gethostname(), os.getpid(), settings.concurrency, int(time.time() * 1_000), __version__
         )
+        self._loop = WorkerLoop(self._app, connection, waker, order, slot, metrics, card, worker_name())
         self._metrics = metrics
         self._signals()
         threading.Thread(target=self._watch, args=(threading.get_ident(),), name="fastq-watchdog", daemon=True).start()
@@ -139,7 +139,10 @@ class _Worker:
                 self._watchdog.set()
         await self._app.aclose()
         finished = self._loop.executor.finished
-        log.info("worker stopped", extra={"fields": {"jobs": finished, "seconds": round(time.monotonic() - self._started, 1)}})
+        log.info(
+            "worker stopped",
+            extra={"fields": {"jobs": finished, "seconds": round(time.monotonic() - self._started, 1)}},
+        )
         if self._loop.executor.stuck or threading.active_count() > 1:
             logs.flush()
             sys.stdout.flush()
@@ -187,10 +190,14 @@ class _Worker:
         for job in list(self._loop.executor.running):
             stack = "" if job.runner is None else _task_stack(job.runner)
             fields = {"job": job.id, "task": job.task, "queue": job.queue, "attempt": job.attempt}
-            log.info("running job", extra={"fields": {**fields, "seconds": round(now - job.started, 3), "stack": stack}})
+            log.info(
+                "running job", extra={"fields": {**fields, "seconds": round(now - job.started, 3), "stack": stack}}
+            )
         for ident, frame in sys._current_frames().items():
             name = next((t.name for t in threading.enumerate() if t.ident == ident), str(ident))
-            log.info("thread", extra={"fields": {"name": name, "stack": "".join(traceback.format_stack(frame, limit=20))}})
+            log.info(
+                "thread", extra={"fields": {"name": name, "stack": "".join(traceback.format_stack(frame, limit=20))}}
+            )
 
     # -- recycling --------------------------------------------------------------------------------
 
