@@ -40,7 +40,9 @@ format: build ## let ruff rewrite what it can
 	$(PY) -m ruff format .
 
 bench: build ## what it costs, measured in one run on this machine
-	@$(PY) -m benchmarks $(ARGS)
+	@$(PY) -m pytest -q $(wildcard benchmarks/micro/bench_*.py) --benchmark-enable \
+		--benchmark-columns=min,median,iqr,rounds --benchmark-group-by=group
+	$(if $(wildcard benchmarks/load/__main__.py),@$(PY) -m benchmarks.load $(ARGS))
 
 clean: ## remove what was built, the environments included
 	rm -rf .venv .venv-* build dist *.egg-info fastq/_core.*.so fastq/_core.c .mypy_cache .ruff_cache .pytest_cache \
