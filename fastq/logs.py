@@ -35,7 +35,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import IO, Literal, Protocol
+from typing import IO, Literal, Protocol, cast
 
 from fastq.errors import ConfigError, did_you_mean, safe_text
 
@@ -60,21 +60,10 @@ _FLUSH = 1.0  # seconds that flush() waits for the writer thread
 class RunningJob(Protocol):
     """What a log line says about the job that runs."""
 
-    @property
-    def id(self) -> str:
-        """Its job id."""
-
-    @property
-    def task(self) -> str:
-        """The name of its task."""
-
-    @property
-    def queue(self) -> str:
-        """The name of its queue."""
-
-    @property
-    def attempt(self) -> int:
-        """1 for the first run."""
+    id: str
+    task: str
+    queue: str
+    attempt: int
 
 
 log_context: ContextVar[RunningJob | None] = ContextVar("fastq_log_context", default=None)
@@ -89,15 +78,19 @@ def fields(**values: object) -> dict[str, dict[str, object]]:
 # -- records to lines -------------------------------------------------------------------------------------
 
 
+def _given(record: logging.LogRecord) -> Mapping[str, object]:
+    """The fields of the call."""
+    given: object = getattr(record, "fields", None)  # another library may use the name for something else
+    return cast("Mapping[str, object]", given) if isinstance(given, Mapping) else {}
+
+
 def _record_fields(record: logging.LogRecord) -> dict[str, object]:
     """The job that runs, then what the call gave, then what the guard found."""
     job = log_context.get()
     found: dict[str, object] = {}
     if job is not None:
         found = {"job": job.id, "task": job.task, "queue": job.queue, "attempt": job.attempt}
-    given = getattr(record, "fields", None)
-    if isinstance(given, Mapping):
-        found.update(given)
+    found.update(_given(record))
     suppressed = getattr(record, "suppressed", 0)
     if suppressed:
         found["suppressed"] = suppressed
@@ -197,13 +190,16 @@ def _key(key: object) -> str:
 
 def _value(value: object) -> str:
     """A field's value in text."""
-    if isinstance(value, bool):
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
+    elif isinstance(value, int):
         return _text(int(value))
-    if isinstance(value, float):
+    elif isinstance(value, float):
         return f"{value:.6g}"
-    text = value if isinstance(value, str) else ",".join(_items(value)) if isinstance(value, _LISTS) else _text(value)
+    else:
+        text = ",".join(_items(cast("Iterable[object]", value))) if isinstance(value, _LISTS) else _text(value)
     if not text or " " in text or '"' in text or "=" in text or not text.isprintable():
         return _quoted(text)
     return safe_text(text)
@@ -261,7 +257,7 @@ def _plain(value: object) -> object:
         return int(value) if -(2**63) <= value < 2**63 else _text(int(value))
     if isinstance(value, float):
         return float(value)
-    return _items(value) if isinstance(value, _LISTS) else _text(value)
+    return _items(cast("Iterable[object]", value)) if isinstance(value, _LISTS) else _text(value)
 
 
 # -- floods -----------------------------------------------------------------------------------------------
@@ -316,8 +312,7 @@ class FloodGuard(logging.Filter):
 
 
 def _kind(record: logging.LogRecord) -> _Kind:
-    given = getattr(record, "fields", None)
-    given = given if isinstance(given, Mapping) else {}
+    given = _given(record)
     job = log_context.get()
     task = given.get("task") or (job.task if job is not None else "")
     error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else given.get("error", "")

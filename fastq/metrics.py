@@ -88,23 +88,9 @@ class Metric:
 
 
 CounterName = Literal[
-    "round_trips",
-    "redis_errors",
-    "reconnects",
-    "leases_lost",
-    "stale_outcomes",
-    "recycled",
-    "died",
-    "killed",
-    "loop_stalls",
-    "recovered",
-    "poisoned",
-    "promoted",
-    "fired",
-    "pruned",
-    "labels_dropped",
-    "log_lines_dropped",
-]
+    "round_trips", "redis_errors", "reconnects", "leases_lost", "stale_outcomes", "recycled", "died", "killed",
+    "loop_stalls", "recovered", "poisoned", "promoted", "fired", "pruned", "labels_dropped", "log_lines_dropped",
+]  # fmt: skip
 
 
 def _counter(name: str, text: str) -> Metric:
@@ -117,9 +103,7 @@ COUNTERS: Final[dict[CounterName, Metric]] = {
     "reconnects": _counter("redis_reconnects", "Connections to Redis that were made again after a loss."),
     "leases_lost": _counter("leases_lost", "Running jobs whose lease ran out or was taken: they may run twice."),
     "stale_outcomes": _counter("stale_outcomes", "Outcomes dropped because another worker owned the job by then."),
-    "recycled": _counter(
-        "workers_recycled", "Workers that ended by themselves, at max_jobs or max_rss, to be replaced."
-    ),
+    "recycled": _counter("workers_recycled", "Workers that ended by themselves at max_jobs or max_rss."),
     "died": _counter("workers_died", "Workers that ended without being told to."),
     "killed": _counter("workers_killed", "Workers killed because their event loop was blocked for hang_timeout."),
     "loop_stalls": _counter("loop_stalls", "Times that a worker's event loop was blocked for more than a second."),
@@ -143,12 +127,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("fastq_workers", "gauge", ("state",), "Worker processes."),
     Metric("fastq_worker_slots", "gauge", ("state",), "Jobs that the workers run (`busy`) and could start (`free`)."),
     Metric("fastq_worker_resident_bytes", "gauge", ("worker",), "Resident memory of a worker, by its board slot."),
-    Metric(
-        "fastq_loop_blocked_seconds",
-        "gauge",
-        ("worker",),
-        "Time since a worker's event loop last turned, 0 if it does.",
-    ),
+    Metric("fastq_loop_blocked_seconds", "gauge", ("worker",), "Time since a worker's loop last turned, 0 if it does."),
     Metric("fastq_queue_depth", "gauge", ("queue", "state"), "Jobs `pending`, `scheduled` and `running`."),
     Metric("fastq_queue_oldest_age_seconds", "gauge", ("queue",), "Age of the oldest pending job, 0 if there is none."),
     Metric("fastq_queue_paused", "gauge", ("queue",), "1 while the queue is paused, else 0."),
@@ -337,7 +316,9 @@ class TaskCounts:
 
     def since(self, earlier: TaskCounts) -> TaskCounts:
         """What was counted after ``earlier``."""
-        finished = {status: max(n - earlier.finished[status], 0) for status, n in self.finished.items()}
+        finished: dict[Status, int] = {
+            status: max(n - earlier.finished[status], 0) for status, n in self.finished.items()
+        }
         return TaskCounts(self.queue, self.task, finished, self.wait.since(earlier.wait), self.run.since(earlier.run))
 
 
@@ -413,7 +394,7 @@ def change(before: Snapshot, after: Snapshot) -> Change:
     """What was counted from ``before`` to ``after``. A counter that started anew (a new supervisor) counts as 0."""
     old = {(t.queue, t.task): t for t in before.tasks}
     tasks = (t.since(old[t.queue, t.task]) if (t.queue, t.task) in old else t for t in after.tasks)
-    counters = {name: max(n - before.counters[name], 0) for name, n in after.counters.items()}
+    counters: dict[CounterName, int] = {name: max(n - before.counters[name], 0) for name, n in after.counters.items()}
     return Change(after.at - before.at, tuple(tasks), counters)
 
 
