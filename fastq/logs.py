@@ -379,10 +379,13 @@ class LineHandler(logging.Handler):
         """End the writer thread after what is queued; a later line would start another."""
         self.acquire()
         try:
+            writer = self._writer
             self._lines.put(None)
             self.forget_writer()
         finally:
             self.release()
+        if writer is not None:
+            writer.join(0.1)  # at once, unless the reader is blocked
         super().close()
 
     # -- in the background
