@@ -8,7 +8,7 @@ export PYTHON
 PY := .venv/bin/python
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-versions check format bench clean
+.PHONY: help build demo test test-versions check style types floors lua format bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -25,14 +25,21 @@ test: build $(if $(ARGS),,test-versions) ## the whole suite against real servers
 test-versions: build ## the version-dependent tests on every other Python found (VERSIONS="3.12 3.13")
 	@sh tools/test_versions.sh $(VERSIONS)
 
-check: build ## style, types, floors, stubs, Lua
+check: style types floors lua ## everything that is checked without running the suite (-k shows all of it)
+
+style: build
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy fastq
+
+types: build
+	$(PY) -m mypy fastq $(if $(wildcard tests/typing/*.py),tests/typing)
 	$(PY) -m mypy.stubtest fastq._core
-	$(if $(wildcard tests/typing/*.py),$(PY) -m mypy tests/typing)
 	$(if $(wildcard tests/typing/*.py),$(PY) -m pyright)
-	.venv/bin/lint-imports
+
+floors: build
+	.venv/bin/lint-imports --no-logo
+
+lua: build
 	$(PY) tools/lint_lua.py
 
 format: build ## let ruff rewrite what it can
