@@ -1,0 +1,363 @@
+"""What is wrong with this Redis, in words and with the line to change (A-08, F-24). Reads only; nothing is written.
+
+:func:`examine` is `fastq doctor`; :func:`startup_warnings` is the part of it that a worker says when it starts. What an ACL
+or a hosting provider forbids to look at is reported as such and is never a crash.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from fastq.broker import scripts
+from fastq.broker.commands import Command, Operation, raw, status
+from fastq.broker.inspector import Inspector
+from fastq.broker.keys import QueueKeys
+from fastq.broker.url import Endpoint
+from fastq.broker.views import QueueInfo, WorkerInfo
+from fastq.errors import BrokerReplyError
+
+__all__ = ["Finding", "Level", "examine", "startup_warnings"]
+
+Level = Literal["ok", "warn", "fault"]
+Info = Mapping[str, str]
+Version = tuple[int, ...]
+
+OLDEST: Mapping[str, Version] = {"Redis": (7, 0), "Valkey": (7, 2)}
+"""The oldest servers that run our scripts (`#!lua flags=`)."""
+
+PATCHED: Mapping[str, tuple[Version, ...]] = {
+    "Redis": ((7, 2, 11), (7, 4, 6), (8, 0, 4), (8, 2, 2)),
+    "Valkey": ((7, 2, 11), (8, 0, 6), (8, 1, 4)),
+}
+"""Per release line the first version without CVE-2025-49844 (whoever may run scripts takes the server over)."""
+
+CLOCK = 1.0  # seconds that two clocks may differ before log lines of two hosts can no longer be put in order
+LATENCY = 0.010  # seconds: a worker pays two round trips per batch
+FULL = 0.8  # of maxmemory or maxclients: time to act
+LOST = 60.0  # seconds after which somebody should have recovered a lease
+PINGS = 7
+
+PROBE = "#!lua flags=no-writes\nreturn redis.acl_check_cmd(ARGV[1], KEYS[1], KEYS[1]) and 1 or 0"
+"""Asks Redis what this user may do instead of trying it. The key twice: DEL and EXISTS take any number of them."""
+
+NEEDED = ("BLPOP", "RPUSH", "SADD", "SMEMBERS", "TIME")
+"""What workers and producers send besides the scripts."""
+
+_CALL = re.compile(r"redis\.call\('([A-Z]+)'")
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing looked at. ``fix`` is the line to change, empty when there is nothing to do."""
+
+    level: Level
+    name: str
+    message: str
+    fix: str = ""
+
+
+def examine(prefix: str, endpoint: Endpoint | None = None) -> Operation[list[Finding]]:
+    """Look at the server, at what this user may do on it, and at the fleet that uses it.
+
+    Args:
+        prefix: the first part of every key.
+        endpoint: how it was reached; without it nothing is said about passwords.
+    """
+    findings: list[Finding] = []
+    info = yield from _info()
+    findings += _server(info) if info else (yield from _hello())
+    findings += [*_role(info), *_persistence(info), *(yield from _fsync(info)), *_eviction(info), *_memory(info)]
+    findings += _clients(info)
+    findings += yield from _access(endpoint)
+    findings += yield from _clock()
+    findings += yield from _latency()
+    if not any(_role(info)):
+        findings += yield from _scripts(prefix)
+        findings += yield from _fleet(prefix)
+    return findings
+
+
+def startup_warnings() -> Operation[list[str]]:
+    """One line for each reason why jobs may be lost on this server, with the line to change; what cannot be seen is not
+    warned of.
+    """
+    info = yield from _info()
+    findings = [*_server(info), *_persistence(info), *_eviction(info)] if info else []
+    lasting = [finding for finding in findings if finding.level != "ok" and finding.name != "security"]
+    return [f"{finding.message}: {finding.fix}" for finding in lasting]
+
+
+# -- asking -------------------------------------------------------------------------------------
+
+
+def _allowed(command: Command[Any]) -> Operation[Any]:
+    """The reply; None when this user may not ask, or this server does not know how."""
+    try:
+        return (yield command)
+    except BrokerReplyError:
+        return None
+
+
+def _info() -> Operation[dict[str, str]]:
+    """INFO as a mapping; empty when it is forbidden."""
+    reply = yield from _allowed(raw("INFO"))
+    lines = (reply or b"").decode("utf-8", "replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
+
+
+def _config(name: str) -> Operation[str | None]:
+    """One directive of the server's configuration; None when it is forbidden."""
+    reply = yield from _allowed(raw("CONFIG", "GET", name))
+    return reply[1].decode("utf-8", "replace") if reply and len(reply) > 1 else None
+
+
+def _unseen(name: str, what: str) -> Finding:
+    return Finding("warn", name, f"cannot see {what}: this user may not ask for INFO", "allow it: +info")
+
+
+# -- the server -----------------------------------------------------------------------------------
+
+
+def _server(info: Info) -> list[Finding]:
+    kind = "Valkey" if "valkey_version" in info else "Redis"
+    return list(_version(kind, info.get("valkey_version") or info.get("redis_version", "")))
+
+
+def _hello() -> Operation[list[Finding]]:
+    """Without INFO: the greeting names the server, too."""
+    reply = yield from _allowed(raw("HELLO"))
+    words = iter(reply if isinstance(reply, list) else [])
+    said = {key: value for key, value in zip(words, words, strict=False) if isinstance(value, bytes)}
+    kind = "Valkey" if said.get(b"server") == b"valkey" else "Redis"
+    version = said.get(b"version", b"").decode("utf-8", "replace")
+    return [*(_version(kind, version) if version else [_unseen("server", "the server's version")])]
+
+
+def _version(kind: str, text: str) -> Iterator[Finding]:
+    version = tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+    oldest = OLDEST[kind]
+    shown = f"{kind} {text}"
+    if version < oldest:
+        least = ".".join(map(str, oldest))
+        yield Finding("fault", "server", f"{shown} is too old", f"upgrade to {kind} {least} or later")
+        return
+    yield Finding("ok", "server", shown)
+    if _vulnerable(kind, version):
+        fixed = ", ".join(".".join(map(str, patched)) for patched in PATCHED[kind])
+        message = f"{shown} lets whoever may run scripts take it over (CVE-2025-49844)"
+        yield Finding("warn", "security", message, f"upgrade to {fixed}, or make sure that your vendor has patched it")
+
+
+def _vulnerable(kind: str, version: Version) -> bool:
+    line = [patched for patched in PATCHED[kind] if patched[:2] == version[:2]]
+    return version < line[0] if line else version < PATCHED[kind][-1]
+
+
+def _role(info: Info) -> Iterator[Finding]:
+    if info.get("role", "master") != "master":
+        yield Finding("fault", "role", "this is a replica and takes no writes", "name the primary in the URL")
+    if info.get("cluster_enabled", "0") == "1":
+        message = "cluster mode is on, and fastq does not follow a cluster's redirections yet"
+        yield Finding("fault", "cluster", message, "use a server with cluster-enabled no")
+
+
+def _persistence(info: Info) -> Iterator[Finding]:
+    if not info:
+        yield _unseen("persistence", "whether there is an append-only file")
+        return
+    if info.get("aof_enabled") != "1":
+        message = "Redis has no append-only file: a crash loses every job since its last snapshot"
+        yield Finding("warn", "persistence", message, "appendonly yes (CONFIG SET appendonly yes, then CONFIG REWRITE)")
+    elif info.get("aof_last_write_status", "ok") != "ok":
+        message = "Redis cannot write its append-only file and refuses jobs"
+        yield Finding("fault", "persistence", message, "make room on its disk; its log says more")
+    else:
+        yield Finding("ok", "persistence", "append-only file on")
+    if info.get("rdb_last_bgsave_status", "ok") != "ok":
+        message = "the last snapshot of Redis failed; it refuses jobs unless stop-writes-on-bgsave-error is no"
+        yield Finding("fault", "snapshot", message, "make room on its disk (or in memory, to fork); its log says more")
+
+
+def _fsync(info: Info) -> Operation[list[Finding]]:
+    if info.get("aof_enabled") != "1":
+        return []
+    value = yield from _config("appendfsync")
+    if value is None:
+        return [Finding("ok", "fsync", "cannot see appendfsync (CONFIG is forbidden)")]
+    if value == "no":
+        message = "appendfsync is no: a power loss costs as much as the kernel has not written, up to 30 s"
+        return [Finding("warn", "fsync", message, "appendfsync everysec")]
+    return [Finding("ok", "fsync", f"appendfsync {value}")]
+
+
+def _eviction(info: Info) -> Iterator[Finding]:
+    policy = info.get("maxmemory_policy")
+    if policy is None:
+        yield _unseen("eviction", "maxmemory-policy")
+    elif policy == "noeviction":
+        yield Finding("ok", "eviction", "maxmemory-policy noeviction")
+    else:
+        everything = policy.startswith("allkeys")
+        lost = "jobs that wait" if everything else "records of finished jobs and the scheduler's lease"
+        message = f"maxmemory-policy is {policy}: when memory is full, Redis throws away {lost}"
+        yield Finding("fault" if everything else "warn", "eviction", message, "maxmemory-policy noeviction")
+
+
+def _memory(info: Info) -> Iterator[Finding]:
+    if "maxmemory" not in info:
+        return
+    most, used = int(info["maxmemory"]), int(info.get("used_memory", 0))
+    if not most:
+        message = "maxmemory is not set: when memory is full, the kernel ends Redis instead of Redis refusing jobs"
+        yield Finding("warn", "memory", message, "maxmemory 3gb (three quarters of what the machine has for it)")
+    elif used > FULL * most:
+        message = (
+            f"Redis uses {used / most:.0%} of its maxmemory ({used >> 20} of {most >> 20} MiB) and refuses jobs at 100%"
+        )
+        yield Finding("warn", "memory", message, "raise maxmemory, purge, or shorten result_ttl")
+    else:
+        yield Finding("ok", "memory", f"{used >> 20} of {most >> 20} MiB used")
+
+
+def _clients(info: Info) -> Iterator[Finding]:
+    if "maxclients" not in info:
+        return
+    most, now = int(info["maxclients"]), int(info.get("connected_clients", 0))
+    if now > FULL * most:
+        yield Finding("warn", "clients", f"{now} of {most} connections are in use", f"maxclients {most * 2}")
+    else:
+        yield Finding("ok", "clients", f"{now} of {most} connections in use")
+
+
+def _access(endpoint: Endpoint | None) -> Operation[list[Finding]]:
+    """Who else can reach it: a Redis open to the world is taken over within minutes."""
+    if endpoint is None:
+        return []
+    if endpoint.path:
+        return [Finding("ok", "access", "a unix socket: the file's permissions decide")]
+    if endpoint.password:
+        return [Finding("ok", "access", f"a password{' and TLS' if endpoint.tls else ''}")]
+    fix = "requirepass, or a user per application (ACL SETUSER), and the password in the URL"
+    if not _is_loopback(endpoint.host):
+        return [Finding("fault", "access", f"{endpoint.host} asks for no password", fix)]
+    protected = yield from _config("protected-mode")
+    bind = yield from _config("bind")
+    if protected is None or bind is None:
+        return [Finding("warn", "access", "no password, and cannot see whether others can reach it", fix)]
+    closed = protected == "yes" or (bind != "" and all(_is_loopback(name.lstrip("-")) for name in bind.split()))
+    if closed:
+        return [Finding("ok", "access", "no password; only this host is let in")]
+    return [Finding("fault", "access", f"no password, and open to the network (bind {bind or '*'})", fix)]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# -- the way to it ----------------------------------------------------------------------------------
+
+
+def _clock() -> Operation[list[Finding]]:
+    before = time.time()
+    seconds, micros = yield raw("TIME")
+    offset = int(seconds) + int(micros) / 1e6 - (before + time.time()) / 2
+    if abs(offset) <= CLOCK:
+        return [Finding("ok", "clock", f"{offset * 1_000:+.0f} ms from this host's")]
+    message = f"Redis's clock is {offset:+.1f} s from this host's: jobs follow Redis's, log lines this host's"
+    return [Finding("warn", "clock", message, "run an NTP client on both hosts")]
+
+
+def _latency() -> Operation[list[Finding]]:
+    times = []
+    for _ in range(PINGS):
+        begun = time.perf_counter()
+        yield raw("PING")
+        times.append(time.perf_counter() - begun)
+    median = statistics.median(times)
+    shown = f"a round trip takes {median * 1_000:.2f} ms (worst of {PINGS}: {max(times) * 1_000:.2f} ms)"
+    if median <= LATENCY:
+        return [Finding("ok", "latency", shown)]
+    return [
+        Finding("warn", "latency", shown, "run workers in Redis's own network; find slow commands with SLOWLOG GET")
+    ]
+
+
+def _scripts(prefix: str) -> Operation[list[Finding]]:
+    """Run a script that only reads, then ask what the others would be allowed to do."""
+    keys = QueueKeys(prefix, "fastq-doctor")
+    try:
+        yield status(keys, "fastq-doctor", [])
+        refused = yield from _refused(keys)
+    except BrokerReplyError as error:
+        fix = f"ACL SETUSER <user> ~{prefix}:* +@read +@write +@scripting +@connection +time +info"
+        return [Finding("fault", "scripts", f"scripts cannot be run: {error}", fix)]
+    if refused:
+        grant = " ".join(f"+{name.lower()}" for name in refused)
+        message = f"this user may not run {', '.join(refused)} on {prefix}:*"
+        fix = f"ACL SETUSER <user> ~{prefix}:* {grant}"
+        return [Finding("ok", "scripts", "scripts run"), Finding("fault", "permissions", message, fix)]
+    return [Finding("ok", "scripts", "scripts run"), Finding("ok", "permissions", f"all commands on {prefix}:*")]
+
+
+def _refused(keys: QueueKeys) -> Operation[list[str]]:
+    words = sorted({*NEEDED, *(name for script in scripts.NAMES for name in _calls(script))})
+    answers = yield [raw("EVAL", PROBE, 1, keys.jobs, word) for word in words]
+    return [word for word, answer in zip(words, answers, strict=True) if not answer]
+
+
+def _calls(script: str) -> set[str]:
+    """The Redis commands of a script."""
+    return set(_CALL.findall(scripts.load(script).text.decode()))
+
+
+# -- the fleet --------------------------------------------------------------------------------------
+
+
+def _fleet(prefix: str) -> Operation[list[Finding]]:
+    """Whether anybody does the work; nothing to say where no queue exists yet."""
+    inspector = Inspector(prefix)
+    try:
+        infos = yield from inspector.overview()
+        if not infos:
+            return []
+        leader = yield from inspector.leader()
+        workers = yield from inspector.workers()
+    except BrokerReplyError as error:
+        return [Finding("warn", "queues", f"cannot see the queues: {error}", f"allow it: ~{prefix}:* +@read")]
+    return [*_scheduler(leader, infos), *_queues(infos), *_lost(workers)]
+
+
+def _scheduler(leader: str | None, infos: list[QueueInfo]) -> Iterator[Finding]:
+    if leader is not None:
+        yield Finding("ok", "scheduler", f"{leader} leads")
+    else:
+        waiting = sum(info.scheduled for info in infos)
+        message = f"no scheduler runs: {waiting} scheduled jobs and retries wait, lost leases are not recovered"
+        yield Finding("warn", "scheduler", message, "start one: fastq supervise, or fastq scheduler")
+
+
+def _queues(infos: list[QueueInfo]) -> Iterator[Finding]:
+    for info in infos:
+        if info.paused:
+            yield Finding("warn", "queues", f"queue {info.name!r} is paused", f"fastq queues resume {info.name}")
+        elif info.pending and not info.workers:
+            message = f"queue {info.name!r} has {info.pending} pending jobs and no worker"
+            yield Finding("warn", "queues", message, f"start one: fastq worker --queues {info.name}")
+
+
+def _lost(workers: list[WorkerInfo]) -> Iterator[Finding]:
+    for worker in workers:
+        if worker.lease_left < -LOST:
+            message = f"worker {worker.id} lost its lease {-worker.lease_left:.0f} s ago with {worker.running} jobs"
+            yield Finding("warn", "recovery", message, "start a scheduler: it hands them back")
