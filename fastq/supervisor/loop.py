@@ -80,6 +80,7 @@ class Supervisor:
         self._posts: list[Post] = []
         self._children: dict[int, Child] = {}
         self._booted: set[str] = set()  # roles of which a child has ever booted
+        self._served: set[str] = set()  # … has ever served
         self._ready = False
         self._hurried = False
         self._generation = 0
@@ -88,7 +89,7 @@ class Supervisor:
         self._killed = 0
         self._stopping_since = 0.0
         self._short_of_slots = False
-        self._turned_at = 0.0
+        self._turned_at = -math.inf
         self._control = (-1, -1)  # read end, write end: a byte per dead worker, for the monitor
         self._signals = SignalPipe()
         self._sources_at = self._watchdog_at = math.inf
@@ -109,8 +110,8 @@ class Supervisor:
     def run(self) -> ExitCode:
         """Fork the children and look after them; returns when all of them are gone.
 
-        OK after an orderly stop; USAGE when a child found at its first start that it cannot work like this; CRASH when
-        one kept dying before it had booted, or on a fault of the supervisor's own (the children are killed then);
+        OK after an orderly stop; USAGE when a child said, before any of its role had served, that it cannot work like
+        this; CRASH when one kept dying before it had booted, or on a fault of the supervisor's own (the children are killed then);
         PIDFILE when the pid file is held. Main thread only, and of a process without other threads.
         """
         if (refusal := self._refusal()) is not None:
@@ -182,6 +183,8 @@ class Supervisor:
             child.post.boot_crashes = 0
 
     def _on_serving(self, child: Child) -> None:
+        child.served = True
+        self._served.add(child.spec.role)
         self._event("running", child, seconds=round(time.monotonic() - child.started_at, 3))
         if self._board.quiet and child.spec.takes_jobs:
             child.send(signal.SIGTSTP)  # the first one came before its handler was there
@@ -199,7 +202,7 @@ class Supervisor:
     def _may_start(self, post: Post) -> bool:
         spec = self._specs[post.role]
         if self._phase is not _Phase.SERVING:
-            return spec.stop_last and self._phase is _Phase.DRAINING
+            return spec.stop_last and self._phase is _Phase.DRAINING and post.role in self._booted
         first = next((p for p in self._posts if self._specs[p.role].takes_jobs), post)
         return post is first or first.role in self._booted or not self._jobs_wanted
 
@@ -260,17 +263,11 @@ class Supervisor:
     def _bury(self, child: Child, status: int, peak: int) -> None:
         self._observe()  # it may have booted since the last look
         slot, post = child.slot, child.post
-        died_in, told, recycled, held_jobs = slot.state, slot.stopping, slot.recycling, bool(slot.worker_id)
-        del self._children[child.pid]
-        slot.exit_status = status
+        died_in, told, recycled = slot.state, slot.stopping, slot.recycling
         slot.rss = peak * (1 if sys.platform == "darwin" else 1024) or slot.rss
         expected = told or self._phase is not _Phase.SERVING or (recycled and status == 0)
         self._event("exited", child, logging.INFO if expected else logging.WARNING, exit=exit_text(status))
-        if child.spec.takes_jobs and held_jobs and self._keeper_wanted:
-            slot.state = SlotState.DEAD
-            self._tell_keeper()
-        else:  # no id, no lease: there is nothing to hand back
-            slot.free()
+        self._strike_off(child, status)
         if post is None:
             return
         if post.replacement is child:
@@ -282,20 +279,30 @@ class Supervisor:
             return
         booted = died_in != SlotState.STARTING
         post.follow(child, booted=booted, recycled=recycled and status == 0, base=self._backoff)
-        if not booted and self._phase is _Phase.SERVING:
-            self._boot_failed(post, status)
+        if not child.served and self._phase is _Phase.SERVING:
+            self._judge_start(post, status, booted=booted)
 
-    def _boot_failed(self, post: Post, status: int) -> None:
-        post.boot_crashes += 1
+    def _judge_start(self, post: Post, status: int, *, booted: bool) -> None:
+        """A start that came to nothing: hopeless when it says so itself or has failed too often."""
+        post.boot_crashes += not booted
         unusable = os.waitstatus_to_exitcode(status) == ExitCode.USAGE
-        if unusable and post.role not in self._booted:
+        if unusable and post.role not in self._served:
             self._begin_stop(ExitCode.USAGE, "cannot work like this", role=post.role)
         elif post.boot_crashes >= BOOT_CRASHES:
             code = ExitCode.USAGE if unusable else ExitCode.CRASH
             self._begin_stop(code, "dies before it has booted", role=post.role, times=post.boot_crashes)
 
-    def _tell_keeper(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # thousands of unread deaths: it will look at the board anyway
+    def _strike_off(self, child: Child, status: int) -> None:
+        del self._children[child.pid]
+        slot = child.slot
+        slot.exit_status = status
+        if not (child.spec.takes_jobs and slot.worker_id and self._keeper_wanted):
+            slot.free()  # without an id it had no lease: there is nothing to hand back
+            return
+        slot.state = SlotState.DEAD
+        with contextlib.suppress(
+            BlockingIOError
+        ):  # thousands of unread deaths: the monitor will look at the board anyway
             os.write(self._control[1], b"d")
 
     # -- stopping ---------------------------------------------------------------------------------
@@ -363,10 +370,10 @@ class Supervisor:
             if not child.spec.stop_last:
                 child.send(signal.SIGKILL)
         for child in [c for c in self._children.values() if not c.spec.stop_last]:
+            status = int(signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
-                _, child.slot.exit_status = os.waitpid(child.pid, 0)
-            child.slot.state = SlotState.DEAD
-            del self._children[child.pid]
+                _, status = os.waitpid(child.pid, 0)
+            self._strike_off(child, status)
         self._close_control()  # end of file: for the monitor we are gone
         deadline = time.monotonic() + KEEPER_GRACE
         for child in self._children.values():
@@ -405,11 +412,9 @@ class Supervisor:
         if not self._rolling or (self._leaving is not None and self._leaving.pid in self._children):
             return
         self._leaving = None
-        under_way = next((post for post in self._posts if post.replacement is not None), None)
-        if under_way is not None:
-            if under_way.replacement is not None and under_way.replacement.slot.state in _SERVING:
-                self._hand_over(under_way)
-            return
+        for post in self._posts:
+            if post.replacement is not None and (post.replacement.slot.state not in _SERVING or self._hand_over(post)):
+                return
         outdated = next((post for post in self._posts if self._is_outdated(post)), None)
         if outdated is None:
             self._end_roll("rolling restart done")
@@ -426,12 +431,14 @@ class Supervisor:
             return False
         return child.spec != spec if spec.stop_last else child.generation < self._generation
 
-    def _hand_over(self, post: Post) -> None:
+    def _hand_over(self, post: Post) -> bool:
+        """The replacement takes the place; whether there is an old one whose end must be waited for."""
         old, post.child, post.replacement = post.child, post.replacement, None
         if old is not None:
             old.post = None
             self._leaving = old
             old.dismiss(self._leave_within)
+        return old is not None
 
     def _abandon_roll(self, child: Child, status: int) -> None:
         """What is new does not start: those that run the old code and settings stay, and so do their settings."""

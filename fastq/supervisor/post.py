@@ -41,6 +41,7 @@ class Child:
     started_at: float
     seen: SlotState = SlotState.STARTING  # the last state that was acted on
     kill_at: float = math.inf
+    served: bool = False  # it came as far as RUNNING
     killed: bool = False
 
     def send(self, number: signal.Signals) -> None:
