@@ -43,7 +43,7 @@ STALL = 1.0
 def main(context: ChildContext) -> int:
     """A worker under a supervisor."""
     launch: Launch = context.settings
-    logs.setup(launch.settings.log_level, launch.settings.log_format)
+    logs.setup(launch.settings.log_level, launch.settings.log_format, background=True)
     app = _load(launch)
     if app is None:
         return ExitCode.USAGE
