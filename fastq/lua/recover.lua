@@ -45,6 +45,6 @@ if remaining == 0 then
   redis.call('DEL', running)
   redis.call('ZREM', workers, worker)
   redis.call('HDEL', info, worker)
-  if redis.call('ZCARD', workers) == 0 and redis.call('HLEN', jobs) == 1 then redis.call('HDEL', jobs, pad) end
+  if redis.call('ZCARD', workers) == 0 then redis.call('HDEL', jobs, pad) end
 end
 return {ready, #buried, remaining}
