@@ -352,6 +352,7 @@ class WorkerLoop:
             log.error("redis refuses", extra={"fields": {"error": str(refused)}})
             return
         self._all_hungry()
+        self._metrics.count("reconnects")
         log.info("redis is back", extra={"fields": {"held": sum(len(lane.held) for lane in self._lanes)}})
 
     async def _reconcile(self, lane: Lane) -> None:

@@ -59,7 +59,7 @@ def run_alone(launch: Launch, keep: Callable[[FastQ, Board], Any]) -> int:
     app = _load(launch)
     if app is None:
         return ExitCode.USAGE
-    board = Board(1)
+    board = Board(1, rows=launch.settings.concurrency)
     slot = board.claim("worker")
     assert slot is not None
     slot.pid = os.getpid()
@@ -112,6 +112,7 @@ class _Worker:
         self._orphaned = orphaned
         self._started = time.monotonic()
         self._watchdog = threading.Event()
+        self._log_lines = 0  # dropped ones that were counted
 
     async def run(self) -> None:
         settings, slot = self._settings, self._slot
@@ -205,6 +206,9 @@ class _Worker:
         while True:
             await asyncio.sleep(0.5)
             self._slot.rss = _rss()
+            if lost := logs.dropped() - self._log_lines:
+                self._metrics.count("log_lines_dropped", lost)
+                self._log_lines += lost
             if self._orphaned():
                 os._exit(ExitCode.CRASH)  # where the system has no death signal: the leases hand the jobs back
             reason = self._recycle_reason()
