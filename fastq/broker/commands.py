@@ -259,6 +259,24 @@ def promote(q: QueueKeys, limit: int = 500) -> Command[Promoted]:
     return Command("promote", (q.due, q.jobs, q.wake, *q.levels), (limit,), Promoted._make)
 
 
+def clamp(q: QueueKeys, leases: Iterable[tuple[str, int]]) -> Command[int]:
+    """Bring leases (worker, its length in ms) that end further ahead than they are long back. Returns how many did."""
+    return Command("clamp", (q.workers,), [word for lease in leases for word in lease], int)
+
+
+class Pruned(NamedTuple):
+    """What was forgotten, and where the next call goes on; ``cursor`` ``b"0"``: the round is over."""
+
+    producers: int
+    buckets: int
+    cursor: bytes
+
+
+def prune(q: QueueKeys, idle_ms: int, cursor: bytes = b"0", count: int = 500) -> Command[Pruned]:
+    """Forget producers that were idle for ``idle_ms``, about ``count`` looked at, and the names of expired buckets."""
+    return Command("prune", (q.producers, q.done), (idle_ms, cursor, count), Pruned._make)
+
+
 def lead(keys: GlobalKeys, scheduler: str, ttl_ms: int) -> Command[bool]:
     """Take or keep the leadership; ``ttl_ms`` 0 gives it up. Returns whether this scheduler leads."""
     return Command("lead", (keys.leader,), (scheduler, ttl_ms), bool)

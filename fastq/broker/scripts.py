@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent.parent / "lua"
 _INCLUDE = re.compile(r'^--- @include "([a-z_]+)"\n', re.MULTILINE)
 
 NAMES = (
-    "cancel", "discard", "enqueue", "extend", "fire", "lead", "promote", "purge",
+    "cancel", "clamp", "discard", "enqueue", "extend", "fire", "lead", "promote", "prune", "purge",
     "recover", "register", "replay", "reserve", "resume", "settle", "status",
 )  # fmt: skip
 
