@@ -84,7 +84,8 @@ def fork_child(spec: ChildSpec, context: ChildContext, title: str, unwanted: Ite
     refuse_threads()
     prepare_prctl()
     _flush()  # else what is still buffered would be printed twice
-    # A signal between fork() and the reset below would run the supervisor's handler in the child and write into its pipe.
+    # A signal between fork() and the reset below would run the supervisor's handler in the child, and write into the
+    # pipe of the supervisor.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()

@@ -111,8 +111,8 @@ class Supervisor:
         """Fork the children and look after them; returns when all of them are gone.
 
         OK after an orderly stop; USAGE when a child said, before any of its role had served, that it cannot work like
-        this; CRASH when one kept dying before it had booted, or on a fault of the supervisor's own (the children are killed then);
-        PIDFILE when the pid file is held. Main thread only, and of a process without other threads.
+        this; CRASH when one kept dying before it had booted, or on a fault of the supervisor's own (the children are
+        killed then); PIDFILE when the pid file is held. Main thread only, and of a process without other threads.
         """
         if (refusal := self._refusal()) is not None:
             self._pidfile.release()
@@ -300,9 +300,8 @@ class Supervisor:
             slot.free()  # without an id it had no lease: there is nothing to hand back
             return
         slot.state = SlotState.DEAD
-        with contextlib.suppress(
-            BlockingIOError
-        ):  # thousands of unread deaths: the monitor will look at the board anyway
+        # A full pipe holds thousands of unread deaths; the monitor looks at the board anyway.
+        with contextlib.suppress(BlockingIOError):
             os.write(self._control[1], b"d")
 
     # -- stopping ---------------------------------------------------------------------------------
@@ -365,7 +364,7 @@ class Supervisor:
             )
 
     def _abandon(self) -> None:
-        """After a fault of our own: no child may stay; the monitor hands back what it can and is not waited for long."""
+        """After a fault of our own: no child may stay; the monitor hands back what it can in a few seconds."""
         for child in self._children.values():
             if not child.spec.stop_last:
                 child.send(signal.SIGKILL)

@@ -1,9 +1,9 @@
 """A program that runs a real supervisor over toy children, and the toys.
 
-``python children.py '{"folder": …, "specs": […], …}'``: see `main`. Everything that happens becomes a line of JSON in the
-folder: ``facts`` holds what the children saw, ``log`` what the supervisor logged. Files steer the toys while they run:
-``mode`` and ``mode-<role>`` are read at their start, ``hold`` keeps them between BOOTED and RUNNING, ``recycle-<pid>`` asks
-one to recycle itself, ``hang-<pid>`` keeps one from leaving.
+``python children.py '{"folder": …, "specs": […], …}'``: see `main`. Everything that happens becomes a line of JSON in
+the folder: ``facts`` holds what the children saw, ``log`` what the supervisor logged. Files steer the toys while they
+run: ``mode`` and ``mode-<role>`` are read at their start, ``hold`` keeps them between BOOTED and RUNNING,
+``recycle-<pid>`` asks one to recycle itself, ``hang-<pid>`` keeps one from leaving.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Toy:
 
     def run(self, heard: dict[int, Callable[[], bool]], also: Callable[[], bool] = lambda: False) -> int:
         """Serve until an action says that it was the last."""
-        self.slot.state = SlotState.QUIET if self.context.board.quiet else SlotState.RUNNING
+        quiet = self.context.board.quiet and self.mode() != "late"
+        self.slot.state = SlotState.QUIET if quiet else SlotState.RUNNING
         self.note("running", quiet=self.context.board.quiet, generation=self.slot.generation)
         while True:
             self.slot.ticked_at = time.monotonic()
@@ -129,10 +130,13 @@ def worker(context: ChildContext) -> int | None:
         return BROKEN[mode]()
     if mode == "never boots":
         signal.pause()
-    toy.listen(signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT, signal.SIGUSR2)
+    numbers = (signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT, signal.SIGUSR2)
+    if mode != "late":
+        toy.listen(*numbers)
     if toy.role == "worker":
         context.slot.worker_id = f"toy-{os.getpid()}"
     toy.boot()
+    toy.listen(*numbers)
     if mode == "cannot serve":
         return 2
 

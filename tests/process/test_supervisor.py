@@ -613,6 +613,7 @@ def test_quiet_and_resume(host: Host) -> None:
 
 def test_a_worker_that_starts_while_the_others_are_quiet_is_told_again(host: Host) -> None:
     """The signal may come before the handler; it is repeated when the worker serves."""
+    host.put("mode", "late")
     host.put("hold")
     host.start(WORKER)
     host.eventually(lambda: host.facts("booted"))
@@ -660,7 +661,14 @@ def test_rolling_restart_one_by_one(host: Host) -> None:
     host.start_running({**WORKER, "count": 3}, SCHEDULER, MONITOR)
     running = sorted(host.facts("running"), key=lambda fact: (fact["role"] == "scheduler", fact["number"]))
     old = {fact["pid"]: fact for fact in running if fact["role"] != "monitor"}
+    first = running[0]["pid"]
+    host.put(f"hang-{first}")
     host.send(signal.SIGHUP)
+    host.eventually(lambda: first in host.who("term"))
+    host.send(signal.SIGUSR2)
+    host.eventually(lambda: len(host.who("dump")) == 3)  # turns of the loop later
+    assert len(host.facts("entry")) == 6, "while one leaves, no other is started"
+    host.drop(f"hang-{first}")
     host.eventually(lambda: host.logged("rolling restart done"))
     new = [fact for fact in host.facts("running") if fact["pid"] not in old and fact["role"] != "monitor"]
     assert [(fact["role"], fact["number"]) for fact in new] == [(f["role"], f["number"]) for f in old.values()]
