@@ -1,0 +1,87 @@
+"""What the type checkers must say about user code. Nothing here is run.
+
+A line that is wrong carries an ignore for mypy and for pyright; both report an ignore that is not needed, so a mistake that
+is no longer caught fails `make check`. The mistakes are those of CHOICES 3.2, in every way of calling.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator
+from typing import assert_type
+
+import fastq
+from fastq.task import AsyncTask, SyncTask
+
+app = fastq.FastQ("redis://localhost:6379/0", concurrency=5)
+
+
+@app.task
+async def send_email(to: str, subject: str = "hi") -> bool:
+    return bool(to and subject)
+
+
+@app.task(queue="images", max_attempts=5, timeout=30.0, retry=fastq.Exponential(base=1, max_delay=600, jitter="full"))
+def resize(path: str, *, width: int = 100) -> int:
+    return width + len(path)
+
+
+@app.task
+async def with_context(job: fastq.JobContext, number: int) -> str:
+    return f"{job.id} {number}"
+
+
+@app.task(max_retries=3, retry=[10, 60, 300], retry_on=(OSError,), never_on=PermissionError)
+def sync_with_context(job: fastq.JobContext, number: int) -> None:
+    job.snooze(number)
+
+
+@app.cron("30 4 * * 1-5", tz="Europe/Berlin")
+@app.every(dt.timedelta(minutes=5))
+@app.task
+async def report(pool: str = fastq.State("pool")) -> None: ...
+
+
+@app.lifespan
+async def resources() -> AsyncIterator[dict[str, str]]:
+    yield {"pool": "a pool"}
+
+
+assert_type(send_email, AsyncTask[[str, str], bool])  # type: ignore[assert-type]  # pyright: ignore[reportAssertTypeFailure]  # it keeps names and defaults, which a list of types cannot say
+
+
+async def right() -> None:
+    job = await send_email.enqueue("a@example.org", subject="hello")
+    assert_type(job, fastq.JobHandle[bool])
+    assert_type(resize.enqueue_sync("x", width=3), fastq.JobHandle[int])
+    assert_type(await with_context.enqueue(1), fastq.JobHandle[str])
+    assert_type(sync_with_context.enqueue_sync(1), fastq.JobHandle[None])
+    assert_type(await send_email("a"), bool)
+    assert_type(resize("x"), int)
+    configured = send_email.options(delay=60, priority=fastq.JobPriority.HIGH, queue="bulk", job_id="m-17", expires=300)
+    assert_type(await configured.enqueue("a"), fastq.JobHandle[bool])
+    await send_email.options(at=dt.datetime.now(dt.UTC), max_retries=2).enqueue("a")
+    await send_email.enqueue_many([("a",), {"to": "b", "subject": "x"}])
+    assert_type(await app.get_status(job.id), fastq.JobStatus | None)
+    await app.enqueue("send_email", to="a")
+    await app.options(delay=1).enqueue("send_email", to="a")
+    await report.enqueue()
+    assert_type(app.job().attempt, int)
+
+
+async def wrong() -> None:
+    await send_email.enqueue(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await send_email.enqueue()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await send_email.enqueue("a", subjekt="b")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await send_email.options(delay=5).enqueue(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    send_email.options(dealy=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    send_email.options(delay="soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    resize.enqueue_sync("x", 3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await with_context.enqueue("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    sync_with_context.enqueue_sync("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    text: str = resize("x")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    handle: fastq.JobHandle[str] = await send_email.enqueue("a")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    del text, handle
+
+
+_both: tuple[AsyncTask[..., bool], SyncTask[..., int]] = (send_email, resize)
