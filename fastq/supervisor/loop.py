@@ -17,7 +17,7 @@ from fastq.board import Board, ChildContext, Slot, SlotState, exit_text
 from fastq.errors import ConfigError, ExitCode
 from fastq.supervisor.child import ChildSpec, fork_child, outlast, reap_strangers, refuse_threads
 from fastq.supervisor.host import Notifier, PidFile, SignalPipe, SourceWatch, set_title
-from fastq.supervisor.post import BOOT_CRASHES, QUICK_DEATH, Child, Post
+from fastq.supervisor.post import BOOT_CRASHES, QUICK_DEATH, Child, Losses, Post
 
 __all__ = ["Supervisor"]
 
@@ -79,6 +79,7 @@ class Supervisor:
         self._code = ExitCode.OK
         self._posts: list[Post] = []
         self._children: dict[int, Child] = {}
+        self._losses = Losses()
         self._booted: set[str] = set()  # roles of which a child has ever booted
         self._served: set[str] = set()  # … has ever served
         self._ready = False
@@ -278,7 +279,8 @@ class Supervisor:
         if told or post.child is not None:  # the old one still serves: nothing is missing
             return
         booted = died_in != SlotState.STARTING
-        post.follow(child, booted=booted, recycled=recycled and status == 0, base=self._backoff)
+        recycled = recycled and status == 0
+        post.follow(child, self._losses, booted=booted, recycled=recycled, base=self._backoff)
         if not child.served and self._phase is _Phase.SERVING:
             self._judge_start(post, status, booted=booted)
 

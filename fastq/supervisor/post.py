@@ -7,17 +7,19 @@ import math
 import os
 import signal
 import time
+from collections import deque
 from dataclasses import dataclass
 
 from fastq.board import Slot, SlotState
 from fastq.supervisor.child import ChildSpec
 
-__all__ = ["BOOT_CRASHES", "QUICK_DEATH", "Child", "Post", "restart_delay"]
+__all__ = ["BOOT_CRASHES", "QUICK_DEATH", "Child", "Losses", "Post", "restart_delay"]
 
 BOOT_CRASHES = 5  # deaths in a row, before it has booted, after which a child is given up and the supervisor with it
 QUICK_DEATH = 5.0  # seconds: a child that lived shorter than this is replaced with back-off
 LONGEST_DELAY = 30.0  # seconds: where the back-off ends; with it a broken child costs two forks a minute
 RECYCLE_EVERY = 1.0  # seconds: a child that recycles itself is forked no more often than this
+BEARABLE, SPELL = 10, 10.0  # so many deaths of serving children within so many seconds are made good at once
 
 
 def restart_delay(quick_deaths: int, base: float = 1.0) -> float:
@@ -27,6 +29,22 @@ def restart_delay(quick_deaths: int, base: float = 1.0) -> float:
     [0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
     """
     return 0.0 if quick_deaths < 2 else min(base * 2.0 ** min(quick_deaths - 2, 30), LONGEST_DELAY)
+
+
+class Losses:
+    """The recent deaths of children that had served: a burst of kills is made good at once, a crash loop is not.
+
+    What has served once is no broken start: while its place is empty, its jobs wait. Only when such deaths do not end (a job
+    that kills every worker that takes it) do the forks have to be spread.
+    """
+
+    def __init__(self) -> None:
+        self._at: deque[float] = deque(maxlen=BEARABLE + 1)
+
+    def bear(self, now: float) -> bool:
+        """Count one more; whether there were at most ``BEARABLE`` within the last ``SPELL`` seconds, this one included."""
+        self._at.append(now)
+        return len(self._at) <= BEARABLE or now - self._at[0] > SPELL
 
 
 @dataclass(slots=True, eq=False)
@@ -85,11 +103,12 @@ class Post:
         self.quick_deaths += 1
         self.not_before = time.monotonic() + restart_delay(self.quick_deaths, base)
 
-    def follow(self, child: Child, *, booted: bool, recycled: bool, base: float) -> None:
+    def follow(self, child: Child, losses: Losses, *, booted: bool, recycled: bool, base: float) -> None:
         """Decide when the successor of ``child``, dead without having been told to go, may start."""
+        now = time.monotonic()
         if recycled:
             self.not_before = child.started_at + RECYCLE_EVERY
-        elif booted and time.monotonic() - child.started_at >= QUICK_DEATH:
+        elif (child.served and losses.bear(now)) or (booted and now - child.started_at >= QUICK_DEATH):
             self.quick_deaths = 0
         else:
             self.penalise(base)

@@ -20,7 +20,7 @@ import pytest
 from fastq.errors import ConfigError
 from fastq.supervisor import ChildSpec, Supervisor
 from fastq.supervisor.host import SourceWatch
-from fastq.supervisor.post import restart_delay
+from fastq.supervisor.post import BEARABLE, SPELL, Losses, restart_delay
 
 pytestmark = pytest.mark.versions
 
@@ -313,14 +313,32 @@ def test_the_default_delays_are_bounded() -> None:
     assert restart_delay(3, base=0.25) == 0.5
 
 
-def test_quick_deaths_after_boot_are_replaced_with_back_off(host: Host) -> None:
+def test_a_serving_worker_that_dies_is_replaced_at_once(host: Host) -> None:
+    """F-01: however young it was; with any back-off this test would take minutes."""
+    host.start_running({**WORKER, "count": 2}, MONITOR, options={"backoff": 60.0})
+    for killed in range(2, 8):
+        os.kill(host.pids("worker")[-1], signal.SIGKILL)
+        host.until_running(killed + 2)
+    assert host.stop() == 0
+
+
+def test_endless_deaths_after_boot_are_replaced_with_back_off(host: Host) -> None:
+    """F-07: a job that kills every worker that takes it."""
     host.put("mode", "dies young")
-    host.start(WORKER, options={"backoff": 0.05})
-    host.eventually(lambda: len(host.logged("worker started")) == 6)
-    starts = [line["at"] for line in host.logged("worker started")]
+    host.start(WORKER, options={"backoff": 0.1})
+    host.eventually(lambda: len(host.logged("worker started")) == BEARABLE + 5)
+    starts = [line["at"] for line in host.logged("worker started")][BEARABLE:]
     gaps = [later - earlier for earlier, later in itertools.pairwise(starts)]
-    assert all(gap >= wanted for gap, wanted in zip(gaps, [0, 0.05, 0.1, 0.2, 0.4], strict=True))
+    assert all(gap >= wanted for gap, wanted in zip(gaps, [0, 0.1, 0.2, 0.4], strict=True))
     assert host.stop() == 0, "deaths after boot never end the supervisor"
+
+
+def test_how_many_deaths_are_borne() -> None:
+    losses = Losses()
+    assert all(losses.bear(at / 10) for at in range(BEARABLE))
+    assert not losses.bear(SPELL), "the eleventh within ten seconds"
+    assert losses.bear(SPELL + 0.11), "the second of them was more than ten seconds ago"
+    assert losses.bear(5 * SPELL)
 
 
 def test_sigterm_during_startup(host: Host) -> None:
