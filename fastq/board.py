@@ -122,8 +122,8 @@ class Slot:
     busy = _Int(4)  # handlers that run now
     concurrency = _Int(5)  # handlers that may run at once
     generation = _Int(6)  # counts the rolling restarts
-    stopping: bool = _Flag(7)  # type: ignore[assignment]  # the supervisor told this child to go
-    recycling: bool = _Flag(8)  # type: ignore[assignment]  # this child goes by itself: max_jobs or max_rss
+    stopping: bool = _Flag(7)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]  # the supervisor told this child to go
+    recycling: bool = _Flag(8)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]  # this child goes by itself: max_jobs or max_rss
 
     started_at = _Double(0)  # when it was forked
     ticked_at = _Double(1)  # last turn of its event loop, each 100 ms; 0 before the first

@@ -17,9 +17,11 @@ class StatusReader(Protocol):
 
     async def get_status(self, job_id: str, *, queue: str | None = None) -> JobStatus | None:
         """See :meth:`fastq.FastQ.get_status`."""
+        ...
 
     def get_status_sync(self, job_id: str, *, queue: str | None = None) -> JobStatus | None:
         """See :meth:`fastq.FastQ.get_status_sync`."""
+        ...
 
 
 class JobHandle(Generic[R_co]):

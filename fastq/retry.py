@@ -66,9 +66,10 @@ def _cap(what: str, value: object) -> float:
 
 
 def _list(value: object) -> tuple[float, ...]:
-    if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= 1_000:
+    delays = cast("Sequence[object]", value) if isinstance(value, (list, tuple)) else ()
+    if not 1 <= len(delays) <= 1_000:
         raise ConfigError(f"Steps takes a list of 1 to 1000 delays, not {_quoted(value)}")
-    return tuple(_seconds("a delay of Steps", delay) for delay in value)
+    return tuple(_seconds("a delay of Steps", delay) for delay in delays)
 
 
 def _is_function(value: object) -> bool:
@@ -84,7 +85,7 @@ def _jitter(value: object) -> Jitter:
 
 
 def _error_types(what: str, value: object) -> tuple[type[BaseException], ...]:
-    types = tuple(value) if isinstance(value, Iterable) else (value,)
+    types: tuple[Any, ...] = tuple(value) if isinstance(value, Iterable) else (value,)
     if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in types):
         raise TaskDefinitionError(f"{what}={_quoted(value)} must be exception types")
     return types
@@ -338,7 +339,7 @@ def as_policy(value: object) -> RetryPolicy:
     if isinstance(value, (int, float, dt.timedelta)) and not isinstance(value, bool):
         return Fixed(value)
     if callable(value):
-        return Custom(value)
+        return Custom(cast("Callable[[int], Seconds]", value))
     raise ConfigError(
         f"retry={_quoted(value)} must be a policy, seconds, a list of seconds, or a function of the attempt"
     )

@@ -105,24 +105,31 @@ class Producer(Protocol):
 
     def now_ms(self) -> int:
         """Redis's time as this process knows it."""
+        ...
 
     def max_body(self) -> int:
         """Most bytes of a body."""
+        ...
 
     def default_queue(self) -> str:
         """The queue of tasks that name none."""
+        ...
 
     async def send(self, call: Call) -> JobHandle[Any]:
         """Enqueue one job."""
+        ...
 
     def send_sync(self, call: Call) -> JobHandle[Any]:
         """Enqueue one job from blocking code."""
+        ...
 
     async def send_many(self, calls: Iterable[Call] | AsyncIterable[Call], *, ids: bool) -> Bulk:
         """Enqueue a stream of jobs in bounded chunks."""
+        ...
 
     def send_many_sync(self, calls: Iterable[Call], *, ids: bool) -> Bulk:
         """The same from blocking code."""
+        ...
 
 
 def seconds(name: str, value: object, *, least: float = 0.0) -> float:
@@ -435,9 +442,9 @@ class Tasks:
 
     # A coroutine function is a function, too: the overloads overlap, and the first that fits is meant.
     @overload
-    def task(self, fn: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # see above
+    def task(self, fn: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]  # see above
     @overload
-    def task(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # see above
+    def task(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]  # see above
     @overload
     def task(self, fn: Callable[Concatenate[JobContext, P], R], /) -> SyncTask[P, R]: ...
     @overload
@@ -458,7 +465,7 @@ class Tasks:
         retry_on: ErrorTypes = Exception,
         never_on: ErrorTypes = (),
     ) -> _Decorator: ...
-    def task(self, fn: Any = None, /, **options: Any) -> Any:  # type: ignore[misc]  # the fifth overload has no fn
+    def task(self, fn: Any = None, /, **options: Any) -> Any:  # type: ignore[misc]  # pyright: ignore[reportInconsistentOverload]  # the fifth overload has no fn
         """Register a handler, as a decorator with or without options.
 
         Coroutine functions run on the worker's event loop, plain functions in threads.
@@ -585,9 +592,9 @@ class _Decorator(Protocol):
     """What ``task(...)`` with options returns."""
 
     @overload
-    def __call__(self, fn: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # a coroutine function is a function, too
+    def __call__(self, fn: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]  # a coroutine function is a function, too
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # a coroutine function is a function, too
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]  # a coroutine function is a function, too
     @overload
     def __call__(self, fn: Callable[Concatenate[JobContext, P], R], /) -> SyncTask[P, R]: ...
     @overload

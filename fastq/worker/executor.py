@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import logging
 import random
 import socket
@@ -136,7 +137,7 @@ class Executor:
 
     def _spawn(self, job: JobContext, run: Coroutine[Any, Any, None]) -> None:
         if _EAGER:
-            task = asyncio.Task(run, loop=self._loop, eager_start=True)  # type: ignore[call-arg,unused-ignore]  # 3.12+
+            task = asyncio.Task(run, loop=self._loop, eager_start=True)  # type: ignore[call-arg,unused-ignore]  # pyright: ignore[reportCallIssue]  # 3.12+
             if task.done():
                 return
             job.runner = task
@@ -176,7 +177,8 @@ class Executor:
             threads = min(self._app.settings.threads, self._app.settings.concurrency)
             self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastq-handler")
         context = contextvars.copy_context()
-        future = self._loop.run_in_executor(self._pool, context.run, _thread_main, job, plan.task.fn, args, kwargs)
+        call = functools.partial(_thread_main, job, plan.task.fn, args, kwargs)
+        future = self._loop.run_in_executor(self._pool, lambda: context.run(call))
         # Shielded: a cancelled waiter must not cancel a handler that has not started yet behind its back.
         return await asyncio.shield(future)
 
