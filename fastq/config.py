@@ -395,7 +395,7 @@ def _choice(field: _Field, raw: object) -> str:
     raise ConfigError(f"{_quoted(raw)} is none of {', '.join(field.choices)}{hint}")
 
 
-def _queues_text(raw: object) -> str:
+def _queues_text(raw: Any) -> str:
     """A file may also hold a list of names, or a table of weights."""
     if isinstance(raw, Mapping):
         raw = ",".join(f"{name}={weight}" for name, weight in raw.items())
@@ -480,8 +480,9 @@ def _table(file: Path) -> tuple[Mapping[str, object], str]:
         raise ConfigError(f"{file} is not valid TOML: {error}") from None
     if file.name != "pyproject.toml":
         return content, str(file)
-    table = content.get("tool", {}).get("fastq", {})
-    if not isinstance(table, Mapping):
+    tools = content.get("tool", {})
+    table: Any = tools.get("fastq", {}) if isinstance(tools, dict) else tools
+    if not isinstance(table, dict):
         raise ConfigError(f"[tool.fastq] of {file} is not a table")
     return table, f"{file} [tool.fastq]"
 

@@ -193,8 +193,9 @@ def test_a_file_that_is_not_there(empty_folder: Path) -> None:
         loaded(file=empty_folder / "none.toml")
 
 
-def test_a_tool_table_that_is_none(empty_folder: Path) -> None:
-    (empty_folder / "pyproject.toml").write_text("[tool]\nfastq = 5\n")
+@pytest.mark.parametrize("content", ["[tool]\nfastq = 5\n", "tool = 5\n"])
+def test_a_tool_table_that_is_none(empty_folder: Path, content: str) -> None:
+    (empty_folder / "pyproject.toml").write_text(content)
     with pytest.raises(ConfigError, match="is not a table"):
         loaded()
 

@@ -9,6 +9,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,13 @@ def delays(policy: RetryPolicy, runs: int) -> list[float]:
 def test_the_examples_in_the_docstrings_are_true() -> None:
     result = doctest.testmod(fastq.retry)
     assert result.attempted >= 10
+    assert result.failed == 0
+
+
+def test_the_examples_in_the_guide_are_true() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "retries.md"
+    result = doctest.testfile(str(guide), module_relative=False)
+    assert result.attempted >= 8
     assert result.failed == 0
 
 
