@@ -1,0 +1,189 @@
+"""A scheduler process after the fork: set up, run its loops, take signals, exit.
+
+``main`` is the supervisor's entry point; ``run_alone`` is ``fastq scheduler``, one process without a supervisor. Any number
+may run: one leads, the others stand by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+from fastq import config, logs
+from fastq.app import FastQ
+from fastq.board import Board, ChildContext, Slot, SlotState
+from fastq.broker.connection import AsyncConnection
+from fastq.broker.keys import GlobalKeys
+from fastq.errors import ExitCode, FastQError
+from fastq.launch import Launch, load_app, report
+from fastq.logs import fields
+from fastq.metrics import WorkerMetrics
+from fastq.scheduler.link import Leadership, Link, Roster
+from fastq.scheduler.maintenance import WAIT, Promoter, Pruner, Recoverer, Waker
+from fastq.scheduler.periodic import Entry, Ticker, entries_of, shown
+from fastq.service import Service
+
+__all__ = ["main", "run_alone"]
+
+log = logging.getLogger("fastq.scheduler")
+
+TICK = 0.1
+"""Seconds between two signs of life on the board."""
+
+STOP_GRACE = 1.0
+"""Seconds for the round trips that are under way at the end; what they do is whole in Redis or not at all."""
+
+
+def main(context: ChildContext) -> int:
+    """A scheduler under a supervisor."""
+    launch: Launch = context.settings
+    logs.setup(launch.settings.log_level, launch.settings.log_format, background=True)
+    try:
+        return _live(launch, context.slot, context.orphaned)
+    finally:
+        logs.flush()  # the supervisor's child ends with os._exit
+
+
+def run_alone(launch: Launch) -> int:
+    """One scheduler process without a supervisor."""
+    slot = Board(1).claim("scheduler")
+    assert slot is not None
+    slot.pid = os.getpid()
+    return _live(launch, slot, lambda: False)
+
+
+def _live(launch: Launch, slot: Slot, orphaned: Callable[[], bool]) -> int:
+    loaded = _load(launch)
+    if loaded is None:
+        return ExitCode.USAGE
+    slot.state = SlotState.BOOTED
+    return _serve(*loaded, slot, orphaned)
+
+
+def _load(launch: Launch) -> tuple[FastQ, list[Entry]] | None:
+    """The application and its schedules; a schedule whose arguments do not fit its task is told here, not at each tick."""
+    try:
+        app = load_app(launch)
+        return app, entries_of(app)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        report(error, launch)
+        return None
+
+
+def _serve(app: FastQ, entries: list[Entry], slot: Slot, orphaned: Callable[[], bool]) -> int:
+    import uvloop
+
+    gc.freeze()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_Scheduler(app, entries, slot, orphaned).run())
+    except FastQError as error:
+        log.error("scheduler cannot work", extra=fields(error=str(error)))
+        return ExitCode.USAGE
+    except Exception:
+        log.exception("scheduler crashed")
+        return ExitCode.CRASH
+    return ExitCode.OK
+
+
+def scheduler_name() -> str:
+    """Unique for this process."""
+    return f"{socket.gethostname()[:60]}.{os.getpid()}.{secrets.token_hex(3)}"
+
+
+def queues_of(app: FastQ) -> set[str]:
+    """The queues that the settings and the registered tasks name."""
+    named = {task.defaults.queue or app.default_queue() for task in app.tasks.values()}
+    return named.union(config.parse_queues(app.settings.queues).names)
+
+
+class _Scheduler:
+    """The loops of one process and what surrounds them: connections, signals, signs of life."""
+
+    def __init__(self, app: FastQ, entries: list[Entry], slot: Slot, orphaned: Callable[[], bool]) -> None:
+        settings = app.settings
+        metrics = WorkerMetrics(slot)
+        self._slot = slot
+        self._orphaned = orphaned
+        self._ended = asyncio.Event()
+        self._commands = _connection(app)
+        self._pops = _connection(app, WAIT)
+        link = Link(self._commands, metrics)
+        self._leadership = Leadership(link, GlobalKeys(settings.prefix), scheduler_name())
+        self._roster = Roster(self._leadership, link, settings.prefix, queues_of(app))
+        promoter = Promoter(self._leadership, link, self._roster)
+        self._waker = Waker(self._leadership, Link(self._pops, metrics, quiet=True), self._roster, promoter).service
+        self._roster.on_new = promoter.look_again
+        self._ticker = Ticker(self._leadership, link, entries, settings.prefix)
+        self._services = [
+            Service("tick", self._tick),
+            self._leadership.service,
+            self._roster.service,
+            promoter.service,
+            self._waker,
+            self._ticker.service,
+            Recoverer(self._leadership, link, self._roster, settings).service,
+            Pruner(self._leadership, link, self._roster, settings).service,
+        ]
+
+    async def run(self) -> None:
+        """Until a signal, or until the supervisor has gone."""
+        started = time.monotonic()
+        self._signals()
+        for service in self._services:
+            await service.start()
+        await self._ended.wait()
+        self._slot.state = SlotState.DRAINING
+        # The blocking pop is not waited for. A token on its way to it is no loss: who leads next looks at every queue first.
+        await asyncio.gather(self._waker.stop(0), *(service.stop(STOP_GRACE) for service in self._services))
+        await self._leadership.give_up()
+        await self._commands.close()
+        await self._pops.close()
+        log.info("scheduler stopped", extra=fields(seconds=round(time.monotonic() - started, 1)))
+
+    async def _tick(self) -> float:
+        self._slot.ticked_at = time.monotonic()
+        if self._leadership.answered and self._slot.state is SlotState.BOOTED:
+            self._slot.state = SlotState.RUNNING  # also as a standby
+        if self._orphaned():
+            self._end("supervisor gone")
+        return TICK
+
+    def _signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        ends = [signal.SIGTERM, signal.SIGQUIT]
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # alone: Ctrl-C is ours
+            ends.append(signal.SIGINT)
+        for number in ends:
+            loop.add_signal_handler(number, self._end, number.name)
+        loop.add_signal_handler(signal.SIGUSR2, self._dump)
+
+    def _end(self, reason: str) -> None:
+        if not self._ended.is_set():
+            log.info("scheduler stopping", extra=fields(reason=reason))
+            self._ended.set()
+
+    def _dump(self) -> None:
+        """What it does and what it will fire next."""
+        said = fields(leading=self._leadership.leading, queues=sorted(self._roster.queues), services=self._services)
+        log.info("scheduler state", extra=said)
+        for name, due in self._ticker.upcoming:
+            log.info("next tick", extra=fields(schedule=name, at=shown(due)))
+
+
+def _connection(app: FastQ, longest_wait: float = 0.0) -> AsyncConnection:
+    settings = app.settings
+    return AsyncConnection(
+        app.endpoint(),
+        connect_timeout=settings.connect_timeout,
+        response_timeout=settings.response_timeout + longest_wait,
+    )
