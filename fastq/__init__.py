@@ -34,8 +34,9 @@ from fastq.errors import (
 )
 from fastq.handle import Bulk, JobHandle
 from fastq.job import DeadLetter, JobPriority, JobState, JobStatus
+from fastq.registry import Tasks
 from fastq.retry import Additive, Custom, Exponential, Fixed, Linear, RetryPolicy, Steps
-from fastq.task import JobOptions, Task, Tasks
+from fastq.task import JobOptions, Task
 
 __version__ = "0.1.0"
 

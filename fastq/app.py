@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import threading
@@ -13,18 +12,21 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from fastq import config
 from fastq.arguments import encode_untyped
+from fastq.broker.calls import Numbers, Target, chunks, enqueue_sync
 from fastq.broker.commands import Command, NewJob, Operation, Refused, raw
 from fastq.broker.connection import AsyncConnection, Clock, SyncConnection
-from fastq.broker.enqueuer import AsyncEnqueuer, Numbers, Target, chunks, enqueue_sync
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint, parse_url
 from fastq.context import JobContext, running_job
 from fastq.errors import InvalidArguments, JobIdReused, TaskDefinitionError, UnknownTask
 from fastq.handle import Bulk, JobHandle
 from fastq.job import TASK_NAME, DeadLetter, JobStatus, decode_record
-from fastq.task import Call, JobOptions, TaskOptions, Tasks, check_options, make_call
+from fastq.registry import Tasks
+from fastq.task import Call, JobOptions, TaskOptions, check_options, make_call
 
 if TYPE_CHECKING:
+    import asyncio
+
     from fastq.broker.inspector import Inspector
 
 __all__ = ["DeadLetters", "FastQ", "Middleware"]
@@ -318,6 +320,8 @@ class FastQ(Tasks):
         return bulk
 
     def _side(self) -> _AsyncSide:
+        import asyncio  # 45 ms, which blocking code does not need
+
         loop = asyncio.get_running_loop()
         side = self._sides.get(loop)
         if side is None or side.pid != os.getpid():
@@ -340,6 +344,8 @@ class FastQ(Tasks):
 
     async def aclose(self) -> None:
         """Close this event loop's connection; jobs still on their way get BrokerUnavailable."""
+        import asyncio
+
         side = self._sides.pop(asyncio.get_running_loop(), None)
         if side is not None:
             await side.enqueuer.close()
@@ -452,6 +458,8 @@ class _AsyncSide:
     """The connection and producer of one event loop."""
 
     def __init__(self, app: FastQ) -> None:
+        from fastq.broker.enqueuer import AsyncEnqueuer
+
         settings = app.settings
         self._app = app
         self.pid = os.getpid()

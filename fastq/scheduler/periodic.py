@@ -22,8 +22,8 @@ from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.cron import SKIP_GRACE, Schedule, due_ticks
 from fastq.job import VERSION, Envelope, Extra, encode
 from fastq.logs import fields
+from fastq.registry import Periodic
 from fastq.scheduler.link import CHUNK, Leadership, Link
-from fastq.task import Periodic
 
 __all__ = ["Entry", "Ticker", "entries_of", "job_id"]
 

@@ -1,0 +1,78 @@
+"""What both kinds of producer share: how jobs are cut into calls, how calls are numbered; and the blocking kind.
+
+Every call of ``enqueue.lua`` carries its producer's id and a growing number. After a lost connection the same calls are
+sent again, in their order and before anything newer, so the script can tell a repetition from a new call by comparing
+numbers - even when the job has run and left no trace meanwhile (docs/adr/0006-sequence-numbers.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from fastq.broker.commands import BATCH, NewJob, Refused, enqueue
+from fastq.broker.connection import Clock, SyncConnection
+from fastq.broker.keys import QueueKeys
+from fastq.errors import BrokerUnavailable
+
+__all__ = ["BATCH_BYTES", "Numbers", "Target", "chunks", "enqueue_sync", "gave_up"]
+
+BATCH_BYTES = 1 << 20
+"""Most bytes of envelopes in one call, so that one call never keeps Redis or the network busy for long."""
+
+
+class Target(NamedTuple):
+    """Where a job goes: the jobs of one call share it."""
+
+    keys: QueueKeys
+    priority: int
+
+
+class Numbers:
+    """Numbers that grow: µs of Redis's clock, so that pruning can tell how old a producer is by its last one."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.producer = os.urandom(6).hex()
+        self._clock = clock
+        self._last = 0
+
+    def next(self) -> int:
+        """One more than the last, or the present."""
+        self._last = max(self._last + 1, self._clock.now_us())
+        return self._last
+
+
+def chunks(jobs: Iterable[NewJob]) -> Iterator[list[NewJob]]:
+    """Cut any stream of jobs into calls of bounded count and bytes."""
+    stream = iter(jobs)
+    while chunk := list(islice(stream, 1)):
+        size = len(chunk[0].envelope)
+        while size < BATCH_BYTES and len(chunk) < BATCH and (job := next(stream, None)) is not None:
+            chunk.append(job)
+            size += len(job.envelope)
+        yield chunk
+
+
+def gave_up(cause: object, timeout: float) -> BrokerUnavailable:
+    """What a producer is told when Redis did not confirm in time."""
+    return BrokerUnavailable(f"{cause}; gave up after {timeout:g} s: the job may or may not have been stored")
+
+
+def enqueue_sync(
+    connection: SyncConnection, numbers: Numbers, target: Target, jobs: list[NewJob], timeout: float
+) -> list[Refused]:
+    """Send one call from blocking code; it is repeated once after a lost connection.
+
+    ``numbers`` belongs to one thread: a repeated call must not follow a newer one of the same producer.
+    """
+    connection.connect()
+    command = enqueue(target.keys, target.priority, numbers.producer, numbers.next(), jobs)
+    try:
+        return connection.call(command)
+    except BrokerUnavailable:
+        try:
+            return connection.call(command)
+        except BrokerUnavailable as error:
+            raise gave_up(error, timeout) from None

@@ -1,0 +1,308 @@
+"""The registry: tasks and schedules under their names, and the decorators that fill it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar, get_args, overload
+
+from fastq.config import check_queue_name
+from fastq.context import JobContext
+from fastq.cron import Cron, Every, MisfirePolicy, Schedule
+from fastq.errors import FastQError, TaskDefinitionError, UnknownTask, did_you_mean
+from fastq.job import TASK_NAME, JobPriority, check_priority
+from fastq.retry import RetryPolicy, RetryRule, as_policy, attempts_in_all
+from fastq.task import AsyncTask, Producer, Seconds, SyncTask, Task, TaskOptions, seconds
+
+__all__ = ["Periodic", "Tasks"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+ErrorTypes = type[BaseException] | tuple[type[BaseException], ...]
+
+
+class Periodic(NamedTuple):
+    """A task that a schedule enqueues."""
+
+    name: str
+    task: Task[..., Any]
+    schedule: Schedule
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    misfire: MisfirePolicy
+
+
+class Tasks:
+    """A set of tasks. The application is one; a library makes its own and lets applications include it.
+
+    Example (a library)::
+
+        tasks = fastq.Tasks()
+
+        @tasks.task
+        async def render(page: str) -> bytes: ...
+
+    and in its ``pyproject.toml``::
+
+        [project.entry-points."fastq.tasks"]
+        renderer = "renderer.jobs:tasks"
+    """
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.periodic: dict[str, Periodic] = {}
+        self._bound: Producer | None = None
+
+    def producer(self) -> Producer:
+        """Who sends the jobs of these tasks.
+
+        Raises:
+            FastQError: no application has included them.
+        """
+        if self._bound is None:
+            raise FastQError("these tasks belong to no application yet: call app.include(tasks) first")
+        return self._bound
+
+    def include(self, other: Tasks) -> None:
+        """Take the tasks and schedules of another set in.
+
+        Raises:
+            TaskDefinitionError: a name is taken.
+        """
+        for name, task in other.tasks.items():
+            self._add(name, task)
+        for name, periodic in other.periodic.items():
+            self._add_periodic(name, periodic)
+        other._bound = self._bound
+
+    def _add(self, name: str, task: Task[..., Any]) -> None:
+        known = self.tasks.get(name)
+        if known is not None and known.fn is not task.fn:
+            raise TaskDefinitionError(
+                f"task {name!r} is defined twice, by {_where(known.fn)} and {_where(task.fn)}: give one a name="
+            )
+        self.tasks[name] = task
+
+    def find(self, name: str) -> Task[..., Any]:
+        """The task of this name.
+
+        Raises:
+            UnknownTask: there is none.
+        """
+        try:
+            return self.tasks[name]
+        except KeyError:
+            raise UnknownTask(f"no task is named {name!r}{did_you_mean(name, self.tasks)}") from None
+
+    # -- registration -----------------------------------------------------------------------
+
+    # A coroutine function is a function, too: the overloads overlap, and the first that fits is meant.
+    @overload
+    def task(self, fn: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]  # see above
+    @overload
+    def task(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]  # see above
+    @overload
+    def task(self, fn: Callable[Concatenate[JobContext, P], R], /) -> SyncTask[P, R]: ...
+    @overload
+    def task(self, fn: Callable[P, R], /) -> SyncTask[P, R]: ...
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        priority: int = JobPriority.NORMAL,
+        max_attempts: int | None = None,
+        max_retries: int | None = None,
+        timeout: Seconds | None = None,
+        expires: Seconds | None = None,
+        result_ttl: Seconds | None = None,
+        retry: RetryPolicy | Seconds | list[float] | Callable[[int], float] | None = None,
+        retry_on: ErrorTypes = Exception,
+        never_on: ErrorTypes = (),
+    ) -> _Decorator: ...
+    def task(self, fn: Any = None, /, **options: Any) -> Any:  # type: ignore[misc]  # pyright: ignore[reportInconsistentOverload]  # the fifth overload has no fn
+        """Register a handler, as a decorator with or without options.
+
+        Coroutine functions run on the worker's event loop, plain functions in threads.
+
+        Args:
+            name: unique in the application; default: the function's name.
+            queue: where its jobs go; default: the application's first queue.
+            priority: 0 to 10, higher runs first.
+            max_attempts: runs in all before a job goes to the dead-letter queue (default 5);
+                ``max_retries=n`` means ``max_attempts=n+1``.
+            timeout: seconds that one run may take (default 300).
+            expires: seconds after which a job that has not started is cancelled.
+            result_ttl: seconds that the record of a finished job is kept (default 3600), 0 for none.
+            retry: a policy, seconds, a list of seconds, or a function of the attempt
+                (default: exponential, full jitter, at most 10 minutes).
+            retry_on, never_on: exception types that are retried, or never.
+
+        Raises:
+            TaskDefinitionError: an option or the name cannot be used, or the name is taken.
+
+        Example::
+
+            @app.task(queue="emails", max_attempts=5, timeout=30.0)
+            async def send_email(to: str, subject: str = "hi") -> str: ...
+        """
+        if fn is not None:
+            return self._register(fn, options)
+        return lambda fn: self._register(fn, options)
+
+    def _register(self, fn: Callable[..., Any], options: dict[str, Any]) -> Task[..., Any]:
+        if not callable(fn):
+            raise TaskDefinitionError(f"@task decorates a function, not {fn!r:.100}")
+        name = options.pop("name", None) or getattr(fn, "__name__", type(fn).__name__)
+        if not isinstance(name, str) or not TASK_NAME.match(name):
+            raise TaskDefinitionError(f"the task name {name!r:.250} is not 1 to 200 characters of A-Z a-z 0-9 _ . : -")
+        kind = AsyncTask if _is_async(fn) else SyncTask
+        task: Task[..., Any] = kind(self, name, fn, _task_options(name, options))
+        self._add(name, task)
+        return task
+
+    # -- schedules ------------------------------------------------------------------------------
+
+    def cron(
+        self,
+        expression: str,
+        *,
+        tz: str = "UTC",
+        name: str | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        misfire: MisfirePolicy = "once",
+    ) -> Callable[[Any], Any]:
+        """Enqueue the decorated task at the minutes of a cron expression, once per tick whatever number of
+        schedulers runs.
+
+        Args:
+            expression: five fields (minute hour day month weekday, 0 = Sunday) or ``@hourly`` and the like.
+            tz: the zone of its wall time. A time that the spring change skips fires once, right after the gap;
+                one that the autumn change repeats fires once.
+            name: of the schedule; default: the task's name and the expression.
+            args, kwargs: of the job.
+            misfire: ticks missed while no scheduler ran: "skip" them, run "once" (the last), or "all" (at most 100).
+
+        Raises:
+            TaskDefinitionError: the expression or zone is wrong, or the schedule's name is taken.
+
+        Example::
+
+            @app.cron("30 4 * * 1-5", tz="Europe/Berlin")
+            @app.task
+            async def report() -> None: ...
+        """
+        schedule = Cron(expression, tz)
+        return self._schedule(schedule, name, expression, args, kwargs, misfire)
+
+    def every(
+        self,
+        interval: Seconds,
+        *,
+        name: str | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        misfire: MisfirePolicy = "skip",
+    ) -> Callable[[Any], Any]:
+        """Enqueue the decorated task every so many seconds (at least 0.1), at multiples of the interval since
+        the epoch, so that all schedulers agree. Arguments and errors as for :meth:`cron`.
+
+        Example::
+
+            @app.every(30)
+            @app.task
+            async def sync_stock() -> None: ...
+        """
+        every = seconds("interval", interval, least=0.1)
+        return self._schedule(Every(every), name, f"every {every:g} s", args, kwargs, misfire)
+
+    def _schedule(
+        self,
+        schedule: Schedule,
+        name: str | None,
+        label: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None,
+        misfire: MisfirePolicy,
+    ) -> Callable[[Any], Any]:
+        if misfire not in get_args(MisfirePolicy):
+            raise TaskDefinitionError(f"misfire={misfire!r} is not one of {', '.join(get_args(MisfirePolicy))}")
+
+        def decorate(target: Any) -> Any:
+            task = target if isinstance(target, Task) else self._register(target, {})
+            full = name or f"{task.name} {label}"
+            self._add_periodic(full, Periodic(full, task, schedule, args, dict(kwargs or {}), misfire))
+            return task
+
+        return decorate
+
+    def _add_periodic(self, name: str, periodic: Periodic) -> None:
+        if self.periodic.get(name, periodic) != periodic:
+            raise TaskDefinitionError(f"the schedule {name!r} is defined twice: give one a name=")
+        self.periodic[name] = periodic
+
+
+class _Decorator(Protocol):
+    """What ``task(...)`` with options returns."""
+
+    @overload
+    def __call__(self, fn: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]  # a coroutine function is a function, too
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]  # a coroutine function is a function, too
+    @overload
+    def __call__(self, fn: Callable[Concatenate[JobContext, P], R], /) -> SyncTask[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> SyncTask[P, R]: ...
+
+
+_TASK_OPTIONS = (
+    "queue", "priority", "max_attempts", "max_retries", "timeout", "expires", "result_ttl",
+    "retry", "retry_on", "never_on",
+)  # fmt: skip
+
+
+def _task_options(name: str, given: dict[str, Any]) -> TaskOptions:
+    for option in given:
+        if option not in _TASK_OPTIONS:
+            raise TaskDefinitionError(
+                f"task {name!r} has an unknown option {option!r}{did_you_mean(option, _TASK_OPTIONS)}"
+            )
+    try:
+        return _read_options(given)
+    except FastQError as error:
+        raise TaskDefinitionError(f"task {name!r}: {error}") from None
+
+
+def _read_options(given: Mapping[str, Any]) -> TaskOptions:
+    def duration(option: str, least: float) -> float | None:
+        return None if given.get(option) is None else seconds(option, given[option], least=least)
+
+    attempts = None
+    if given.get("max_attempts") is not None or given.get("max_retries") is not None:
+        attempts = attempts_in_all(given.get("max_attempts"), given.get("max_retries"))
+    rule = RetryRule(
+        as_policy(given.get("retry")), retry_on=given.get("retry_on", Exception), never_on=given.get("never_on", ())
+    )
+    return TaskOptions(
+        queue=None if given.get("queue") is None else check_queue_name(given["queue"]),
+        priority=check_priority(given.get("priority", JobPriority.NORMAL)),
+        max_attempts=attempts,
+        timeout=duration("timeout", 0.001),
+        result_ttl=duration("result_ttl", 0.0),
+        expires=duration("expires", 0.0),
+        retry=rule,
+    )
+
+
+def _is_async(fn: Callable[..., Any]) -> bool:
+    inner = fn
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004 - looks for `async def __call__`
+
+
+def _where(fn: Callable[..., Any]) -> str:
+    return f"{getattr(fn, '__module__', '?')}.{getattr(fn, '__qualname__', fn)}"

@@ -1,0 +1,77 @@
+"""The README's snippets are run, as they stand there."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import fastq
+from tests.redis.workshop import working
+
+README = (Path(__file__).parent.parent.parent / "README.md").read_text("utf-8")
+SNIPPETS = dict(re.findall(r"<!-- test: (\S+) -->\n```python\n(.*?)```", README, re.DOTALL))
+
+
+def test_every_python_snippet_is_known() -> None:
+    """The two at the top show the same code that `calls` runs; the others carry a test mark."""
+    assert len(re.findall(r"```python\n", README)) == len(SNIPPETS) + 2
+    assert set(SNIPPETS) == {"tasks.py", "calls", "handlers", "schedules"}
+
+
+def top_of_readme(url: str) -> dict[str, object]:
+    """The application of the first snippet, on the test's Redis."""
+    first = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    names: dict[str, object] = {}
+    exec(first.replace("redis://localhost:6379/0", url), names)  # noqa: S102 - our own README
+    return names
+
+
+async def test_the_calls(redis_url: str) -> None:
+    """F060, F061, F067, F073."""
+    names = top_of_readme(redis_url)
+    code = "async def calls():\n" + textwrap.indent(SNIPPETS["calls"], "    ") + "\n    return job, status\n"
+    exec(code, names)  # noqa: S102 - our own README
+    job, status = await names["calls"]()  # type: ignore[operator]
+    assert (status.state, status.task) == ("pending", "send_email")
+    assert (await job.status()).queue == "emails"
+    app = names["app"]
+    assert isinstance(app, fastq.FastQ)
+    await app.aclose()
+
+
+async def test_the_tour_runs(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tasks.py: the first attempt fails, the second one says hello."""
+    monkeypatch.setenv("FASTQ_REDIS_URL", redis_url)
+    names: dict[str, object] = {}
+    exec(SNIPPETS["tasks.py"].replace("base=1", "base=0.01"), names)  # noqa: S102 - our own README
+    app, greet = names["app"], names["greet"]
+    assert isinstance(app, fastq.FastQ)
+    async with working(app) as shop:
+        status = await shop.ended(await greet.enqueue("world"))  # type: ignore[attr-defined]
+    assert (status.result, status.attempts) == ("hello world", 2)
+
+
+async def test_the_handlers_do_what_is_said(redis_url: str) -> None:
+    app = fastq.FastQ(redis_url)
+    names: dict[str, object] = {"app": app, "fastq": fastq}
+    exec(SNIPPETS["handlers"], names)  # noqa: S102 - our own README
+    charge = names["charge"]
+    async with working(app) as shop:
+        failed = await shop.ended(await charge.enqueue(-1))  # type: ignore[attr-defined]
+        snoozed = await charge.enqueue(0)  # type: ignore[attr-defined]
+        while (await snoozed.status()).state != "scheduled":
+            await asyncio.sleep(0.005)
+        status = await snoozed.status()
+    assert (failed.state, failed.last_error) == ("failed", "Fail: no such order")
+    assert status.attempts == 0
+    assert status.due_at - status.enqueued_at > 55
+
+
+def test_the_schedule_is_valid(redis_url: str) -> None:
+    app = fastq.FastQ(redis_url)
+    exec(SNIPPETS["schedules"], {"app": app})  # noqa: S102 - our own README
+    assert list(app.periodic) == ["report 30 4 * * 1-5"]
