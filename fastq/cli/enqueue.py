@@ -1,0 +1,131 @@
+"""``fastq enqueue NAME --json '{…}'``: a job by its task's name, without the application."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+import msgspec
+
+from fastq.broker import commands
+from fastq.broker.commands import NewJob, Refused, raw
+from fastq.broker.keys import GlobalKeys, QueueKeys
+from fastq.cli.session import Session, with_text_session
+from fastq.config import check_queue_name, parse_duration, parse_queues
+from fastq.errors import (
+    BodyTooLarge,
+    BrokerUnavailable,
+    InvalidArguments,
+    InvalidOption,
+    JobIdReused,
+    UnknownTask,
+)
+from fastq.job import TASK_NAME, VERSION, Envelope, Extra, check_id, check_priority, decode_record, encode, new_id
+
+__all__ = ["verbs"]
+
+LONGEST = 366 * 86_400
+"""Seconds: a longer delay is a mistake."""
+
+
+def body_of(task: str, text: str) -> bytes:
+    """The body of a call with these JSON arguments: an object of keywords, or a list of positional ones.
+
+    Raises:
+        InvalidArguments: it is neither, or holds what a body cannot.
+    """
+    try:
+        arguments = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise InvalidArguments(f"the arguments of task {task!r} are not JSON: {error}") from None
+    if not isinstance(arguments, dict | list) or (isinstance(arguments, dict) and "" in arguments):
+        raise InvalidArguments(
+            f'the arguments of task {task!r} must be an object, {{"to": "a@example.org"}}, or a list'
+        )
+    try:
+        return encode(arguments)
+    except OverflowError as error:
+        raise InvalidArguments(f"an argument of task {task!r} cannot be encoded: {error}") from None
+
+
+def envelope_of(task: str, body: bytes, priority: int, now: int, delay_ms: int) -> bytes:
+    """The envelope of a job that nothing but its name and arguments is known of."""
+    extra = Extra(due_at=now + delay_ms) if delay_ms else None
+    return encode(Envelope(priority, VERSION, task, body, now, 0, extra))
+
+
+@click.command()
+@click.argument("name")
+@click.option("--json", "arguments", metavar="JSON", default="{}", help='Arguments: {"to": "…"} or […]; - reads stdin.')
+@click.option("--queue", "-q", help="Default: the first one of the setting queues.")
+@click.option("--priority", "-p", type=int, default=5, show_default=True, help="0 to 10, higher runs first.")
+@click.option("--delay", metavar="DURATION", default="0", help="Due so much later: 90, 5m, 2h.")
+@click.option("--job-id", metavar="ID", help="An id of your own: a second job with it is not created.")
+@click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", help="What is printed.")
+@with_text_session
+def enqueue(
+    session: Session,
+    name: str,
+    arguments: str,
+    queue: str | None,
+    priority: int,
+    delay: str,
+    job_id: str | None,
+    output: str,
+) -> None:
+    """Enqueue a job by the NAME of its task and print the job's id.
+
+    The arguments are checked by the worker: the task's signature is not known here.
+    """
+    settings = session.settings
+    if not TASK_NAME.match(name):
+        raise UnknownTask(f"{name!r:.250} is not a task name: 1 to 200 characters of A-Z a-z 0-9 _ . : -")
+    body = body_of(name, sys.stdin.read() if arguments == "-" else arguments)
+    if len(body) > settings.max_body:
+        raise BodyTooLarge(f"the arguments of task {name!r} take {len(body):,} bytes, more than {settings.max_body:,}")
+    chosen = check_queue_name(queue or parse_queues(settings.queues).names[0])
+    seconds = parse_duration(delay)
+    if seconds > LONGEST:
+        raise InvalidOption(f"delay={delay!r} must be at most 366 days")
+    q, delay_ms = QueueKeys(settings.prefix, chosen), round(seconds * 1_000)
+    new = NewJob(check_id(job_id) if job_id else new_id(), b"", delay_ms, chosen=job_id is not None)
+    session.connection.connect()  # its clock is Redis's from here on
+    envelope = envelope_of(name, body, check_priority(priority), session.connection.clock.now_ms(), delay_ms)
+    refused = _send(session, q, priority, new._replace(envelope=envelope))
+    created = not _refused(refused, new.id, chosen)
+    session.as_json = output == "json"
+    session.answer({"id": new.id, "queue": chosen, "created": created}, [new.id])
+    if not created:
+        click.echo("fastq: this job exists already; nothing was enqueued", err=True)
+
+
+def _send(session: Session, q: QueueKeys, priority: int, job: NewJob) -> list[Refused]:
+    """One call, repeated once when its reply was lost: the sequence number makes the repetition a no-op."""
+    connection = session.connection
+    call: Any = commands.enqueue(q, priority, os.urandom(6).hex(), connection.clock.now_us(), [job])
+    announcement: Any = raw("SADD", GlobalKeys(session.settings.prefix).queues, q.queue)
+    try:
+        refused: list[Refused] = connection.call_many([call, announcement])[0]
+    except BrokerUnavailable:
+        refused = connection.call_many([call, announcement])[0]
+    return refused
+
+
+def _refused(refused: list[Refused], job_id: str, queue: str) -> bool:
+    """Whether a living job has this id.
+
+    Raises:
+        JobIdReused: a finished one has.
+    """
+    if not refused:
+        return False
+    if refused[0].why == "dead":
+        raise JobIdReused(job_id, queue, "failed")
+    if refused[0].why == "finished":
+        raise JobIdReused(job_id, queue, decode_record(refused[0].detail).state)
+    return True
+
+
+verbs = {"enqueue": enqueue}

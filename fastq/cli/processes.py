@@ -1,0 +1,108 @@
+"""The processes behind ``fastq dev|supervise|worker|scheduler``: who is started with what."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastq import logs
+from fastq.app import FastQ
+from fastq.board import Board
+from fastq.broker.embedded import EmbeddedServer
+from fastq.config import Loaded, Settings
+from fastq.errors import ConfigError, ExitCode
+from fastq.launch import Launch
+from fastq.supervisor import ChildSpec, Supervisor
+from fastq.supervisor.host import PidFile
+
+__all__ = ["dev", "scheduler", "supervise", "worker"]
+
+SPARE_SLOTS = 16
+"""Places on the board beyond twice the workers: TTIN adds workers, and a dead one keeps its place for a moment."""
+
+FOLDER = Path(".fastq")
+"""What `fastq dev` keeps: the data of its server."""
+
+
+def specs(launch: Launch) -> list[ChildSpec]:
+    """What a supervisor runs."""
+    return [
+        ChildSpec(
+            role="worker",
+            entry="fastq.worker.process:main",
+            count=launch.settings.workers,
+            settings=launch,
+            takes_jobs=True,
+        ),
+        ChildSpec(role="scheduler", entry="fastq.scheduler.process:main", settings=launch),
+        ChildSpec(role="monitor", entry="fastq.monitor:main", settings=launch, stop_last=True),
+    ]
+
+
+def supervise(app: str, load: Callable[[], Settings]) -> int:
+    """Run until told to stop. ``load`` reads the settings, at the start and at each HUP."""
+    settings = load()
+    logs.setup(settings.log_level, settings.log_format)
+    board = Board(2 * settings.workers + SPARE_SLOTS, rows=settings.concurrency)
+    paths = [_watched(app)] if settings.reload else []
+    return Supervisor(
+        specs(Launch(settings, app)),
+        board,
+        grace=settings.grace,
+        reload=lambda: specs(Launch(load(), app)),
+        reload_paths=paths,
+        pidfile=settings.pidfile,
+    ).run()
+
+
+def _watched(app: str) -> Path:
+    """The folder whose sources are watched: that of the file, else the working directory."""
+    name = app.partition(":")[0]
+    return Path(name).resolve().parent if name.endswith(".py") else Path.cwd()
+
+
+def worker(app: str, settings: Settings) -> int:
+    """One worker, with the monitor's work done by a thread of its own."""
+    from fastq.monitor import keep_in_thread
+    from fastq.worker.process import run_alone
+
+    logs.setup(settings.log_level, settings.log_format, background=True)
+
+    def keep(loaded: FastQ, board: Board) -> None:
+        keep_in_thread(board, loaded.settings, loaded.endpoint())
+
+    return run_alone(Launch(settings, app), keep)
+
+
+def scheduler(app: str, settings: Settings) -> int:
+    """The scheduler alone."""
+    from fastq.scheduler.process import run_alone
+
+    logs.setup(settings.log_level, settings.log_format, background=True)
+    return run_alone(Launch(settings, app))
+
+
+def dev(app: str, load: Callable[..., Loaded]) -> int:
+    """Everything for development. ``load(**settings)`` reads the settings with these as arguments, too."""
+    ours: dict[str, Any] = {"workers": 1, "reload": True}
+    if load().origins["url"] != "default":
+        return supervise(app, lambda: load(**ours).settings)
+    FOLDER.mkdir(mode=0o700, exist_ok=True)
+    (FOLDER / ".gitignore").write_text("*\n")
+    lock = PidFile(os.fspath(FOLDER / "pid"))
+    try:
+        lock.acquire()  # two servers must not write into one folder
+    except ConfigError as error:
+        click.echo(f"fastq: {error}", err=True)
+        return ExitCode.PIDFILE
+    try:
+        with EmbeddedServer(data_dir=FOLDER / "redis", appendonly=True) as server:
+            click.echo(f"Redis for development, its data in {FOLDER}/. In other terminals:", err=True)
+            click.echo(f"  export FASTQ_REDIS_URL='{server.url}'", err=True)
+            return supervise(app, lambda: load(**ours, url=server.url).settings)
+    finally:
+        lock.release()

@@ -1,0 +1,104 @@
+"""``fastq status`` and ``fastq version``."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from fastq.broker.commands import Operation
+from fastq.broker.inspector import Inspector
+from fastq.broker.views import QueueInfo, WorkerInfo
+from fastq.cli.session import NotFound, Session, as_json, with_session
+from fastq.cli.table import duration, rows
+from fastq.errors import did_you_mean, safe_text
+
+__all__ = ["look", "verbs", "worker_lines"]
+
+QUEUE_HEAD = ("QUEUE", "PENDING", "SCHEDULED", "RUNNING", "DEAD", "WORKERS", "OLDEST", "STATE")
+WORKER_HEAD = ("WORKER", "HOST", "PID", "RUNNING", "OF", "LEASE", "QUEUES", "VERSION")
+
+Look = tuple[list[QueueInfo], list[WorkerInfo], str | None]
+
+
+def look(inspector: Inspector) -> Operation[Look]:
+    """Queues, workers, and the scheduler that leads."""
+    queues = yield from inspector.overview()
+    workers = yield from inspector.workers()
+    leader = yield from inspector.leader()
+    return queues, workers, leader
+
+
+@click.command()
+@click.argument("queues", metavar="[QUEUE]...", nargs=-1)
+@with_session
+def status(session: Session, queues: tuple[str, ...]) -> None:
+    """Queues, workers and the scheduler at a glance."""
+    infos, workers, leader = session.run(look(session.inspector))
+    known = [info.name for info in infos]
+    for name in queues:
+        if name not in known:
+            raise NotFound(f"no queue {name!r}{did_you_mean(name, known)}")
+    if queues:
+        infos = [info for info in infos if info.name in queues]
+        workers = [worker for worker in workers if set(worker.queues) & set(queues)]
+    value = {"queues": infos, "workers": workers, "scheduler": leader}
+    session.answer(value, _lines(infos, workers, leader))
+
+
+def _lines(queues: Sequence[QueueInfo], workers: Sequence[WorkerInfo], leader: str | None) -> Iterator[str]:
+    if not queues:
+        yield "no queue yet: nothing was ever enqueued here"
+    else:
+        yield from rows(QUEUE_HEAD, [queue_row(info) for info in queues])
+    yield ""
+    yield from worker_lines(workers)
+    yield f"scheduler: {safe_text(leader) if leader else 'none runs'}"
+
+
+def queue_row(info: QueueInfo) -> tuple[str | int, ...]:
+    """One queue, as the table has it."""
+    counts = (info.pending, info.scheduled, info.running, info.dead, info.workers)
+    return (info.name, *counts, duration(info.oldest_age), "paused" if info.paused else "")
+
+
+def worker_lines(workers: Sequence[WorkerInfo]) -> Iterator[str]:
+    """The table of workers."""
+    if not workers:
+        yield "no worker runs"
+        return
+    yield from rows(WORKER_HEAD, [worker_row(worker) for worker in workers])
+
+
+def worker_row(worker: WorkerInfo) -> tuple[str | int | None, ...]:
+    """One worker, as the table has it."""
+    lease = duration(worker.lease_left) if worker.lease_left > 0 else "lost"
+    size = (worker.running, worker.concurrency or None)
+    return (worker.id, worker.host, worker.pid or None, *size, lease, ",".join(worker.queues), worker.version)
+
+
+@click.command()
+@click.option("--json", "wants_json", is_flag=True, help="Answer in JSON.")
+def version(wants_json: bool) -> None:
+    """The versions of fastq and of what it stands on."""
+    import hiredis
+    import msgspec
+
+    from fastq import __version__
+
+    versions: dict[str, Any] = {
+        "fastq": __version__,
+        "python": platform.python_version(),
+        "hiredis": hiredis.__version__,
+        "msgspec": msgspec.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if wants_json:
+        click.echo(as_json(versions))
+    else:
+        click.echo("\n".join(f"{name} {value}" for name, value in versions.items()))
+
+
+verbs = {"status": status, "version": version}
