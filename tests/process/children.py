@@ -56,6 +56,11 @@ class Toy:
         }
         append(self.folder / "facts", line)
 
+    def starts(self) -> int:
+        """How often one of its role has started, this one included."""
+        lines = [json.loads(line) for line in (self.folder / "facts").read_text().splitlines()]
+        return sum(line["fact"] == "entry" and line["role"] == self.role for line in lines)
+
     def said(self, fact: str) -> bool:
         self.note(fact)
         return True
@@ -128,6 +133,8 @@ def worker(context: ChildContext) -> int | None:
     mode = toy.mode()
     if mode in BROKEN:
         return BROKEN[mode]()
+    if mode.startswith("crashes ") and toy.starts() <= int(mode.split()[1]):
+        crash()
     if mode == "never boots":
         signal.pause()
     numbers = (signal.SIGTERM, signal.SIGQUIT, signal.SIGTSTP, signal.SIGCONT, signal.SIGUSR2)
@@ -213,10 +220,10 @@ def monitor(context: ChildContext) -> int | None:
         return False
 
     def read() -> bool:
-        if select.select([context.control_fd], [], [], 0)[0] and not os.read(context.control_fd, 4096):
-            toy.note("end of file")
-            hand_back()
-            return True
+        if select.select([context.control_fd], [], [], 0)[0]:
+            data = os.read(context.control_fd, 4096)
+            toy.note("told of deaths" if data else "end of file", count=len(data))
+            return hand_back() or not data
         return hand_back()
 
     return toy.run({signal.SIGTERM: lambda: hand_back() or toy.said("term")}, read)

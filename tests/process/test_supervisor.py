@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -17,10 +18,11 @@ from typing import Any
 
 import pytest
 
+from fastq.board import Board
 from fastq.errors import ConfigError
 from fastq.supervisor import ChildSpec, Supervisor
-from fastq.supervisor.host import SourceWatch
-from fastq.supervisor.post import BEARABLE, SPELL, Losses, restart_delay
+from fastq.supervisor.host import PidFile, SourceWatch
+from fastq.supervisor.post import BEARABLE, SPELL, Child, Losses, Post, restart_delay
 
 pytestmark = pytest.mark.versions
 
@@ -298,12 +300,13 @@ def test_a_crash_loop_at_boot_ends(host: Host, mode: str) -> None:
 
 
 def test_boot_crashes_are_forgotten_once_it_has_booted(host: Host) -> None:
-    host.put("mode", "crashes")
-    host.start(WORKER, options={"backoff": 0.1})
-    host.eventually(lambda: len(host.logged("worker started")) == 3)
-    host.put("mode", "")
+    host.put("mode", "crashes 3")
+    host.start(WORKER, options={"backoff": 0.01})
     host.until_running(1)
-    assert host.stop() == 0
+    host.put("mode", "crashes")
+    os.kill(host.pids()[0], signal.SIGKILL)
+    assert host.wait() == 1
+    assert len(host.logged("worker started")) == 3 + 1 + 5
 
 
 def test_the_default_delays_are_bounded() -> None:
@@ -331,6 +334,29 @@ def test_endless_deaths_after_boot_are_replaced_with_back_off(host: Host) -> Non
     gaps = [later - earlier for earlier, later in itertools.pairwise(starts)]
     assert all(gap >= wanted for gap, wanted in zip(gaps, [0, 0.1, 0.2, 0.4], strict=True))
     assert host.stop() == 0, "deaths after boot never end the supervisor"
+
+
+@pytest.mark.parametrize(
+    ("child", "booted", "recycled", "delay", "deaths_after"),
+    [
+        ({"lived": 6.0}, True, False, 0.0, 0),
+        ({"lived": 4.0}, True, False, 2.0, 4),
+        ({"lived": 60.0}, False, False, 2.0, 4),
+        ({"lived": 0.1, "served": True}, True, False, 0.0, 0),
+        ({"lived": 0.25}, True, True, 0.75, 3),
+        ({"lived": 60.0}, True, True, 0.0, 3),
+    ],
+    ids=["long life", "short life", "slow broken start", "served", "recycled soon", "recycled"],
+)
+def test_when_a_successor_may_start(
+    child: dict[str, Any], booted: bool, recycled: bool, delay: float, deaths_after: int
+) -> None:
+    post = Post("worker", 1, quick_deaths=3)
+    slot, spec, now = Board(1, cells=1, rows=1)[0], ChildSpec(role="worker", entry="a:b"), time.monotonic()
+    dead = Child(1, slot, spec, post, 0, now - child["lived"], served=child.get("served", False))
+    post.follow(dead, Losses(), booted=booted, recycled=recycled, base=0.5)
+    assert max(0.0, post.not_before - now) == pytest.approx(delay, abs=0.1)
+    assert post.quick_deaths == deaths_after
 
 
 def test_how_many_deaths_are_borne() -> None:
@@ -375,6 +401,7 @@ def test_a_killed_worker_is_replaced_and_the_monitor_told(host: Host) -> None:
     assert handed["status"] == signal.SIGKILL
     assert handed["rss"] > 1_000_000, "its peak in bytes, from the kernel"
     assert handed["at"] - killed_at < 1
+    assert [told["count"] for told in host.facts("told of deaths")] == [1]
     host.until_running(4)
     (successor,) = host.facts("running", "worker")[2:]
     assert successor["number"] == victim["number"]
@@ -811,6 +838,22 @@ def test_stop_during_a_rolling_restart(host: Host) -> None:
     assert host.logged("rolling restart abandoned") == []
 
 
+def test_one_that_leaves_already_is_not_told_again(host: Host) -> None:
+    """It would begin its grace anew."""
+    host.put("mode", "slow")
+    host.start_running({**WORKER, "count": 2})
+    leaver = host.facts("running")[0]["pid"]
+    host.send(signal.SIGHUP)
+    host.eventually(lambda: leaver in host.who("term"))
+    host.send(signal.SIGTERM)
+    host.eventually(lambda: len(host.who("term")) == 3)
+    host.send(signal.SIGUSR2)
+    host.eventually(lambda: leaver in host.who("dump"))
+    assert [fact["pid"] for fact in host.facts("term")].count(leaver) == 1
+    host.send(signal.SIGQUIT)
+    assert host.wait() == 0
+
+
 def test_hangup_during_a_drain_is_ignored(host: Host) -> None:
     host.put("mode-worker", "slow")
     host.start_running(WORKER)
@@ -903,6 +946,37 @@ def test_what_is_no_pid_file_is_left_alone(host: Host, tmp_path: Path, what: str
     assert str(path) in host.logged("supervisor cannot start")[0]["error"]
     if what == "text":
         assert path.read_text() == "my diary"
+
+
+def test_a_pid_file_that_was_replaced_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "fastq.pid"
+    ours = PidFile(str(path))
+    ours.acquire()
+    path.unlink()
+    path.write_text("1\n")
+    ours.release()
+    assert path.read_text() == "1\n"
+
+
+def test_a_pid_file_that_is_removed_while_we_lock_it_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "fastq.pid"
+    path.touch()
+    ours, lock, calls = PidFile(str(path)), fcntl.flock, []
+
+    def flock(fd: int, how: int) -> None:
+        calls.append(fd)
+        if len(calls) == 1:
+            path.unlink()  # its owner was about to leave
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    ours.acquire()
+    assert path.read_text() == f"{os.getpid()}\n"
+    assert len(calls) == 2
+    ours.release()
+    assert not path.exists()
 
 
 # -- systemd ----------------------------------------------------------------------------------------------------------
