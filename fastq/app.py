@@ -81,7 +81,8 @@ class FastQ(Tasks):
     def __init__(self, url: str | None = None, **settings: Any) -> None:
         super().__init__()
         self._bound = self
-        loaded = config.load(arguments={"url": url, **settings})
+        self.arguments = {"url": url, **settings}
+        loaded = config.load(arguments=self.arguments)
         self.settings = loaded.settings
         self.origins = loaded.origins
         self.lifespan_function: Callable[..., AbstractAsyncContextManager[Any]] | None = None
@@ -96,7 +97,7 @@ class FastQ(Tasks):
         self.endpoint()  # a bad URL is told here, not at the first call
 
     def adopt(self, settings: config.Settings) -> None:
-        """Take the settings that a process was started with; before anything is connected."""
+        """Take the settings that a process was started with (see launch.py); before anything is connected."""
         self.settings = settings
         self._default_queue = config.parse_queues(settings.queues).names[0]
         self._endpoint = None

@@ -1,32 +1,48 @@
-"""How a process finds the application: ``package.module:app``, or the entry points of installed libraries."""
+"""How a process finds the application: ``package.module:app``, or the entry points of installed libraries.
+
+The settings of a fleet come, later ones winning, from: defaults, the file, the environment, the application's own code
+(``FastQ(url, concurrency=…)``), the command's options. So the application must be asked before the first process is
+started; that is done in a process of its own, and the supervisor never holds the application's code.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import msgspec
 
+from fastq import config
 from fastq.app import FastQ
 from fastq.config import Settings
-from fastq.errors import ConfigError, FastQError, did_you_mean
+from fastq.errors import ConfigError, ExitCode, FastQError, did_you_mean
 
-__all__ = ["AppNotFound", "Launch", "load_app", "report"]
+__all__ = ["AppNotFound", "ImportFailed", "Launch", "load_app", "plan", "report"]
 
 
 class AppNotFound(ConfigError):
     """The application's path does not lead to a FastQ object."""
 
 
+class ImportFailed(ConfigError):
+    """The application cannot be imported; why has been written to stderr."""
+
+    def __init__(self, app: str) -> None:
+        super().__init__(f"the application {app or '(entry points)'} cannot be imported, see above")
+
+
 class Launch(msgspec.Struct, frozen=True):
     """What every process of a fleet is started with.
 
     Attributes:
-        settings: the command's settings; they win over those that the application was built with.
+        settings: the ones in force, from :func:`plan`.
         app: ``package.module:attribute``; empty: the tasks of all entry points of the group ``fastq.tasks``.
     """
 
@@ -41,13 +57,59 @@ def load_app(launch: Launch) -> FastQ:
         AppNotFound: the path is malformed, or names a module or attribute that does not exist.
         Exception: whatever the application's modules raise while they are imported.
     """
-    settings = launch.settings
-    if launch.app:
-        app = _find(launch.app)
-        app.adopt(settings)
-        return app
-    app = FastQ(settings.url)
-    app.adopt(settings)
+    app = _open(launch.app)
+    app.adopt(launch.settings)
+    return app
+
+
+def plan(app: str, options: Mapping[str, object], file: Path | None = None) -> Launch:
+    """The application's settings with the command's options (those that are not None) on top.
+
+    The application is imported in a forked process that ends with it.
+
+    Raises:
+        ConfigError: a setting cannot be used.
+        ImportFailed: the application cannot be imported; its own frames have been written to stderr.
+    """
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _answer(writing, app, options, file)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read()
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # a supervisor's loop was quicker
+    if not answer:
+        raise ImportFailed(app)
+    return Launch(msgspec.msgpack.decode(answer, type=Settings), app)
+
+
+def _answer(writing: int, app: str, options: Mapping[str, object], file: Path | None) -> None:
+    """The forked process of :func:`plan`: import, merge, write, end."""
+    code = ExitCode.USAGE
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        given = {name: value for name, value in options.items() if value is not None}
+        settings = config.load(arguments={**_open(app).arguments, **given}, file=file).settings
+        os.write(writing, msgspec.msgpack.encode(settings))
+        code = ExitCode.OK
+    except BaseException as error:  # noqa: BLE001 - whatever the modules of an application raise
+        report(error, app)
+    finally:
+        os._exit(code)
+
+
+def _open(path: str) -> FastQ:
+    if path:
+        return _find(path)
+    app = FastQ()
     if not app.load_entry_points():
         raise AppNotFound(
             "no application was named and no installed package announces tasks: "
@@ -100,7 +162,7 @@ def _attribute(module: ModuleType, path: str, attribute: str) -> FastQ:
     raise AppNotFound(f"{path!r} is of type {type(target).__name__}, not a fastq.FastQ{did_you_mean(attribute, apps)}")
 
 
-def report(error: BaseException, launch: Launch) -> None:
+def report(error: BaseException, app: str) -> None:
     """Tell on stderr why the application could not be imported: the user's own frames, nothing of ours."""
     if isinstance(error, FastQError):
         sys.stderr.write(f"fastq: {error}\n")
@@ -112,5 +174,5 @@ def report(error: BaseException, launch: Launch) -> None:
         if not frame.filename.startswith((ours, "<frozen importlib")) and "importlib" not in frame.filename
     ]
     lines = traceback.format_list(frames) + traceback.format_exception_only(error)
-    sys.stderr.write(f"fastq: the application {launch.app or '(entry points)'} cannot be imported\n{''.join(lines)}")
+    sys.stderr.write(f"fastq: the application {app or '(entry points)'} cannot be imported\n{''.join(lines)}")
     sys.stderr.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fastq import logs
 from fastq.app import FastQ
 from fastq.board import Board
 from fastq.broker.embedded import EmbeddedServer
-from fastq.config import Loaded, Settings
+from fastq.config import Loaded
 from fastq.errors import ConfigError, ExitCode
 from fastq.launch import Launch
 from fastq.supervisor import ChildSpec, Supervisor
@@ -23,6 +24,9 @@ __all__ = ["dev", "scheduler", "supervise", "worker"]
 
 SPARE_SLOTS = 16
 """Places on the board beyond twice the workers: TTIN adds workers, and a dead one keeps its place for a moment."""
+
+DEFAULT_PORT = 6_379
+"""Redis's own port: when it is free, `fastq dev` serves there, and other terminals find it without being told."""
 
 FOLDER = Path(".fastq")
 """What `fastq dev` keeps: the data of its server."""
@@ -43,20 +47,26 @@ def specs(launch: Launch) -> list[ChildSpec]:
     ]
 
 
-def supervise(app: str, load: Callable[[], Settings]) -> int:
-    """Run until told to stop. ``load`` reads the settings, at the start and at each HUP."""
-    settings = load()
+def supervise(plan: Callable[[], Launch]) -> int:
+    """Run until told to stop. ``plan`` reads the settings, at the start and at each HUP."""
+    launch = plan()
+    settings = launch.settings
     logs.setup(settings.log_level, settings.log_format)
     board = Board(2 * settings.workers + SPARE_SLOTS, rows=settings.concurrency)
-    paths = [_watched(app)] if settings.reload else []
+    paths = [_watched(launch.app)] if settings.reload else []
     return Supervisor(
-        specs(Launch(settings, app)),
+        specs(launch),
         board,
         grace=settings.grace,
-        reload=lambda: specs(Launch(load(), app)),
+        reload=lambda: specs(plan()),
         reload_paths=paths,
         pidfile=settings.pidfile,
     ).run()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _watched(app: str) -> Path:
@@ -65,32 +75,32 @@ def _watched(app: str) -> Path:
     return Path(name).resolve().parent if name.endswith(".py") else Path.cwd()
 
 
-def worker(app: str, settings: Settings) -> int:
+def worker(launch: Launch) -> int:
     """One worker, with the monitor's work done by a thread of its own."""
     from fastq.monitor import keep_in_thread
     from fastq.worker.process import run_alone
 
-    logs.setup(settings.log_level, settings.log_format, background=True)
+    logs.setup(launch.settings.log_level, launch.settings.log_format, background=True)
 
     def keep(loaded: FastQ, board: Board) -> None:
         keep_in_thread(board, loaded.settings, loaded.endpoint())
 
-    return run_alone(Launch(settings, app), keep)
+    return run_alone(launch, keep)
 
 
-def scheduler(app: str, settings: Settings) -> int:
+def scheduler(launch: Launch) -> int:
     """The scheduler alone."""
     from fastq.scheduler.process import run_alone
 
-    logs.setup(settings.log_level, settings.log_format, background=True)
-    return run_alone(Launch(settings, app))
+    logs.setup(launch.settings.log_level, launch.settings.log_format, background=True)
+    return run_alone(launch)
 
 
-def dev(app: str, load: Callable[..., Loaded]) -> int:
-    """Everything for development. ``load(**settings)`` reads the settings with these as arguments, too."""
+def dev(loaded: Loaded, plan: Callable[..., Launch]) -> int:
+    """Everything for development. ``plan(**settings)`` reads the settings with these as options, too."""
     ours: dict[str, Any] = {"workers": 1, "reload": True}
-    if load().origins["url"] != "default":
-        return supervise(app, lambda: load(**ours).settings)
+    if loaded.origins["url"] != "default":
+        return supervise(lambda: plan(**ours))
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     (FOLDER / ".gitignore").write_text("*\n")
     lock = PidFile(os.fspath(FOLDER / "pid"))
@@ -100,9 +110,13 @@ def dev(app: str, load: Callable[..., Loaded]) -> int:
         click.echo(f"fastq: {error}", err=True)
         return ExitCode.PIDFILE
     try:
-        with EmbeddedServer(data_dir=FOLDER / "redis", appendonly=True) as server:
-            click.echo(f"Redis for development, its data in {FOLDER}/. In other terminals:", err=True)
-            click.echo(f"  export FASTQ_REDIS_URL='{server.url}'", err=True)
-            return supervise(app, lambda: load(**ours, url=server.url).settings)
+        port = DEFAULT_PORT if _is_free(DEFAULT_PORT) else 0
+        with EmbeddedServer(data_dir=FOLDER / "redis", appendonly=True, port=port) as server:
+            click.echo(f"Redis for development on {server.url}, its data in {FOLDER}/", err=True)
+            if not port:
+                click.echo(
+                    f"Port {DEFAULT_PORT} is taken; in other terminals: export FASTQ_REDIS_URL='{server.url}'", err=True
+                )
+            return supervise(lambda: plan(**ours, url=server.url))
     finally:
         lock.release()

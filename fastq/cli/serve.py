@@ -17,6 +17,7 @@ from fastq.errors import ConfigError, FastQError
 if TYPE_CHECKING:
     from fastq.app import FastQ
     from fastq.config import Loaded, Settings
+    from fastq.launch import Launch
 
 __all__ = ["APP", "application", "verbs"]
 
@@ -83,6 +84,15 @@ def _load(options: dict[str, Any]) -> Loaded:
     return loaded
 
 
+def _plan(app: str, options: dict[str, Any]) -> Callable[[], Launch]:
+    """What the processes are started with, read anew at each call; the options are checked at once."""
+    from fastq.launch import plan
+
+    _load(dict(options))
+    file = options.pop("config_file")
+    return lambda: plan(app, options, Path(file) if file else None)
+
+
 def application(settings: Settings, app: str) -> FastQ:
     """The application, for verbs that need its code.
 
@@ -91,13 +101,12 @@ def application(settings: Settings, app: str) -> FastQ:
     """
     from fastq.launch import Launch, load_app, report
 
-    launch = Launch(settings, app)
     try:
-        return load_app(launch)
+        return load_app(Launch(settings, app))
     except FastQError:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the modules of an application raise
-        report(error, launch)
+        report(error, app)
         raise click.exceptions.Exit(2) from None
 
 
@@ -120,7 +129,7 @@ def supervise(app: str, **options: Any) -> int:
     """
     from fastq.cli import processes
 
-    return processes.supervise(app, lambda: _load(dict(options)).settings)
+    return processes.supervise(_plan(app, options))
 
 
 @click.command()
@@ -133,7 +142,7 @@ def worker(app: str, **options: Any) -> int:
     """
     from fastq.cli import processes
 
-    return processes.worker(app, _load(options).settings)
+    return processes.worker(_plan(app, options)())
 
 
 @click.command()
@@ -143,7 +152,7 @@ def scheduler(app: str, **options: Any) -> int:
     """Run the scheduler alone: due jobs, retries, cron, lost leases. Any number may run; one leads."""
     from fastq.cli import processes
 
-    return processes.scheduler(app, _load(options).settings)
+    return processes.scheduler(_plan(app, options)())
 
 
 @click.command()
@@ -159,7 +168,7 @@ def dev(app: str, **options: Any) -> int:
 
     if not app:
         raise ConfigError("no application was named: fastq dev app.py, or set FASTQ_APP")
-    return processes.dev(app, lambda **more: _load({**options, **more}))
+    return processes.dev(_load(dict(options)), lambda **more: _plan(app, {**options, **more})())
 
 
 verbs = {"supervise": supervise, "worker": worker, "scheduler": scheduler, "dev": dev}

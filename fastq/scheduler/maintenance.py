@@ -205,12 +205,14 @@ class Recoverer:
             for keys, workers in leases.ahead:
                 await self._clamp(keys, workers)
             wait = min(wait, leases.next_in)
-            if time.monotonic() < self._not_before:
+            patient = self._not_before - time.monotonic()
+            if patient > 0:
+                wait = min(wait, patient) if leases.expired else wait
                 continue
             for keys, worker in leases.expired:
                 if self._leadership.leading:
                     await self._recover(keys, worker)
-        return max(wait, self._not_before - time.monotonic(), SHORTEST)
+        return max(wait, SHORTEST)
 
     async def _look(self, chunk: Sequence[QueueKeys]) -> _Leases:
         now = self._link.now_ms()

@@ -75,7 +75,7 @@ def _load(launch: Launch) -> tuple[FastQ, list[Entry]] | None:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        report(error, launch)
+        report(error, launch.app)
         return None
 
 

@@ -74,7 +74,7 @@ def _load(launch: Launch) -> FastQ | None:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        report(error, launch)
+        report(error, launch.app)
         return None
 
 
