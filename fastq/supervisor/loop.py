@@ -64,6 +64,8 @@ class Supervisor:
     ) -> None:
         self._specs = self._old_specs = _by_role(specs)
         self._board = board
+        if (children := sum(spec.count for spec in specs)) > len(board):
+            raise ConfigError(f"{children} processes do not fit on a board of {len(board)} slots")
         self._stop_within = cancel_grace + KILL_MARGIN
         self._leave_within = grace + self._stop_within
         self._logger = log or logging.getLogger("fastq.supervisor")
@@ -396,6 +398,9 @@ class Supervisor:
     def _adopt(self, specs: dict[str, ChildSpec]) -> None:
         if specs.keys() != self._specs.keys():
             raise ConfigError(f"a reload cannot change the roles {sorted(self._specs)} to {sorted(specs)}")
+        children = len(self._posts) + sum(spec.count - self._specs[role].count for role, spec in specs.items())
+        if children >= len(self._board):  # a rolling restart needs one slot more
+            raise ConfigError(f"{children} processes do not fit on a board of {len(self._board)} slots: start anew")
         before, self._specs = self._specs, specs
         if not self._rolling:  # those of an unfinished roll are not proven: go back behind them
             self._old_specs = before

@@ -228,6 +228,8 @@ def test_specs_must_make_sense() -> None:
         ChildSpec(role="worker", entry="a:b", count=0)
     with pytest.raises(ConfigError, match="given twice"):
         Supervisor([ChildSpec(role="worker", entry="a:b")] * 2, None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="2 processes do not fit on a board of 1 slots"):
+        Supervisor([ChildSpec(role="worker", entry="a:b", count=2)], Board(1, cells=1, rows=1))
     with pytest.raises(ConfigError, match="at least one"):
         Supervisor([], None)  # type: ignore[arg-type]
 
@@ -809,9 +811,10 @@ def test_bad_new_settings_are_refused(host: Host) -> None:
     host.start_running(WORKER, MONITOR, reload=True)
     host.send(signal.SIGHUP)
     host.eventually(lambda: host.logged("reload refused, going on as before"))
-    host.put("new-specs", json.dumps([WORKER]))
-    host.send(signal.SIGHUP)
-    host.eventually(lambda: len(host.logged("reload refused, going on as before")) == 2)
+    for count, specs in enumerate([[WORKER], [{**WORKER, "count": 15}, MONITOR]], start=2):  # roles, room
+        host.put("new-specs", json.dumps(specs))
+        host.send(signal.SIGHUP)
+        host.eventually(lambda count=count: len(host.logged("reload refused, going on as before")) == count)
     assert host.facts("term") == host.logged("rolling restart") == []
     assert host.stop() == 0
 
