@@ -1,0 +1,57 @@
+"""What every chaos test has: fleets, a seed that is printed (``CHAOS_SEED`` gives it), figures for the end of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.process.fleet import Fleet
+
+FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def make_fleet(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
+    """``make_fleet(url, **settings)``: a fleet that is not started yet."""
+    with contextlib.ExitStack() as stack:
+
+        def make(url: str, **settings: Any) -> Fleet:
+            folder = tmp_path / f"fleet{len(list(tmp_path.iterdir()))}"
+            folder.mkdir()
+            fleet = Fleet(folder, url, **settings)
+            stack.callback(fleet.close)
+            return fleet
+
+        yield make
+
+
+@pytest.fixture
+def dice(request: pytest.FixtureRequest, figure: Callable[[str], None]) -> random.Random:
+    """Random numbers from a seed that is shown, in a failure and at the end."""
+    seed = os.environ.get("CHAOS_SEED") or str(random.SystemRandom().randrange(10**9))
+    figure(f"CHAOS_SEED={seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """``figure("p99 0.1 s")``: shown with the test's name at the end of the run."""
+    shown = request.config.stash.setdefault(FIGURES, [])
+
+    def say(text: str) -> None:
+        print(text)
+        shown.append(f"{request.node.name}: {text}")
+
+    return say
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures of all tests."""
+    for line in terminalreporter.config.stash.get(FIGURES, []):
+        terminalreporter.write_line(line)

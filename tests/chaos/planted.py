@@ -1,0 +1,93 @@
+"""The command ``fastq`` with a crash or a bug planted into it: ``planted.py PLANT[,PLANT] supervise app:app …``.
+
+The product has no hooks for this: its functions and scripts are replaced from outside, before the supervisor forks, so
+every process of the fleet has them. A crash point ends its worker by ``os._exit(137)``, ``CRASHES`` times in the whole
+fleet (files in the working directory count them). The bugs are there to prove that the tests find them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastq.broker import scripts
+from fastq.worker import executor, loop
+
+CRASHES = 3
+
+
+def crash(point: str, jobs: list[str]) -> None:
+    """End this process, if the point still has a crash left; the file says who it was and whom it concerned."""
+    for number in range(CRASHES):
+        try:
+            with Path(f"crash-{point}-{number}").open("x") as file:
+                file.write(json.dumps({"pid": os.getpid(), "jobs": jobs}))
+        except FileExistsError:
+            continue
+        os._exit(137)
+
+
+def before(name: str, point: str, concerned: Callable[..., list[str]]) -> None:
+    """Crash when a method of the worker's loop is called and there are jobs that it concerns."""
+    method = getattr(loop.WorkerLoop, name)
+
+    def planted(self: Any, *args: Any) -> Any:
+        if jobs := concerned(*args):
+            crash(point, jobs)
+        return method(self, *args)
+
+    setattr(loop.WorkerLoop, name, planted)
+
+
+def rewrite(name: str, old: str, new: str) -> None:
+    """Change the text of a script."""
+    text = scripts.expand(name)
+    assert text.count(old) == 1, f"{name}.lua has changed: plant the bug anew"
+    changed, load = scripts.Script(name, text.replace(old, new)), scripts.load
+    scripts.load = lambda wanted: changed if wanted == name else load(wanted)  # type: ignore[assignment]
+
+
+def forget_lost_replies() -> None:
+    """After a lost connection the worker does not ask what it holds."""
+
+    async def reconcile(self: Any, lane: Any) -> None:
+        lane.sent = None
+
+    loop.WorkerLoop._reconcile = reconcile  # type: ignore[method-assign]
+
+
+def shorten_the_cancel_grace() -> None:
+    """Neither crash nor bug: a handler that does not stop is given up after 0.3 s."""
+    loop.CANCEL_GRACE = executor.CANCEL_GRACE = 0.3  # type: ignore[misc]
+
+
+PLANTS: dict[str, Callable[[], None]] = {
+    "after_reserve": lambda: before("_take_in", "after_reserve", lambda lane, got: [i.decode() for i in got.ids]),
+    "before_settle": lambda: before("_turn", "before_settle", lambda lane, ask: lane.batch.ids()),
+    "after_settle": lambda: before("_confirm", "after_settle", lambda lane, batch, stale: batch.ids()),
+    "impatient": shorten_the_cancel_grace,
+    "recover_drops": lambda: rewrite("recover", "redis.call('LPUSH', ready_list(envelope, KEYS, 12), id)", "do end"),
+    "unfenced_settle": lambda: rewrite(
+        "settle",
+        "if #ids <= 5000 then return redis.call('SMISMEMBER', running, unpack(ids)) end",
+        "local all = {}; for i = 1, #ids do all[i] = 1 end; do return all end",
+    ),
+    "forgets_lost_replies": forget_lost_replies,
+}
+
+
+def plant(names: str) -> None:
+    """Plant what is named, separated by commas."""
+    for name in filter(None, names.split(",")):
+        PLANTS[name]()
+
+
+if __name__ == "__main__":
+    plant(sys.argv[1])
+    from fastq.cli.root import run
+
+    sys.exit(run(sys.argv[2:]))

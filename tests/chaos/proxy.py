@@ -1,0 +1,152 @@
+"""A TCP proxy before Redis that loses replies, holds them back, or goes silent (F-30, F-33, F-37).
+
+It runs in a thread of the test. It knows the scripts in a client's bytes by their SHA-1, so that a test says which ones
+are to suffer. A lost reply is the worst kind: Redis has run the script and answered, then the connection breaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fastq.broker import scripts
+from tests.conftest import eventually
+
+PASS, DROP, HOLD = "pass", "drop", "hold"
+Rule = Callable[[list[str]], str]
+"""The names of the scripts in a client's bytes, plain commands left out -> what becomes of the reply."""
+
+SHAS = {scripts.load(name).sha: name for name in ("enqueue", "register", "reserve", "settle", "recover", "extend")}
+
+
+class Line:
+    """One client's connection and its other half to the server."""
+
+    def __init__(self, proxy: FaultProxy, client: Any, server: Any) -> None:
+        self.proxy = proxy
+        self.client_reader, self.client = client
+        self.server_reader, self.server = server
+        self.dropping: list[str] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.silent = False
+
+    async def up(self) -> None:
+        while data := await self.client_reader.read(1 << 20):
+            names = [name for sha, name in SHAS.items() if sha in data]
+            what = self.proxy.judge(names)
+            if what == DROP:
+                self.dropping = names
+            elif what == HOLD:
+                self.open.clear()
+                self.proxy.held.append(self)
+            if not self.silent:
+                self.server.write(data)
+
+    async def down(self) -> None:
+        while data := await self.server_reader.read(1 << 20):
+            await self.open.wait()
+            if self.dropping:
+                if not data.startswith(b"-"):  # NOSCRIPT: nothing has run
+                    self.proxy.dropped.update(self.dropping)
+                    return
+                self.dropping = []
+            if not self.silent:
+                self.client.write(data)
+
+    async def run(self) -> None:
+        halves = [asyncio.ensure_future(half) for half in (self.up(), self.down())]
+        try:
+            await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for half in halves:
+                half.cancel()
+            await asyncio.gather(*halves, return_exceptions=True)
+            self.client.transport.abort()  # not a polite end: the client gets a reset
+            self.server.transport.abort()
+
+
+class FaultProxy:
+    """Listens on a free port and relays to a server on a unix socket. ``rule`` may be replaced at any time."""
+
+    def __init__(self, socket_path: str) -> None:
+        self._path = socket_path
+        self.rule: Rule = lambda names: PASS
+        self.seen: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.held: list[Line] = []
+        self._lines: set[Line] = set()
+        self._port = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where clients are to connect."""
+        return f"redis://127.0.0.1:{self._port}/0"
+
+    def judge(self, names: list[str]) -> str:
+        """What the rule says; counts what went through."""
+        self.seen.update(names)
+        return self.rule(names) if names else PASS
+
+    def silence(self) -> int:
+        """Half-open: nothing passes on the connections that exist, and nobody is told; new ones work. How many."""
+        lines = list(self._lines)
+        for line in lines:
+            line.silent = True
+        return len(lines)
+
+    def release(self) -> None:
+        """Let the held replies go."""
+        self.rule = lambda names: PASS
+        while self.held:
+            self._loop.call_soon_threadsafe(self.held.pop().open.set)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = None
+        try:
+            line = Line(self, (reader, writer), await asyncio.open_unix_connection(self._path))
+            self._lines.add(line)
+            await line.run()
+        except OSError:
+            writer.transport.abort()
+        finally:
+            self._lines.discard(line)  # type: ignore[arg-type]
+
+    async def _open(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        self._server.close()
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def __enter__(self) -> FaultProxy:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+def every_other(names: Iterable[str], most: int, proxy: FaultProxy) -> Rule:
+    """Lose every second reply that carries one of these scripts, until each has suffered ``most`` times."""
+    wanted = set(names)
+
+    def rule(found: list[str]) -> str:
+        due = [name for name in found if name in wanted and proxy.dropped[name] < most]
+        return DROP if due and min(proxy.seen[name] for name in due) % 2 else PASS
+
+    return rule
