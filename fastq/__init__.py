@@ -2,6 +2,7 @@
 
 Public names only; everything else is an implementation detail.
 """
+
 from __future__ import annotations
 
 from fastq.app import FastQ, Middleware

@@ -180,15 +180,20 @@ class Slot:
 
     def running_ids(self) -> list[str]:
         """The ids of the jobs whose handler has started. Exact for a dead child, a glance for a living one."""
-        lengths = bytes(self.rows[::ROW_SIZE])
+        lengths = self._lengths()
         starts = (row * ROW_SIZE + 1 for row, length in enumerate(lengths) if length)
         return [self._decode(self.rows[at : at + min(self.rows[at - 1], ROW_SIZE - 1)]) for at in starts]
 
     def clear_rows(self) -> None:
         """Forget the running jobs. Writes only to rows in use: an untouched page costs no memory."""
-        for row, length in enumerate(bytes(self.rows[::ROW_SIZE])):
+        for row, length in enumerate(self._lengths()):
             if length:
                 self.rows[row * ROW_SIZE] = 0
+
+    def _lengths(self) -> bytes:
+        """The length bytes of the rows that this child can have used: reading the others would cost memory."""
+        used = self.concurrency * ROW_SIZE or len(self.rows)
+        return bytes(self.rows[:used:ROW_SIZE])
 
     def free(self) -> None:
         """Give the slot to the next child: whoever calls this has handed the dead child's jobs back."""

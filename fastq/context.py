@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any, NoReturn
 
+import msgspec
+
 from fastq.errors import FastQError, Retry, Snooze
 from fastq.job import Envelope, Extra
 from fastq.logs import log_context
@@ -12,12 +14,11 @@ from fastq.logs import log_context
 __all__ = ["JobContext", "State", "current"]
 
 
-class JobContext:
+class JobContext(msgspec.Struct, eq=False):
     """One run of a job. Get it with ``app.job()`` or as a parameter annotated ``fastq.JobContext``.
 
     Attributes:
-        id, queue, task: which job this is.
-        attempt: 1 for the first run, one more after each failed one.
+        id, queue: which job this is.
         max_attempts: runs in all before the job goes to the dead-letter queue.
         timeout: seconds this run may take.
         enqueued_at: when the job was accepted, seconds since the epoch on Redis's clock.
@@ -32,29 +33,30 @@ class JobContext:
                 job.snooze(3600)
     """
 
-    __slots__ = (
-        "abandoned", "attempt", "deadline", "deliveries", "envelope", "id", "max_attempts", "queue", "raw", "row",
-        "runner", "started", "state", "stopping", "task", "timeout",
-    )  # fmt: skip
+    id: str
+    queue: str
+    envelope: Envelope
+    deliveries: int = 0
+    max_attempts: int = 1
+    timeout: float = 0.0
+    state: Any = None
+    # What follows belongs to the executor.
+    deadline: float = 0.0  # monotonic; 0 until started
+    started: float = 0.0  # monotonic
+    stopping: str = ""  # why the handler is being stopped: "timeout", "drain", "lost", "cancel"
+    abandoned: bool = False
+    row: int = -1
+    runner: Any = None  # the asyncio task
 
-    def __init__(self, job_id: str, queue: str, envelope: Envelope, raw: bytes) -> None:
-        self.id = job_id
-        self.queue = queue
-        self.envelope = envelope
-        self.raw = raw
-        self.task = envelope.task
-        self.attempt = envelope.attempt + 1
-        self.max_attempts = 1
-        self.timeout = 0.0
-        self.deliveries = 0
-        self.state: Any = None
-        # What follows belongs to the executor.
-        self.deadline = 0.0  # monotonic; 0 until started
-        self.started = 0.0  # monotonic
-        self.stopping = ""  # why the handler is being stopped: "timeout", "drain", "lost", "cancel"
-        self.abandoned = False
-        self.row = -1
-        self.runner: Any = None  # the asyncio task
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.envelope.task
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first run, one more after each failed one."""
+        return self.envelope.attempt + 1
 
     @property
     def enqueued_at(self) -> float:

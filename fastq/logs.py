@@ -60,10 +60,14 @@ _FLUSH = 1.0  # seconds that flush() waits for the writer thread
 class RunningJob(Protocol):
     """What a log line says about the job that runs."""
 
-    id: str
-    task: str
-    queue: str
-    attempt: int
+    @property
+    def id(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def queue(self) -> str: ...
+    @property
+    def attempt(self) -> int: ...
 
 
 log_context: ContextVar[RunningJob | None] = ContextVar("fastq_log_context", default=None)

@@ -52,7 +52,7 @@ def supervise(plan: Callable[[], Launch]) -> int:
     launch = plan()
     settings = launch.settings
     logs.setup(settings.log_level, settings.log_format)
-    board = Board(2 * settings.workers + SPARE_SLOTS, rows=settings.concurrency)
+    board = Board(2 * settings.workers + SPARE_SLOTS)
     paths = [_watched(launch.app)] if settings.reload else []
     return Supervisor(
         specs(launch),

@@ -25,7 +25,7 @@ from fastq.broker.commands import Batch
 from fastq.broker.keys import bucket_of
 from fastq.context import JobContext, current, injection
 from fastq.errors import Fail, InvalidArguments, JobTimeout, Retry, Snooze, UndecodableJob, safe_text
-from fastq.job import Envelope, ErrorInfo, Extra, JobRecord, JobState, encode
+from fastq.job import ErrorInfo, Extra, JobRecord, JobState, encode
 from fastq.metrics import NOT_RUN, STATUSES, WorkerMetrics
 from fastq.task import Task
 
@@ -450,10 +450,3 @@ def _traceback(error: BaseException) -> str:
 
 def _fields(job: JobContext) -> dict[str, Any]:
     return {"job": job.id, "task": job.task, "queue": job.queue, "attempt": job.attempt}
-
-
-def new_job(job_id: str, queue: str, envelope: Envelope, raw: bytes, deliveries: int) -> JobContext:
-    """The context of a reserved job."""
-    job = JobContext(job_id, queue, envelope, raw)
-    job.deliveries = deliveries
-    return job

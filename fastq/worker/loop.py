@@ -37,7 +37,7 @@ from fastq.context import JobContext
 from fastq.errors import BrokerError, BrokerReplyError, BrokerUnavailable, UndecodableJob
 from fastq.job import WorkerCard, decode_envelope, encode
 from fastq.metrics import WorkerMetrics
-from fastq.worker.executor import CANCEL_GRACE, Executor, new_job
+from fastq.worker.executor import CANCEL_GRACE, Executor
 
 __all__ = ["WorkerLoop"]
 
@@ -300,7 +300,7 @@ class WorkerLoop:
         except UndecodableJob as error:
             self.executor.undecodable(job_id, lane.name, data, error)
             return
-        job = new_job(job_id, lane.name, envelope, data, deliveries)
+        job = JobContext(job_id, lane.name, envelope, deliveries)
         lane.held[job_id] = job
         self._backlog.append(job)
 
@@ -405,6 +405,7 @@ class WorkerLoop:
             lane.sent = None
         self._backlog.clear()
         self._registered = False
+        self._all_hungry()  # nobody else would wake the loop to register again: it has no jobs and no wake list
         log.error("worker lost its lease", extra={"fields": {"worker": self.worker_id, "jobs": lost}})
 
     # -- registration -------------------------------------------------------------------------------

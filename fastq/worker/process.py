@@ -59,7 +59,7 @@ def run_alone(launch: Launch, keep: Callable[[FastQ, Board], Any]) -> int:
     app = _load(launch)
     if app is None:
         return ExitCode.USAGE
-    board = Board(1, rows=launch.settings.concurrency)
+    board = Board(1)
     slot = board.claim("worker")
     assert slot is not None
     slot.pid = os.getpid()
@@ -128,6 +128,8 @@ class _Worker:
         )
         self._loop = WorkerLoop(self._app, connection, waker, order, slot, metrics, card, worker_name())
         self._metrics = metrics
+        if self._board.quiet:
+            self._loop.set_quiet(True)  # the fleet is quiet: nothing may be reserved, not even once
         self._signals()
         threading.Thread(target=self._watch, args=(threading.get_ident(),), name="fastq-watchdog", daemon=True).start()
         async with self._lifespan() as state:
@@ -212,7 +214,7 @@ class _Worker:
             if self._orphaned():
                 os._exit(ExitCode.CRASH)  # where the system has no death signal: the leases hand the jobs back
             reason = self._recycle_reason()
-            if reason and not self._loop.stopping and self._my_turn():
+            if reason and not self._loop.stopping and self._board.may_recycle(self._slot):
                 self._slot.recycling = True
                 self._metrics.count("recycled")
                 self._loop.stop(math.inf, reason)
@@ -226,14 +228,6 @@ class _Worker:
         if settings.max_rss and self._slot.rss > settings.max_rss:
             return f"max_rss={settings.max_rss}, rss={self._slot.rss}"
         return ""
-
-    def _my_turn(self) -> bool:
-        """One worker recycles at a time, the one in the lowest slot first."""
-        others = [slot for slot in self._board if slot.role == "worker" and slot.index != self._slot.index]
-        if any(slot.recycling and slot.alive for slot in others):
-            return False
-        starting = any(slot.state in (SlotState.STARTING, SlotState.BOOTED) for slot in others)
-        return not starting
 
     # -- a blocked loop -------------------------------------------------------------------------------
 
