@@ -61,13 +61,24 @@ class RunningJob(Protocol):
     """What a log line says about the job that runs."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """The job id."""
+        ...
+
     @property
-    def task(self) -> str: ...
+    def task(self) -> str:
+        """The name of its task."""
+        ...
+
     @property
-    def queue(self) -> str: ...
+    def queue(self) -> str:
+        """The name of its queue."""
+        ...
+
     @property
-    def attempt(self) -> int: ...
+    def attempt(self) -> int:
+        """1 for the first run."""
+        ...
 
 
 log_context: ContextVar[RunningJob | None] = ContextVar("fastq_log_context", default=None)

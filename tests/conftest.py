@@ -200,18 +200,22 @@ def children() -> set[int]:
     if sys.platform == "linux":
         tasks = list(Path("/proc/self/task").glob("*/children"))
         if tasks:  # 0.1 ms; a kernel may be built without it
-            return {int(pid) for task in tasks for pid in task.read_text().split()}
+            return {int(pid) for task in tasks for pid in _read(task).split()}
         return {int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if _parent(path) == os.getpid()}
     listing = subprocess.run(["ps", "-axo", "pid=,ppid=,comm="], capture_output=True, text=True, check=True).stdout
     rows = (line.split(None, 2) for line in listing.splitlines())
     return {int(pid) for pid, parent, command in rows if int(parent) == os.getpid() and command != "ps"}
 
 
-def _parent(stat: Path) -> int:
+def _read(path: Path) -> str:
     try:
-        return int(stat.read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
+        return path.read_text()
+    except OSError:  # that thread or process has ended meanwhile
+        return ""
+
+
+def _parent(stat: Path) -> int:
+    return int((_read(stat).rpartition(")")[2].split() or [0, 0])[1])
 
 
 def _adopt_orphans() -> None:
