@@ -25,7 +25,7 @@ def two(make_fleet: MakeFleet, redis_url: str) -> tuple[Fleet, Fleet]:
     """Two hosts that write into one event file. All jobs run on the first; the second leads and waits."""
     standby = make_fleet(redis_url, workers=1, concurrency=len(KEYS))
     first = make_fleet(redis_url, workers=2, concurrency=len(KEYS) // 2)
-    first.environ["EVENTS"] = standby.environ["EVENTS"]
+    first.events = standby.events
     return first, standby
 
 
@@ -98,14 +98,13 @@ def pause_a_host(first: Fleet, standby: Fleet, *, plant: str = "") -> None:
     restarted_by(standby)
     standby.gate().touch()
     standby.until_done(KEYS)
-    eventually(lambda: time.monotonic() > stopped + HANG, PATIENCE)
+    eventually(lambda: time.monotonic() > stopped + 1.5 * HANG, PATIENCE)
     os.killpg(first.pid, signal.SIGCONT)
 
 
-def judge_a_pause(story: Story) -> None:
+def started_too_often(story: Story) -> set[str]:
     """One lost lease, one more start (I5): the outcomes of those that lost it have no effect (I3)."""
-    assert story.lost(KEYS) == set()
-    assert {key for key, starts in story.starts.items() if len(starts) > 2} == set()
+    return {key for key, starts in story.starts.items() if len(starts) > 2}
 
 
 def test_a_host_stands_still(two: tuple[Fleet, Fleet], raw: Any) -> None:
@@ -124,7 +123,7 @@ def test_a_host_stands_still(two: tuple[Fleet, Fleet], raw: Any) -> None:
     first.enqueue("step", last)
     story = first.until_done([last])
     assert story.starts[last][0].pid in workers
-    judge_a_pause(story)
+    assert story.lost(KEYS) == started_too_often(story) == set()
     assert first.logged("worker exited") == first.logged("worker hangs, killing it") == []
     assert (first.stop(), standby.stop()) == (0, 0)
 
@@ -135,5 +134,4 @@ def test_a_settle_without_its_fence_is_found(two: tuple[Fleet, Fleet], raw: Any)
     pause_a_host(first, standby, plant="unfenced_settle")
     first.until_logged("worker lost its lease", 2)
     assert (first.stop(), standby.stop()) == (0, 0)
-    with pytest.raises(AssertionError):
-        judge_a_pause(first.story())
+    assert started_too_often(first.story())

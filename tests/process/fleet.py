@@ -57,8 +57,8 @@ class Fleet:
             **os.environ,
             **{f"FASTQ_{name.upper()}": str(value) for name, value in {**chosen, **settings}.items()},
             "PYTHONPATH": f"{folder}{os.pathsep}{CHAOS}{os.pathsep}{ROOT}",
-            "EVENTS": str(folder / "events"),
         }
+        self.events = folder / "events"
 
     # -- its life -------------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ class Fleet:
         command = [sys.executable, "-X", "faulthandler", *program, *(words or ("supervise", "jobs:app"))]
         with (self.folder / "out").open("ab") as out, (self.folder / "err").open("ab") as err:
             self.process = subprocess.Popen(
-                command, cwd=self.folder, env=self.environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                command, cwd=self.folder, env={**self.environ, "EVENTS": str(self.events)}, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
                 start_new_session=True,
             )  # fmt: skip
         return self
@@ -207,9 +207,8 @@ class Fleet:
 
     def story(self) -> Story:
         """What the handlers have written so far: always the same object, which grows."""
-        path = self.folder / "events"
-        if path.exists():
-            with path.open("rb") as file:
+        if self.events.exists():
+            with self.events.open("rb") as file:
                 file.seek(self._read)
                 new = file.read().rpartition(b"\n")
             self._read += len(new[0] + new[1])
