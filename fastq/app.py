@@ -153,7 +153,12 @@ class FastQ(Tasks):
 
         names = []
         for point in sorted(entry_points(group="fastq.tasks"), key=lambda point: point.name):
-            tasks = point.load()
+            try:
+                tasks = point.load()
+            except Exception as error:
+                source = f" of {point.dist.name}" if point.dist else ""
+                error.add_note(f"while loading the entry point {point.name!r}{source} ({point.value})")
+                raise
             if not isinstance(tasks, Tasks):
                 raise TaskDefinitionError(
                     f"the entry point {point.name!r} ({point.value}) of group 'fastq.tasks' is not a fastq.Tasks"

@@ -42,6 +42,9 @@ READY_WITHIN = 10.0
 _SERVING = (SlotState.RUNNING, SlotState.QUIET, SlotState.DRAINING)
 ABORT_GRACE = 1.0
 
+SECOND_LOOK = 0.5
+"""Seconds that workers are given for a sign of life when the monitor itself stood still: five of their ticks."""
+
 
 # -- leases ---------------------------------------------------------------------------------
 
@@ -68,6 +71,7 @@ class Keeper:
         self._retry_at = 0.0
         self._troubled = False
         self._aborted: dict[int, float] = {}  # pid -> when it was sent SIGABRT
+        self._looked_at = time.monotonic()  # for hung workers
         self._extended: tuple[str, ...] = ()
 
     def step(self) -> float:
@@ -154,6 +158,9 @@ class Keeper:
 
     def _end_hung(self, now: float) -> None:
         """A loop without a sign of life for hang_timeout: SIGABRT (its stacks go to stderr), then SIGKILL."""
+        if now - self._looked_at > self._settings.hang_timeout / 2:
+            time.sleep(SECOND_LOOK)  # a paused container, a frozen host: everybody was silent, and nobody hangs
+        self._looked_at = now = time.monotonic()
         for slot in self._board:
             if slot.role != "worker" or slot.state not in _SERVING or not slot.pid:
                 continue

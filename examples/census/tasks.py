@@ -28,7 +28,7 @@ class Stumble(Exception):
 def measure_file(
     name: str,
     job: fastq.JobContext,
-    journal: Journal = fastq.State(),  # noqa: B008 - a marker, as FastAPI's Depends()
+    journal: Journal = fastq.State(),
 ) -> Measures:
     """Measure one file, after as many failures as are planned for it."""
     journal.write("start", job.id, job.attempt)

@@ -126,13 +126,17 @@ def find_master(endpoint: Endpoint) -> Endpoint:
     """Ask the Sentinels for the master's address; an endpoint without Sentinels is its own answer. Blocks."""
     if not endpoint.sentinels:
         return endpoint
-    from redis.exceptions import ConnectionError as RedisConnectionError
+    from redis.backoff import NoBackoff
+    from redis.exceptions import RedisError
+    from redis.retry import Retry
     from redis.sentinel import Sentinel
 
+    # Each one is asked once: by default redis-py 8 tries ten times, with pauses, and a dead Sentinel costs 3 s or more.
+    once = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "retry": cast(Any, Retry)(NoBackoff(), 0)}
+    finder: Any = cast(Any, Sentinel)(list(endpoint.sentinels), sentinel_kwargs=once)
     try:
-        finder: Any = cast(Any, Sentinel)(list(endpoint.sentinels), socket_timeout=1.0, socket_connect_timeout=1.0)
         host, port = finder.discover_master(endpoint.master)
-    except (RedisConnectionError, OSError) as error:
+    except (RedisError, OSError) as error:
         raise unreachable(endpoint, error) from None
     return endpoint._replace(host=host, port=port)
 
@@ -263,7 +267,7 @@ class AsyncConnection:
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await self._dial(loop, wire)
-                await self._shake_hands(wire)
+                await self._shake_hands(wire, loop)
         except TimeoutError:
             wire.abort("connect timed out")
             raise unreachable(self.endpoint, f"no answer within {self._connect_timeout} s") from None
@@ -277,16 +281,25 @@ class AsyncConnection:
         self.connects += 1
         self._watch = loop.call_later(self._response_timeout / 4, self._check)
 
-    async def _shake_hands(self, wire: _Wire) -> None:
+    async def _shake_hands(self, wire: _Wire, loop: asyncio.AbstractEventLoop) -> None:
         import asyncio
 
-        sent = [self._send(wire, _packed(words)) for words in self.endpoint.handshake(client_name())]
+        if wire.lost or wire.transport is None:
+            raise ConnectionResetError(wire.failure)
+        packed = [_packed(words) for words in self.endpoint.handshake(client_name())]
+        sent: list[asyncio.Future[Any]] = [loop.create_future() for _ in packed]
+        wire.pending.extend(sent)
+        wire.transport.write(
+            b"".join(packed)
+        )  # in one: after two, a server that hangs up at once resets the connection
         try:
             replies = await asyncio.gather(*sent)
         except ConnectionResetError as error:
             said = last_words([future.result() for future in sent if future.done() and not future.exception()])
             raise ConnectionResetError(said or str(error)) from None
         check_handshake(self.endpoint, replies, self.clock)
+        if wire.lost:  # since its last reply; nobody would tell us again
+            raise ConnectionResetError(wire.failure)
 
     async def _dial(self, loop: asyncio.AbstractEventLoop, wire: _Wire) -> None:
         endpoint = self.endpoint
@@ -314,7 +327,8 @@ class AsyncConnection:
         if wire is None or loop is None:
             return
         if wire.pending and time.monotonic() - wire.progress > self._response_timeout:
-            wire.abort(f"no reply within {self._response_timeout} s")
+            self.drop(f"no reply within {self._response_timeout} s")
+            return
         self._watch = loop.call_later(self._response_timeout / 4, self._check)
 
     def _send(self, wire: _Wire, data: bytes) -> asyncio.Future[Any]:
@@ -384,8 +398,8 @@ class AsyncConnection:
             return stop.value  # type: ignore[no-any-return]  # typeshed types it as Any
 
     def _reply_error(self, reply: Exception) -> BrokerError:
-        if is_moved_on(reply) and self._wire is not None:
-            self._wire.abort(str(reply))  # a demoted master: look again who leads
+        if is_moved_on(reply):
+            self.drop(str(reply))  # a demoted master: look again who leads
         return error_of(reply, self.endpoint.shown)
 
     def drop(self, why: str = "dropped") -> None:

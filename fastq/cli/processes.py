@@ -16,7 +16,7 @@ from fastq.board import Board
 from fastq.broker.embedded import EmbeddedServer
 from fastq.config import Loaded
 from fastq.errors import ConfigError, ExitCode
-from fastq.launch import Launch
+from fastq.launch import ImportFailed, Launch
 from fastq.supervisor import ChildSpec, Supervisor
 from fastq.supervisor.host import PidFile
 
@@ -49,7 +49,10 @@ def specs(launch: Launch) -> list[ChildSpec]:
 
 def supervise(plan: Callable[[], Launch]) -> int:
     """Run until told to stop. ``plan`` reads the settings, at the start and at each HUP."""
-    launch = plan()
+    try:
+        launch = plan()
+    except ImportFailed:
+        return ExitCode.USAGE  # why has been said
     settings = launch.settings
     logs.setup(settings.log_level, settings.log_format)
     board = Board(2 * settings.workers + SPARE_SLOTS)

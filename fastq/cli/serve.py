@@ -93,6 +93,15 @@ def _plan(app: str, options: dict[str, Any]) -> Callable[[], Launch]:
     return lambda: plan(app, options, Path(file) if file else None)
 
 
+def _planned(app: str, options: dict[str, Any]) -> Launch:
+    from fastq.launch import ImportFailed
+
+    try:
+        return _plan(app, options)()
+    except ImportFailed:
+        raise click.exceptions.Exit(2) from None  # why has been said
+
+
 def application(settings: Settings, app: str) -> FastQ:
     """The application, for verbs that need its code.
 
@@ -142,7 +151,7 @@ def worker(app: str, **options: Any) -> int:
     """
     from fastq.cli import processes
 
-    return processes.worker(_plan(app, options)())
+    return processes.worker(_planned(app, options))
 
 
 @click.command()
@@ -152,7 +161,7 @@ def scheduler(app: str, **options: Any) -> int:
     """Run the scheduler alone: due jobs, retries, cron, lost leases. Any number may run; one leads."""
     from fastq.cli import processes
 
-    return processes.scheduler(_plan(app, options)())
+    return processes.scheduler(_planned(app, options))
 
 
 @click.command()

@@ -290,7 +290,8 @@ class WorkerLoop:
     def _admit(self, lane: Lane, raw_id: bytes, data: bytes | None, deliveries: int) -> None:
         job_id = raw_id.decode("utf-8", "replace")
         lane.held[job_id] = None
-        if not data:  # the envelope is gone (purged by hand): nothing to run, nothing to keep
+        if not data:  # somebody removed the envelope by hand: nothing to run, nothing to keep
+            log.error("job without envelope", extra={"fields": {"job": job_id, "queue": lane.name}})
             lane.batch.succeeded.append(job_id)
             return
         try:
