@@ -236,7 +236,7 @@ class AsyncConnection:
         """Connect unless connected; concurrent callers share one attempt.
 
         Raises:
-            BrokerUnavailable: Redis cannot be reached, or is loading.
+            BrokerUnavailable: Redis cannot be reached.
             BrokerReplyError: it refuses the credentials.
         """
         import asyncio
