@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import threading
-import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
@@ -90,7 +89,7 @@ class FastQ(Tasks):
         self._endpoint: Endpoint | None = None
         self._default_queue = config.parse_queues(self.settings.queues).names[0]
         self._queue_keys: dict[str, QueueKeys] = {}
-        self._sides: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _AsyncSide] = weakref.WeakKeyDictionary()
+        self._sides: dict[asyncio.AbstractEventLoop, _AsyncSide] = {}
         self._sync: _SyncSide | None = None
         self._lock = threading.Lock()
         self._clock = Clock()
@@ -331,6 +330,8 @@ class FastQ(Tasks):
         loop = asyncio.get_running_loop()
         side = self._sides.get(loop)
         if side is None or side.pid != os.getpid():
+            for old in [old for old in self._sides if old.is_closed()]:
+                del self._sides[old]
             side = self._sides[loop] = _AsyncSide(self)
             self._clock = side.connection.clock
         return side

@@ -70,6 +70,7 @@ class Keeper:
         self._extend_at = 0.0
         self._retry_at = 0.0
         self._troubled = False
+        self._examined = False
         self._aborted: dict[int, float] = {}  # pid -> when it was sent SIGABRT
         self._looked_at = time.monotonic()  # for hung workers
         self._extended: tuple[str, ...] = ()
@@ -81,6 +82,7 @@ class Keeper:
         if now < self._retry_at:
             return self._retry_at - now
         try:
+            self._examine()
             for slot in self._board:
                 if slot.state is SlotState.DEAD:
                     self._hand_back(slot)
@@ -96,6 +98,16 @@ class Keeper:
             self._troubled = False
             log.info("redis is back")
         return 0.05 if self._starting() else 0.25
+
+    def _examine(self) -> None:
+        """Once per host: say what may cost jobs on this server, with the line to change."""
+        if self._examined:
+            return
+        from fastq.broker.doctor import startup_warnings
+
+        for warning in self._connection.run(startup_warnings()):
+            log.warning("redis may lose jobs", extra=fields(fix=warning))
+        self._examined = True
 
     def _starting(self) -> bool:
         return any(slot.state in (SlotState.STARTING, SlotState.BOOTED) for slot in self._board)

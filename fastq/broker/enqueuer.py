@@ -203,6 +203,15 @@ class AsyncEnqueuer:
         self._repair = self._loop.create_task(self._finish_flight())
 
     async def _finish_flight(self) -> None:
+        try:
+            await self._retry_flight()
+        finally:  # also when it was cancelled: nobody may wait for ever
+            for call in self._calls:
+                if not call.done:
+                    call.fail(BrokerUnavailable(f"the producer for {self._shown} ended before Redis confirmed the job"))
+            self._next_flight()
+
+    async def _retry_flight(self) -> None:
         """Bring the open calls of this flight to an end, whatever it takes until their deadlines.
 
         In the order of their numbers: a call whose reply was lost may only be repeated before any newer one runs.
@@ -216,7 +225,6 @@ class AsyncEnqueuer:
                 self._give_up_late(open_calls, error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 0.5)
-        self._next_flight()
 
     async def _resend(self, call: _Call) -> None:
         soonest = min(member.deadline for member in call.members)

@@ -62,8 +62,9 @@ def _letter_lines(letter: DeadLetter) -> Iterator[str]:
     fields |= {"failed_at": moment(letter.failed_at), "enqueued_at": moment(letter.enqueued_at)}
     yield from pairs({**fields, "arguments": _arguments(body)})
     if trace:
-        yield ""
-        yield from map(safe_text, trace.splitlines())
+        yield "traceback"
+        for line in trace.splitlines():
+            yield f"  {safe_text(line)}"  # indented: no line of it can be taken for one of ours
 
 
 def _arguments(body: bytes) -> str:

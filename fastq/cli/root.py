@@ -27,6 +27,9 @@ __all__ = ["root", "run"]
 INTERRUPTED = 130
 """What a shell says of a process that Ctrl-C has ended."""
 
+COMPLETE = "_FASTQ_COMPLETE"
+"""Set by the shell's completion script (`_FASTQ_COMPLETE=bash_source fastq` prints it)."""
+
 Commands = Mapping[str, click.Command]
 
 
@@ -100,7 +103,7 @@ VERBS: Mapping[str, Mapping[str, Verb]] = {
     },
     "Look": {
         "status": Verb("Queues, workers and the scheduler at a glance.", _status),
-        "top": Verb("The same, live, with rates.", _top),
+        "top": Verb("Queues, workers and the scheduler, live.", _top),
         "doctor": Verb("Find what is wrong with Redis, permissions or the fleet.", _doctor),
         "version": Verb("The versions of fastq and of what it stands on.", _status),
     },
@@ -174,17 +177,30 @@ def root() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line. Returns its exit status; whatever went wrong has been said on stderr in one line."""
     try:
-        code = root.main(list(arguments), prog_name="fastq", standalone_mode=False) or ExitCode.OK
+        code = _invoke(list(arguments)) or ExitCode.OK
         sys.stdout.flush()
     except click.ClickException as error:
         return _complain(_usage(error), ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):
+        if sys.stderr.isatty():
+            click.echo(err=True)  # after the terminal's own ^C
         return INTERRUPTED
     except BrokenPipeError:
         return _closed_pipe()
     except FastQError as error:
         return _complain(str(error), _code(error))
     return int(code)
+
+
+def _invoke(arguments: list[str]) -> int | None:
+    """What ``root.main`` does, but for its newline at Ctrl-C: into a log or a pipe, an interrupt says nothing."""
+    if COMPLETE in os.environ:
+        root.main(arguments, prog_name="fastq")
+    try:
+        with root.make_context("fastq", arguments) as context:
+            return root.invoke(context)  # type: ignore[no-any-return]  # verbs return an exit status or None
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
 
 
 def _usage(error: click.ClickException) -> str:

@@ -145,9 +145,9 @@ def supervise(app: str, **options: Any) -> int:
 @APP
 @_options(REDIS, WORKER, LOGS)
 def worker(app: str, **options: Any) -> int:
-    """Run one worker process, without a supervisor: for containers.
+    """Run one worker process, without a supervisor.
 
-    A scheduler must run somewhere, too. TERM and the first Ctrl-C drain.
+    For containers that are restarted from outside. A scheduler must run somewhere, too. TERM and the first Ctrl-C drain.
     """
     from fastq.cli import processes
 
@@ -158,7 +158,11 @@ def worker(app: str, **options: Any) -> int:
 @APP
 @_options(REDIS, {"--queues -q": "Whose scheduled jobs and lost leases it looks after."}, LOGS)
 def scheduler(app: str, **options: Any) -> int:
-    """Run the scheduler alone: due jobs, retries, cron, lost leases. Any number may run; one leads."""
+    """Run the scheduler alone.
+
+    It makes due jobs and retries ready, fires cron and intervals, and hands back the jobs of lost workers. Any number may
+    run; one leads.
+    """
     from fastq.cli import processes
 
     return processes.scheduler(_planned(app, options))

@@ -11,6 +11,9 @@ __all__ = ["Cell", "counted", "duration", "moment", "pairs", "rows"]
 
 Cell = str | int | None
 
+SCALES = (("d", 86_400, "h", 3_600), ("h", 3_600, "m", 60), ("m", 60, "s", 1))
+"""A unit, its seconds, and what its rest is counted in."""
+
 WIDTH = 60
 """Characters of one cell; longer text is cut."""
 
@@ -61,11 +64,9 @@ def duration(seconds: float | None) -> str:
         return f"{seconds * 1_000:.0f}ms"
     if seconds < 60:
         return f"{seconds:.1f}s"
-    for unit, size, lower, part in (("m", 60, "s", 1), ("h", 3_600, "m", 60), ("d", 86_400, "h", 3_600)):
-        if seconds < 60 * size or unit == "d" or (unit == "h" and seconds < 86_400):
-            whole, rest = divmod(int(seconds), size)
-            return f"{whole}{unit}{rest // part:02d}{lower}"
-    raise AssertionError
+    unit, size, lower, part = next(scale for scale in SCALES if seconds >= scale[1])
+    whole, rest = divmod(int(seconds), size)
+    return f"{whole}{unit}{rest // part:02d}{lower}"
 
 
 def moment(epoch: float | None) -> str:

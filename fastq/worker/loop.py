@@ -129,6 +129,7 @@ class WorkerLoop:
         self._rate_count = 0
         self._random = random.Random()
         self._pause = 0.0
+        self._unsure = False  # a turn has failed: what Redis has of it is not known, and no other one may begin
 
     # -- from outside -------------------------------------------------------------------------
 
@@ -173,6 +174,8 @@ class WorkerLoop:
         try:
             while not self._over():
                 try:
+                    if self._unsure:
+                        await self._find_out()
                     if not self._registered:
                         await self._register()
                     await self._step()
@@ -193,8 +196,8 @@ class WorkerLoop:
             return False
         if not any(lane.held for lane in self._lanes):
             return True
-        # Redis is away: the outcomes wait for it until the grace, and the cancel grace behind it, are over.
-        return self._stop_at is not None and time.monotonic() > self._stop_at + CANCEL_GRACE + 1.0
+        # Redis is away: the outcomes wait for it until the grace is over, and not until the supervisor kills.
+        return self._unsure and self._stop_at is not None and time.monotonic() > self._stop_at + 1.0
 
     async def _step(self) -> None:
         want = self._want()
@@ -333,25 +336,26 @@ class WorkerLoop:
     # -- when things go wrong ---------------------------------------------------------------------
 
     async def _after_error(self, error: BrokerError) -> None:
-        """Say it, wait a little longer each time, connect and find out what Redis has of ours."""
+        """Say it, and wait a little longer each time."""
         self._metrics.count("redis_errors")
+        self._unsure = True
         first = self._pause == 0.0
         self._pause = min(max(self._pause * 2, 0.05), 1.0)
         level = logging.WARNING if first or self._pause >= 1.0 else logging.DEBUG
-        log.log(level, "redis unavailable, retrying", extra={"fields": {"error": str(error), "in": self._pause}})
-        if self._over():
-            return
-        await asyncio.sleep(self._pause * self._random.uniform(0.5, 1.0))
-        try:
-            await self._connection.connect()
-            for lane in self._lanes:
-                if self._registered:
-                    await self._reconcile(lane)
-        except BrokerUnavailable:
-            return
-        except BrokerReplyError as refused:
-            log.error("redis refuses", extra={"fields": {"error": str(refused)}})
-            return
+        if isinstance(error, BrokerReplyError):
+            log.error("redis refuses, retrying", extra={"fields": {"error": str(error), "in": self._pause}})
+        else:
+            log.log(level, "redis unavailable, retrying", extra={"fields": {"error": str(error), "in": self._pause}})
+        if not self._over():
+            await asyncio.sleep(self._pause * self._random.uniform(0.5, 1.0))
+
+    async def _find_out(self) -> None:
+        """Connect, and learn what Redis has of ours; before that a new turn would overwrite what the last one sent."""
+        await self._connection.connect()
+        for lane in self._lanes:
+            if self._registered:
+                await self._reconcile(lane)
+        self._unsure = False
         self._all_hungry()
         self._metrics.count("reconnects")
         log.info("redis is back", extra={"fields": {"held": sum(len(lane.held) for lane in self._lanes)}})
