@@ -34,10 +34,10 @@ from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.config import QueueOrder
 from fastq.context import JobContext
-from fastq.errors import BrokerError, BrokerReplyError, BrokerUnavailable, UndecodableJob
+from fastq.errors import BrokerError, BrokerReplyError, UndecodableJob
 from fastq.job import WorkerCard, decode_envelope, encode
 from fastq.metrics import WorkerMetrics
-from fastq.worker.executor import CANCEL_GRACE, Executor
+from fastq.worker.executor import Executor
 
 __all__ = ["WorkerLoop"]
 

@@ -7,14 +7,12 @@ are to suffer. A lost reply is the worst kind: Redis has run the script and answ
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Self
 
 from fastq.broker import scripts
-from tests.conftest import eventually
 
 PASS, DROP, HOLD = "pass", "drop", "hold"
 Rule = Callable[[list[str]], str]
@@ -129,7 +127,7 @@ class FaultProxy:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def __enter__(self) -> FaultProxy:
+    def __enter__(self) -> Self:
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(10)
         return self

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +47,6 @@ class KillRun:
             victim = self.dice.choice(self.fleet.until_serving(1))
             self.kills.append(self.fleet.kill_holding(victim, self.client, names))
         return self.fleet.story()
-
 
 
 def test_random_kills_of_workers(

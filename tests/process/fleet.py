@@ -19,7 +19,8 @@ import time
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -307,7 +308,7 @@ class Story:
                 self.ends[key].append(event)
 
     @property
-    def done(self) -> Set[str]:
+    def done(self) -> AbstractSet[str]:
         """The keys of the jobs that were done."""
         return self.ends.keys()
 

@@ -1,0 +1,142 @@
+"""Redis is killed, comes back empty, or forgets its scripts, all under load (F-17, F-18, F-25)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Self
+
+import fastq
+from tests.conftest import MakeServer, connect, eventually
+from tests.process.fleet import LEASE, PATIENCE, Fleet, percentile
+
+MakeFleet = Callable[..., Fleet]
+Figure = Callable[[str], None]
+
+
+class Load:
+    """Producers that enqueue until they are told to stop: one blocking, one async with many calls at a time.
+
+    ``confirmed`` are the keys whose enqueue returned, ``refused`` the errors of the others.
+    """
+
+    CONCURRENT = 10
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.confirmed: list[str] = []
+        self.refused: list[fastq.FastQError] = []
+        self._over = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._blocking, daemon=True),
+            threading.Thread(target=lambda: asyncio.run(self._async()), daemon=True),
+        ]
+
+    def _blocking(self) -> None:
+        app, n = fastq.FastQ(self.url, enqueue_timeout=LEASE), 0
+        while not self._over.is_set():
+            n += 1
+            try:
+                app.enqueue_sync("once", f"b{n}")
+            except fastq.BrokerUnavailable as error:
+                self.refused.append(error)
+                self._over.wait(0.01)
+            else:
+                self.confirmed.append(f"b{n}")
+        app.close()
+
+    async def _async(self) -> None:
+        app = fastq.FastQ(self.url, enqueue_timeout=LEASE)
+        await asyncio.gather(*(self._one(app, n) for n in range(self.CONCURRENT)))
+        await app.aclose()
+
+    async def _one(self, app: fastq.FastQ, lane: int) -> None:
+        n = 0
+        while not self._over.is_set():
+            n += 1
+            try:
+                await app.enqueue("once", f"a{lane}.{n}")
+            except fastq.BrokerUnavailable as error:
+                self.refused.append(error)
+            else:
+                self.confirmed.append(f"a{lane}.{n}")
+            await asyncio.sleep(0.01)
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+
+    def more(self, jobs: int) -> Callable[[], bool]:
+        """A fact: so many more are confirmed than now."""
+        wanted = len(self.confirmed) + jobs
+        return lambda: len(self.confirmed) >= wanted
+
+
+def test_redis_is_killed_and_comes_back(make_fleet: MakeFleet, make_server: MakeServer, figure: Figure) -> None:
+    """F-17: with an append-only file every confirmed job is done, once; nobody exits; work resumes by itself."""
+    server = make_server(appendonly=True, config={"appendfsync": "everysec"})
+    fleet = make_fleet(server.url, workers=2, concurrency=10).serving()
+    ready: list[float] = []
+    with Load(server.url) as load:
+        for _ in range(5):
+            eventually(load.more(200), PATIENCE)
+            server.kill()
+            server.start()
+            ready.append(time.monotonic())
+        eventually(load.more(200), PATIENCE)
+    story = fleet.until_done(load.confirmed)
+    starts = [event.at for event in story.of("s")]
+    resumed = sorted(min(at for at in starts if at > since) - since for since in ready)
+    figure(
+        f"{len(load.confirmed)} jobs confirmed and done over {len(ready)} kills, {len(load.refused)} refused, "
+        f"{len(story.repeated())} run twice; first job after Redis was back p50 {percentile(resumed, 0.5):.3f} s, "
+        f"max {resumed[-1]:.3f} s"
+    )
+    assert resumed[-1] <= 2.0
+    assert story.repeated() == set()
+    assert fleet.logged("worker exited") == fleet.logged("scheduler exited") == fleet.logged("monitor exited") == []
+    assert fleet.stop() == 0
+
+
+def test_redis_comes_back_empty(make_fleet: MakeFleet, make_server: MakeServer) -> None:
+    """F-18: nobody exits, everybody registers again and says loudly what was lost."""
+    server = make_server()
+    fleet = make_fleet(server.url, workers=2).serving()
+    fleet.enqueue("gated", "before", str(fleet.gate()))
+    fleet.until_started("before")
+    server.kill()
+    server.start()
+    fleet.until_logged("worker lost its lease", 2)
+    fleet.until_logged("worker ready", 4)
+    fleet.enqueue_many("once", [("after",), ("later",)])
+    fleet.until_done(["after", "later"])
+    assert fleet.until_logged("lease lost")[0]["task"] == "gated"
+    fleet.enqueue("once", "due", delay=0.1)
+    fleet.until_done(["due"])
+    assert fleet.logged("worker exited") == fleet.logged("scheduler exited") == fleet.logged("monitor exited") == []
+    assert fleet.stop() == 0
+
+
+def test_scripts_are_flushed_under_load(make_fleet: MakeFleet, make_server: MakeServer, figure: Figure) -> None:
+    """F-25: NOSCRIPT is nobody's business: every job is confirmed and done exactly once."""
+    server = make_server(appendonly=True)
+    fleet = make_fleet(server.url, workers=2, concurrency=10).serving()
+    with connect(server.url) as client, Load(server.url) as load:
+        for _ in range(20):
+            eventually(load.more(50), PATIENCE)
+            client.script_flush()
+        eventually(load.more(50), PATIENCE)
+    story = fleet.until_done(load.confirmed)
+    figure(f"{len(load.confirmed)} jobs over 20 flushes")
+    assert load.refused == []
+    assert story.repeated() == set()
+    assert not [line for line in fleet.log() if line["level"] in ("warning", "error")]
+    assert fleet.stop() == 0
