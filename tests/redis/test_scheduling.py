@@ -671,7 +671,8 @@ async def test_a_new_term_asks_how_far_the_heir_has_come(
     lab.raw.hset(lab.q.ticks, "beat", newest - 10_000)
     await rig.leadership.step()
     await rig.ticker.step()
-    rig.ticker._entries[0].last = newest / 1_000 - 3_600  # we led an hour ago; others fired since
+    entry = rig.ticker._entries[0]
+    entry.last, entry.due = newest / 1_000 - 3_600, newest / 1_000 - 3_590  # we led an hour ago; others fired since
     rig.leadership._trusted_until = -math.inf
     await rig.leadership.step()
     await rig.ticker.step()
