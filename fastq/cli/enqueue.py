@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from typing import Any
 
 import click
 import msgspec
 
-from fastq.broker import commands
+from fastq.broker.calls import Numbers, Target, enqueue_sync
 from fastq.broker.commands import NewJob, Refused, raw
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.cli.session import Session, with_text_session
 from fastq.config import check_queue_name, parse_duration, parse_queues
 from fastq.errors import (
     BodyTooLarge,
-    BrokerUnavailable,
     InvalidArguments,
     InvalidOption,
     JobIdReused,
@@ -38,7 +35,7 @@ def body_of(task: str, text: str) -> bytes:
     """
     try:
         arguments = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except Exception as error:  # noqa: BLE001 - DecodeError, UnicodeEncodeError (argv is bytes), RecursionError
         raise InvalidArguments(f"the arguments of task {task!r} are not JSON: {error}") from None
     if not isinstance(arguments, dict | list) or (isinstance(arguments, dict) and "" in arguments):
         raise InvalidArguments(
@@ -46,7 +43,7 @@ def body_of(task: str, text: str) -> bytes:
         )
     try:
         return encode(arguments)
-    except OverflowError as error:
+    except (OverflowError, RecursionError) as error:
         raise InvalidArguments(f"an argument of task {task!r} cannot be encoded: {error}") from None
 
 
@@ -75,9 +72,9 @@ def enqueue(
     job_id: str | None,
     output: str,
 ) -> None:
-    """Enqueue a job by the NAME of its task and print the job's id.
+    """Enqueue a job by its task's name.
 
-    The arguments are checked by the worker: the task's signature is not known here.
+    Prints the job's id. The arguments are checked by the worker: the task's signature is not known here.
     """
     settings = session.settings
     if not TASK_NAME.match(name):
@@ -102,14 +99,10 @@ def enqueue(
 
 
 def _send(session: Session, q: QueueKeys, priority: int, job: NewJob) -> list[Refused]:
-    """One call, repeated once when its reply was lost: the sequence number makes the repetition a no-op."""
-    connection = session.connection
-    call: Any = commands.enqueue(q, priority, os.urandom(6).hex(), connection.clock.now_us(), [job])
-    announcement: Any = raw("SADD", GlobalKeys(session.settings.prefix).queues, q.queue)
-    try:
-        refused: list[Refused] = connection.call_many([call, announcement])[0]
-    except BrokerUnavailable:
-        refused = connection.call_many([call, announcement])[0]
+    connection, settings = session.connection, session.settings
+    numbers, target = Numbers(connection.clock), Target(q, priority)
+    refused = enqueue_sync(connection, numbers, target, [job], settings.enqueue_timeout)
+    connection.call(raw("SADD", GlobalKeys(settings.prefix).queues, q.queue))
     return refused
 
 

@@ -8,7 +8,7 @@ import msgspec
 from fastq.cli.root import Verbs
 from fastq.cli.session import NotFound, Session, with_session
 from fastq.cli.table import Cell, moment, pairs, rows
-from fastq.errors import ExitCode
+from fastq.errors import ExitCode, safe_text
 from fastq.job import JobState, JobStatus
 
 __all__ = ["verbs"]
@@ -106,7 +106,7 @@ def _each(
     session: Session, ids: tuple[str, ...], answers: dict[str, str], words: dict[str, str], good: set[str]
 ) -> int:
     """Say what became of each id; the exit status is 1 unless all went well."""
-    session.answer(answers, [f"{job_id}: {words.get(answer, answer)}" for job_id, answer in answers.items()])
+    session.answer(answers, [f"{safe_text(job_id)}: {words.get(answer, answer)}" for job_id, answer in answers.items()])
     return ExitCode.OK if set(answers.values()) <= good and len(answers) == len(set(ids)) else ExitCode.CRASH
 
 

@@ -172,9 +172,9 @@ def scheduler(app: str, **options: Any) -> int:
 @APP
 @_options({"--redis-url": "A server of yours in place of the embedded one."}, WORKER, LOGS)
 def dev(app: str, **options: Any) -> int:
-    """Everything for development in one command.
+    """Everything for development in one command, Redis included.
 
-    A private Redis whose data stay in .fastq/, one worker, a scheduler, a monitor; they restart when a file changes. APP may
+    A private server whose data stay in .fastq/, one worker, a scheduler, a monitor; they restart when a file changes. APP may
     be a file: fastq dev app.py.
     """
     from fastq.cli import processes

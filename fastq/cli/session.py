@@ -122,10 +122,10 @@ def as_json(value: Any) -> bytes:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {_plain(str(key)): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item) for item in value]
-    return value
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 REDIS: list[Callable[[Any], Any]] = [
