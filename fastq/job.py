@@ -231,6 +231,7 @@ class WorkerCard(msgspec.Struct, array_like=True):
     concurrency: int
     started_at: int
     version: str
+    lease: int = 0  # ms that its leases last; 0: not said
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -155,12 +155,6 @@ class Waker:
 # -- recover ------------------------------------------------------------------------------------
 
 
-class _Card(WorkerCard):
-    """A worker's card that says how long its lease is."""
-
-    lease: int = 0  # ms; 0: not said
-
-
 class _Leases(NamedTuple):
     """What a look at the leases of some queues has found."""
 
@@ -280,9 +274,9 @@ class Recoverer:
             log.warning("leases ended too far ahead, redis's clock was set back", extra=said)
 
 
-def _card(data: object) -> _Card | None:
+def _card(data: object) -> WorkerCard | None:
     try:
-        return msgspec.msgpack.decode(data, type=_Card) if isinstance(data, bytes) else None
+        return msgspec.msgpack.decode(data, type=WorkerCard) if isinstance(data, bytes) else None
     except Exception:  # noqa: BLE001  # whatever another release or a foreigner has written
         return None
 

@@ -123,9 +123,8 @@ class _Worker:
         from fastq import __version__
 
         connection, waker = self._connect(), self._connect()
-        card = WorkerCard(
-            socket.gethostname(), os.getpid(), settings.concurrency, int(time.time() * 1_000), __version__
-        )
+        started, lease = int(time.time() * 1_000), round(settings.lease * 1_000)
+        card = WorkerCard(socket.gethostname(), os.getpid(), settings.concurrency, started, __version__, lease)
         self._loop = WorkerLoop(self._app, connection, waker, order, slot, metrics, card, worker_name())
         self._metrics = metrics
         if self._board.quiet:
