@@ -106,6 +106,28 @@ def test_redis_is_killed_and_comes_back(make_fleet: MakeFleet, make_server: Make
     assert fleet.stop() == 0
 
 
+def test_redis_is_away_for_longer_than_a_lease(make_fleet: MakeFleet, make_server: MakeServer) -> None:
+    """F-32: when it is back, nobody takes the jobs of workers that could not extend their leases meanwhile."""
+    server = make_server(appendonly=True)
+    fleet = make_fleet(server.url, workers=2, concurrency=10).serving()
+    keys = [f"k{n}" for n in range(10)]
+    fleet.enqueue_many("gated", ((key, str(fleet.gate())) for key in keys))
+    fleet.until_started(*keys)
+    fleet.until_logged("scheduler leads")
+    server.kill()
+    down = time.monotonic()
+    eventually(lambda: time.monotonic() > down + 2 * LEASE, PATIENCE)
+    server.start()
+    fleet.until_logged("redis is back", logger="fastq.monitor")
+    fleet.enqueue("step", "later", delay=LEASE)
+    fleet.until_done(["later"])  # by then the scheduler has looked for lost leases
+    fleet.gate().touch()
+    story = fleet.until_done(keys)
+    assert story.repeated() == set()
+    assert not fleet.logged("worker lost its lease")
+    assert fleet.stop() == 0
+
+
 def test_redis_comes_back_empty(make_fleet: MakeFleet, make_server: MakeServer) -> None:
     """F-18: nobody exits, everybody registers again and says loudly what was lost."""
     server = make_server()
