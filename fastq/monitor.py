@@ -21,13 +21,13 @@ from typing import Any
 
 from fastq import config, logs
 from fastq.board import Board, ChildContext, Slot, SlotState, exit_text
-from fastq.broker.commands import Command, extend, raw, recover
+from fastq.broker.commands import Command, extend, recover
 from fastq.broker.connection import SyncConnection
 from fastq.broker.keys import QueueKeys
 from fastq.broker.url import Endpoint, parse_url
 from fastq.config import Settings
 from fastq.errors import BrokerError, ConfigError, ExitCode
-from fastq.job import ErrorInfo, decode_envelope, encode
+from fastq.job import ErrorInfo, encode
 from fastq.launch import Launch
 from fastq.logs import fields
 from fastq.metrics import CONTENT_TYPE, Exposition, QueueGauge, WorkerMetrics
@@ -233,37 +233,21 @@ class QueueReader:
     """Reads the gauges of the configured queues, for scrapes."""
 
     def __init__(self, settings: Settings, endpoint: Endpoint) -> None:
-        self._queues = [QueueKeys(settings.prefix, name) for name in config.parse_queues(settings.queues).names]
+        from fastq.broker.inspector import Inspector
+
+        self._inspector = Inspector(settings.prefix)
+        self._names = config.parse_queues(settings.queues).names
         self._connection = SyncConnection(endpoint, connect_timeout=2.0, response_timeout=2.0)
 
     def __call__(self) -> list[QueueGauge]:
-        return [self._read(keys) for keys in self._queues]
+        return [gauge for name in self._names if (gauge := self._read(name)) is not None]
 
-    def _read(self, keys: QueueKeys) -> QueueGauge:
-        call = self._connection.call_many
-        lengths = call([raw("LLEN", key) for key in keys.levels])
-        heads = call([raw("LINDEX", key, 0) for key in keys.levels])
-        workers = call([raw("ZRANGE", keys.workers, 0, 999)])[0]
-        held = call([raw("SCARD", keys.running(worker.decode())) for worker in workers]) if workers else []
-        scheduled, dead, paused = call([raw("ZCARD", keys.due), raw("ZCARD", keys.dead), raw("EXISTS", keys.paused)])
-        pending = sum(lengths)
-        return QueueGauge(
-            keys.queue, pending, scheduled, sum(max(n - 1, 0) for n in held), dead,
-            self._oldest_age(keys, [head for head in heads if head]), bool(paused),
-        )  # fmt: skip
-
-    def _oldest_age(self, keys: QueueKeys, heads: list[bytes]) -> float:
-        if not heads:
-            return 0.0
-        oldest = None
-        envelopes: list[bytes | None] = self._connection.call(raw("HMGET", keys.jobs, *heads))
-        for data in envelopes:
-            try:
-                at = decode_envelope(data or b"").enqueued_at
-            except ValueError:
-                continue
-            oldest = at if oldest is None else min(oldest, at)
-        return 0.0 if oldest is None else max(self._connection.clock.now_ms() - oldest, 0) / 1_000
+    def _read(self, name: str) -> QueueGauge | None:
+        info = self._connection.run(self._inspector.queue(name))
+        if info is None:
+            return None
+        age = info.oldest_age or 0.0
+        return QueueGauge(name, info.pending, info.scheduled, info.running, info.dead, age, info.paused)
 
 
 def healthy(board: Iterable[Slot]) -> tuple[bool, str]:

@@ -169,13 +169,16 @@ class _Wire:
     def data_received(self, data: bytes) -> None:
         reader, pending = self._reader, self.pending
         self.progress = time.monotonic()
+        reply: Any = None
         try:
             reader.feed(data)
             while (reply := reader.gets()) is not _NOTHING:
                 future = pending.popleft()
                 if not future.done():
                     future.set_result(reply)
-        except (hiredis.ProtocolError, IndexError) as error:
+        except IndexError:  # nobody has asked: protected mode, too many clients
+            self.abort(last_words([reply]) or "a reply to nothing")
+        except hiredis.ProtocolError as error:
             self.abort(f"the reply is not of Redis's protocol: {error}")
 
     def eof_received(self) -> bool:

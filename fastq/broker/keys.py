@@ -6,6 +6,7 @@ docs/redis_keys.md is printed from :data:`TABLE`.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -58,12 +59,14 @@ def _regex(pattern: str) -> re.Pattern[str]:
     return re.compile(r"[A-Za-z0-9_.:-]+:" + re.sub(r"<[^>]+>", "[^:]+", escaped) + r"\Z")
 
 
-_KNOWN = [(_regex(info.pattern), info) for info in TABLE]
+@functools.cache
+def _known() -> list[tuple[re.Pattern[str], KeyInfo]]:
+    return [(_regex(info.pattern), info) for info in TABLE]
 
 
 def describe(key: str) -> KeyInfo | None:
     """What kind of key this is; None for a name that fastq never writes."""
-    return next((info for regex, info in _KNOWN if regex.match(key)), None)
+    return next((info for regex, info in _known() if regex.match(key)), None)
 
 
 class QueueKeys:

@@ -6,6 +6,7 @@ An outcome is a row in the :class:`fastq.broker.commands.Batch` of the job's que
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import contextvars
 import functools
 import logging
@@ -42,6 +43,8 @@ _SUCCESS, _RETRY, _FAILED, _CANCELLED, _SNOOZED, _RELEASED, _LOST = range(7)
 assert STATUSES == ("success", "retry", "failed", "cancelled", "snoozed", "released", "lost")
 _EAGER = sys.version_info >= (3, 12)
 _NOTHING = msgspec.Raw(b"\xc0")
+_NOT_THE_HANDLERS = frozenset({__file__, concurrent.futures.thread.__file__})
+"""Files whose frames a traceback begins with, whatever the handler."""
 
 
 class Plan:
@@ -436,9 +439,9 @@ def _ending(error: BaseException, reason: str) -> Ending:
 
 
 def _traceback(error: BaseException) -> str:
-    """The traceback without fastq's own first frame, cut in the middle to a bounded size."""
+    """The traceback from the handler's own first frame on, cut in the middle to a bounded size."""
     tb = error.__traceback__
-    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
+    while tb is not None and tb.tb_frame.f_code.co_filename in _NOT_THE_HANDLERS:
         tb = tb.tb_next
     lines = traceback.format_exception(type(error), error, tb, limit=50)
     text = "".join(lines)

@@ -215,6 +215,8 @@ class WorkerLoop:
 
     async def _sleep(self) -> None:
         """Until an outcome, a wake token or a signal."""
+        if self._over():
+            return  # the last outcome was settled just now, and nothing else will happen
         if not any(len(lane.batch) for lane in self._lanes):
             self._idle.set()
             await self._event.wait()
@@ -311,6 +313,9 @@ class WorkerLoop:
     def _fill(self) -> None:
         """Start reserved jobs while slots are free."""
         if self._filling:
+            return
+        if self._stopping or self.quiet:  # they were on their way when the word came
+            self._release_backlog()
             return
         self._filling = True
         backlog, start = self._backlog, self.executor.start
