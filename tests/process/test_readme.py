@@ -26,7 +26,7 @@ def top_of_readme(url: str) -> dict[str, object]:
     """The application of the first snippet, on the test's Redis."""
     first = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     names: dict[str, object] = {}
-    exec(first.replace("redis://localhost:6379/0", url), names)  # noqa: S102 - our own README
+    exec(first.replace("redis://localhost:6379/0", url), names)
     return names
 
 
@@ -34,7 +34,7 @@ async def test_the_calls(redis_url: str) -> None:
     """F060, F061, F067, F073."""
     names = top_of_readme(redis_url)
     code = "async def calls():\n" + textwrap.indent(SNIPPETS["calls"], "    ") + "\n    return job, status\n"
-    exec(code, names)  # noqa: S102 - our own README
+    exec(code, names)
     job, status = await names["calls"]()  # type: ignore[operator]
     assert (status.state, status.task) == ("pending", "send_email")
     assert (await job.status()).queue == "emails"
@@ -47,7 +47,7 @@ async def test_the_tour_runs(redis_url: str, monkeypatch: pytest.MonkeyPatch) ->
     """tasks.py: the first attempt fails, the second one says hello."""
     monkeypatch.setenv("FASTQ_REDIS_URL", redis_url)
     names: dict[str, object] = {}
-    exec(SNIPPETS["tasks.py"].replace("base=1", "base=0.01"), names)  # noqa: S102 - our own README
+    exec(SNIPPETS["tasks.py"].replace("base=1", "base=0.01"), names)
     app, greet = names["app"], names["greet"]
     assert isinstance(app, fastq.FastQ)
     async with working(app) as shop:
@@ -58,7 +58,7 @@ async def test_the_tour_runs(redis_url: str, monkeypatch: pytest.MonkeyPatch) ->
 async def test_the_handlers_do_what_is_said(redis_url: str) -> None:
     app = fastq.FastQ(redis_url)
     names: dict[str, object] = {"app": app, "fastq": fastq}
-    exec(SNIPPETS["handlers"], names)  # noqa: S102 - our own README
+    exec(SNIPPETS["handlers"], names)
     charge = names["charge"]
     async with working(app) as shop:
         failed = await shop.ended(await charge.enqueue(-1))  # type: ignore[attr-defined]
@@ -73,5 +73,5 @@ async def test_the_handlers_do_what_is_said(redis_url: str) -> None:
 
 def test_the_schedule_is_valid(redis_url: str) -> None:
     app = fastq.FastQ(redis_url)
-    exec(SNIPPETS["schedules"], {"app": app})  # noqa: S102 - our own README
+    exec(SNIPPETS["schedules"], {"app": app})
     assert list(app.periodic) == ["report 30 4 * * 1-5"]
