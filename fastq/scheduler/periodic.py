@@ -19,7 +19,7 @@ from fastq.app import FastQ
 from fastq.arguments import check_size
 from fastq.broker.commands import Command, fire, raw
 from fastq.broker.keys import GlobalKeys, QueueKeys
-from fastq.cron import SKIP_GRACE, Schedule, due_ticks
+from fastq.cron import SKIP_GRACE, MisfirePolicy, Schedule, due_ticks
 from fastq.job import VERSION, Envelope, Extra, encode
 from fastq.logs import fields
 from fastq.registry import Periodic
