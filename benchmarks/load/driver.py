@@ -97,7 +97,7 @@ def process(*words: str, url: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def worker(url: str) -> Any:
     """One worker process as users start it."""
-    return process("-m", "fastq", "worker", "benchmarks.load.app:app", "--log-level", "warning", url=url)
+    return process("-m", "fastq", "worker", "benchmarks.load.app:app", "--log-level", "error", url=url)
 
 
 def bare(url: str) -> Any:
