@@ -102,6 +102,8 @@ def scheduler(launch: Launch) -> int:
 def dev(loaded: Loaded, plan: Callable[..., Launch]) -> int:
     """Everything for development. ``plan(**settings)`` reads the settings with these as options, too."""
     ours: dict[str, Any] = {"workers": 1, "reload": True}
+    if loaded.origins["log_level"] == "default":
+        ours["log_level"] = "debug"  # a line per job
     if loaded.origins["url"] != "default":
         return supervise(lambda: plan(**ours))
     FOLDER.mkdir(mode=0o700, exist_ok=True)

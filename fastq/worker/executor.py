@@ -100,6 +100,7 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self._host = socket.gethostname()
         self._rng = random.Random()
+        self._tell = log.isEnabledFor(logging.DEBUG)  # asked once: a line per job is for development
         self._pool: ThreadPoolExecutor | None = None
         self._rows = list(range(app.settings.concurrency))
         self.state: Any = None
@@ -365,6 +366,9 @@ class Executor:
         wait = (self._now_ms() - ready_at) / 1_000 - (now - started)
         series = self._other[job.queue] if plan is None else plan.series[job.queue]
         metrics.observe(series, status, wait if wait > 0 else 0.0, now - started)
+        if self._tell:
+            told = {"outcome": STATUSES[status], "seconds": round(now - started, 4)}
+            log.debug("job done", extra={"fields": _fields(job) | told})
         self.finished += 1
         self._on_outcome()
 
