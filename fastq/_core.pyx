@@ -1,6 +1,8 @@
 # cython: language_level=3, binding=False, autotestdict=False, embedsignature=True, embedsignature.format=clinic
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Compiled per-job bookkeeping: no I/O, no await, no allocation per call.
+"""Compiled per-job bookkeeping: no I/O, no await, no clock, no allocation per call.
+
+``Tokens`` are the units of one limiter that this process was granted and may still use.
 
 A ``Ledger`` writes two things into the shared memory of one process's slot (fastq/board.py), and is its only writer:
 
@@ -185,3 +187,102 @@ cdef class Ledger:
         series[status] += 1
         _place(series + _WAIT, _wait_bounds, _WAITS, wait)
         _place(series + _RUN, _run_bounds, _RUNS, run)
+
+
+cdef enum:
+    _BLOCKS = 8  # grants that overlap: one each half of use_within are two; more are merged, at the earlier end
+
+
+@cython.final
+@cython.no_gc
+cdef class Tokens:
+    """Units of one limiter, granted to this process in blocks that may each be used up to an instant.
+
+    Times are seconds of one monotonic clock, passed in. What may be used for the shortest time goes first. Nothing is
+    lost in here: everything that was put and not taken is in ``drain()``, whether or not it could still be used.
+    """
+
+    cdef long long[_BLOCKS] _count
+    cdef double[_BLOCKS] _until
+    cdef int _size
+    cdef long long _total
+    cdef readonly long long expired
+    """Units that were not used in time and wait for ``drain()``."""
+    cdef readonly double granted
+    """The ``granted`` of the oldest units in here, as far as is known; of the last ones when there are none."""
+
+    def __cinit__(self):
+        self._size = 0
+        self._total = self.expired = 0
+        self.granted = 0.0
+
+    cdef void _drop(self, double now) noexcept:
+        cdef int gone = 0, i
+        while gone < self._size and self._until[gone] < now:
+            self.expired += self._count[gone]
+            self._total -= self._count[gone]
+            gone += 1
+        if gone:
+            self._shift(gone)
+
+    cdef void _shift(self, int gone) noexcept:
+        cdef int i
+        self._size -= gone
+        for i in range(self._size):
+            self._count[i] = self._count[i + gone]
+            self._until[i] = self._until[i + gone]
+
+    def take(self, long long cost, double now, /):
+        """Whether ``cost`` units (>= 0) were there to be used at ``now``; they are taken, or none is."""
+        cdef int used = 0
+        if cost < 0:
+            raise ValueError(f"cost {cost} is negative")
+        if self._size and self._until[0] < now:
+            self._drop(now)
+        if cost > self._total:
+            return False
+        self._total -= cost
+        while used < self._size and cost >= self._count[used]:
+            cost -= self._count[used]
+            used += 1
+        if cost:
+            self._count[used] -= cost
+        if used:
+            self._shift(used)
+        return True
+
+    def put(self, long long n, double until, double granted=0.0, /):
+        """Add ``n`` units (>= 0) that may be used up to ``until``. ``granted`` is Redis's time of the grant, in any unit."""
+        cdef int i
+        if n < 0:
+            raise ValueError(f"{n} units are no grant")
+        if until != until:
+            raise ValueError("until is not a number")
+        if n == 0:
+            return
+        if self._total + self.expired == 0 or granted < self.granted:
+            self.granted = granted
+        if self._size == _BLOCKS:
+            self._size -= 1
+            self._count[self._size - 1] += self._count[self._size]
+        i = self._size
+        while i > 0 and self._until[i - 1] > until:
+            self._count[i] = self._count[i - 1]
+            self._until[i] = self._until[i - 1]
+            i -= 1
+        self._count[i] = n
+        self._until[i] = until
+        self._size += 1
+        self._total += n
+
+    def left(self, double now, /):
+        """Units that could be taken at ``now``."""
+        self._drop(now)
+        return self._total
+
+    def drain(self):
+        """Everything that was put and not taken, expired or not; nothing is in here afterwards."""
+        cdef long long held = self._total + self.expired
+        self._size = 0
+        self._total = self.expired = 0
+        return held

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from fastq.broker.keys import PAD, GlobalKeys, QueueKeys
+from fastq.broker.keys import PAD, GlobalKeys, LimitKeys, QueueKeys
+from fastq.limits import Acquired, LimitState, Rule, Terms
 
 __all__ = ["Command", "Operation", "raw"]
 
@@ -318,3 +319,79 @@ def purge(q: QueueKeys, limit: int = 500) -> Command[tuple[int, bool]]:
     """Drop pending and scheduled jobs. Returns how many, and whether to call again."""
     keys = (q.jobs, q.due, q.ghosts, q.deliveries, q.unique, q.unique_of, *q.levels)
     return Command("purge", keys, (limit,), lambda reply: (reply[0], reply[1] == 1))
+
+
+# -- limits ------------------------------------------------------------------------------------
+
+
+def acquire(
+    k: LimitKeys,
+    terms: Terms,
+    *,
+    need: int = 0,
+    want: int = 0,
+    override: bytes = b"",
+    most: int = 0,
+    lease_ms: int = 15_000,
+    holders: Sequence[tuple[str, int]] = (),
+) -> Command[Acquired]:
+    """Take from ``need`` to ``want`` units; with ``holders`` (holder id, its cost) a slot and its cost for each instead.
+
+    ``terms`` are those of ``override``, the stored rule that the caller knows of, or of its own rule when it knows of
+    none (b""). ``most`` is the rule's max_concurrent, 0 without. A holder id names one holding of a slot by one process
+    (``<process id>:<n>``); the same id again is the same slot. Units may be used until ``terms.usable(reply.now_us)``
+    seconds after this command was *sent*, and must be given back otherwise. No cost may exceed ``terms.capacity``.
+    """
+    args: list[Any] = [override, terms.kind, *map(repr, terms[1:4]), need, max(need, want), most, lease_ms]
+    for holder, cost in holders:
+        args += (holder, cost)
+    return Command("acquire", (k.rule, k.state, k.slots, k.wake), args, Acquired._make)
+
+
+class GivenBack(NamedTuple):
+    """Units that can be granted again, and slots that became free."""
+
+    units: int
+    slots: int
+
+
+def give_back(
+    k: LimitKeys, terms: Terms, ticket: str, *, units: int = 0, granted_us: int = 0, holders: Sequence[str] = ()
+) -> Command[GivenBack]:
+    """Return units that were not used, and slots. ``ticket`` is new for each call and the same for its repetition.
+
+    ``granted_us`` is ``Acquired.now_us`` of the units' grant, of several grants the oldest.
+    """
+    args = (terms.kind, *map(repr, terms[1:4]), units, granted_us, *holders)
+    return Command("give_back", (k.state, k.slots, k.wake, k.given(ticket)), args, GivenBack._make)
+
+
+def hold(k: LimitKeys, lease_ms: int, holders: Sequence[str]) -> Command[list[bool]]:
+    """Renew the leases of slots; False where a slot is gone."""
+    return Command("hold", (k.slots,), (lease_ms, *holders), _flags)
+
+
+def wait_for_slot(k: LimitKeys, timeout: float) -> Command[bool]:
+    """Block the connection until a slot may be free; False after ``timeout`` seconds. Needs a connection of its own."""
+    return raw("BLPOP", k.wake, repr(timeout), decode=lambda reply: reply is not None)
+
+
+def penalize(k: LimitKeys, terms: Terms, duration: float) -> Command[int]:
+    """Grant nothing for ``duration`` seconds; 0 lifts the penalty. Returns the µs that are left of it."""
+    args = (terms.kind, *map(repr, terms[1:4]), round(duration * 1_000_000))
+    return Command("penalize", (k.state,), args, int)
+
+
+def limit_state(k: LimitKeys, terms: Terms) -> Command[LimitState]:
+    """What is left, and who holds it."""
+    return Command("limit_state", (k.rule, k.state, k.slots), (terms.kind, *map(repr, terms[1:4])), LimitState._make)
+
+
+def override_rule(k: LimitKeys, rule: Rule | None) -> Command[Any]:
+    """Let ``rule`` override what every process has configured; None ends that. In force with each one's next request."""
+    return raw("DEL", k.rule) if rule is None else raw("SET", k.rule, rule.encode())
+
+
+def reset_limit(k: LimitKeys) -> Command[Any]:
+    """Forget what was granted, a penalty included. Slots stay with their holders."""
+    return raw("DEL", k.state)

@@ -1,6 +1,7 @@
 """Every key that fastq writes to Redis: its name, type, owner and lifetime.
 
-All keys of a queue carry the hash tag ``{queue}``, so every script stays in one slot of a Redis Cluster.
+All keys of a queue carry the hash tag ``{queue}``, those of a limiter ``{limit/<id>}``, so every script stays in one slot
+of a Redis Cluster.
 docs/redis_keys.md is printed from :data:`TABLE`.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 import functools
 import re
 from typing import NamedTuple
+
+from fastq.limits import check_limiter_id, partition_name
 
 PRIORITIES = 11
 """Ready lists of a queue: priorities 0 to 10."""
@@ -24,7 +27,7 @@ class KeyInfo(NamedTuple):
     pattern: str
     type: str
     owner: str
-    lifetime: str  # "job" | "worker" | "bounded" | "ttl" | "queue"
+    lifetime: str  # "job" | "worker" | "bounded" | "ttl" | "queue" | "limiter"
     meaning: str
 
 
@@ -49,6 +52,17 @@ TABLE: tuple[KeyInfo, ...] = (
     KeyInfo("{q}:dead:errors", "hash", "worker", "bounded", "job id -> error (msgpack)"),
     KeyInfo("{q}:done", "zset", "worker", "bounded", "names of the buckets of finished jobs by their expiry in ms"),
     KeyInfo("{q}:done:<ttl>:<n>", "hash", "worker", "ttl", "job id -> record of a finished job"),
+    KeyInfo("{l}:rule", "string", "operator", "limiter", "the rule (msgpack) that overrides the configured one"),
+    KeyInfo(
+        "{l}:state:<key>",
+        "hash",
+        "acquire",
+        "ttl",
+        "what was granted: `at`, `debt` | `total`, `oldest`, end of a part in µs -> units | `start`, `count`; `until`: end of a penalty in µs",
+    ),
+    KeyInfo("{l}:slots:<key>", "zset", "acquire", "ttl", "holder of a slot -> end of its lease in ms"),
+    KeyInfo("{l}:wake:<key>", "list", "give_back", "ttl", "at most one token: a slot is free"),
+    KeyInfo("{l}:given:<ticket>", "string", "give_back", "ttl", "present for a minute after units were given back"),
     KeyInfo("queues", "set", "enqueue", "queue", "names of all queues"),
     KeyInfo("leader", "string", "scheduler", "ttl", "id of the leading scheduler"),
 )
@@ -56,6 +70,8 @@ TABLE: tuple[KeyInfo, ...] = (
 
 def _regex(pattern: str) -> re.Pattern[str]:
     escaped = re.escape(pattern).replace(re.escape("{q}"), r"\{[A-Za-z0-9_-]{1,64}(:\d+)?\}")
+    escaped = escaped.replace(re.escape("{l}"), r"\{limit/[A-Za-z0-9_.:-]{1,100}\}")
+    escaped = re.sub("<(key|ticket)>", "~?[A-Za-z0-9_.:-]+", escaped)
     return re.compile(r"[A-Za-z0-9_.:-]+:" + re.sub(r"<[^>]+>", "[^:]+", escaped) + r"\Z")
 
 
@@ -111,6 +127,30 @@ class QueueKeys:
         return self._name(f"done:{name}")
 
 
+class LimitKeys:
+    """The key names of one limiter, or of one partition of it (``key``). Raises ConfigError for an impossible name.
+
+    >>> LimitKeys("fastq", "api", "tenant-42").state
+    b'fastq:{limit/api}:state:tenant-42'
+    """
+
+    __slots__ = ("base", "key", "limiter", "rule", "slots", "state", "wake")
+
+    def __init__(self, prefix: str, limiter: str, key: str = "") -> None:
+        self.limiter = check_limiter_id(limiter)
+        self.key = key
+        self.base = f"{prefix}:{{limit/{limiter}}}:"
+        partition = partition_name(key)
+        self.rule = (self.base + "rule").encode()
+        self.state = f"{self.base}state:{partition}".encode()
+        self.slots = f"{self.base}slots:{partition}".encode()
+        self.wake = f"{self.base}wake:{partition}".encode()
+
+    def given(self, ticket: str) -> bytes:
+        """The STRING that remembers one giving back."""
+        return f"{self.base}given:{ticket}".encode()
+
+
 class GlobalKeys:
     """The few keys that belong to no queue; each is used alone."""
 
@@ -146,10 +186,13 @@ _PAGE = """\
 <!-- printed by `python -m fastq.broker.keys`; do not edit -->
 
 `fastq` is the prefix (setting `prefix`). `{q}` is the queue's name in braces, as in `fastq:{default}:jobs`: the hash tag
-keeps a queue in one slot of a cluster. Times are milliseconds of Redis's clock since the epoch.
+keeps a queue in one slot of a cluster. `{l}` is a limiter, as in `fastq:{limit/stripe_api}:rule`; the key of its one
+partition is `~all`, and one that does not fit into a key name is `~` and its hash. Times are milliseconds of Redis's clock
+since the epoch unless they say µs.
 
 Lifetimes: `job`: an entry goes with its job. `worker`: it goes with its worker, at the latest when its lease is recovered.
-`bounded`: trimmed by count or age. `ttl`: the key expires. `queue`: it stays as long as the queue is used.
+`bounded`: trimmed by count or age. `ttl`: the key expires. `queue`: it stays as long as the queue is used. `limiter`: it
+stays until an operator removes it.
 
 | key | type | owner | lifetime | meaning |
 |---|---|---|---|---|

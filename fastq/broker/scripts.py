@@ -16,8 +16,8 @@ FOLDER = Path(__file__).parent.parent / "lua"
 _INCLUDE = re.compile(r'^--- @include "([a-z_]+)"\n', re.MULTILINE)
 
 NAMES = (
-    "cancel", "clamp", "discard", "enqueue", "extend", "fire", "lead", "promote", "prune", "purge",
-    "recover", "register", "replay", "reserve", "resume", "settle", "status",
+    "acquire", "cancel", "clamp", "discard", "enqueue", "extend", "fire", "give_back", "hold", "lead", "limit_state",
+    "penalize", "promote", "prune", "purge", "recover", "register", "replay", "reserve", "resume", "settle", "status",
 )  # fmt: skip
 
 

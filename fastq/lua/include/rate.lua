@@ -1,0 +1,39 @@
+-- the rate of a limiter at one instant; times in µs; fastq/limits.py holds the same in Python (class _Rate)
+-- bucket: a = µs per unit, b = room for debt, c = more room after idling as long. What is granted is debt, which time pays.
+-- window: a = limit, b = width of a part, c = how long after its end a part counts | fixed: a = limit, b = start, c = end
+local function parts_of(r)
+  local parts, all = {}, redis.call('HGETALL', r.state)
+  r.total, r.gone = 0, {}
+  for i = 1, #all, 2 do
+    local ends = tonumber(all[i]) -- the other fields have names
+    if ends and ends + r.c <= r.now then
+      r.gone[#r.gone + 1] = all[i]
+    elseif ends then
+      parts[#parts + 1] = {ends, tonumber(all[i + 1])}
+      r.total = r.total + tonumber(all[i + 1])
+    end
+  end
+  table.sort(parts, function(x, y) return x[1] < y[1] end)
+  r.parts, r.oldest = parts, parts[1] and parts[1][1]
+end
+
+local function rate_at(state, now, kind, a, b, c)
+  local r = {state = state, now = now, kind = kind, a = a, b = b, c = c, left = -1, gone = {}}
+  if kind == 'bucket' then
+    local saved = redis.call('HMGET', state, 'at', 'debt')
+    r.raw = -c
+    if saved[1] then r.raw = math.max(-c, math.min(b + c, saved[2] - (now - saved[1]))) end
+    r.debt = math.max(0, r.raw)
+    r.left = math.max(0, math.floor((b - r.debt) / a))
+  elseif kind == 'window' then
+    local saved = redis.call('HMGET', state, 'total', 'oldest')
+    r.total, r.oldest = tonumber(saved[1] or 0), tonumber(saved[2] or 0)
+    if r.oldest + c <= now then parts_of(r) end
+    r.left = math.max(0, a - r.total)
+  elseif kind == 'fixed' then
+    local saved = redis.call('HMGET', state, 'start', 'count')
+    r.count = tonumber(saved[1] or -1) == b and tonumber(saved[2]) or 0
+    r.left = math.max(0, a - r.count)
+  end
+  return r
+end
