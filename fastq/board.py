@@ -4,7 +4,7 @@ The supervisor makes it before the first fork, so every process of the host sees
 socket, a lock or a thread to tell the others how it is. Each field of a slot has one writer at a time:
 
 =============  ====================================================================================
-supervisor     role, pid, started_at, generation, stopping, exit_status; states STARTING and DEAD;
+supervisor     role, pid, started_at, generation, peers, stopping, exit_status; states STARTING and DEAD;
                ``rss`` once the child is dead (its peak, from the kernel)
 child          states BOOTED, RUNNING, QUIET, DRAINING; worker_id, ticked_at, reserved_at, rss, busy,
                concurrency, recycling, cells, names, rows
@@ -123,6 +123,7 @@ class Slot:
     concurrency = _Int(5)  # handlers that may run at once
     generation = _Int(6)  # counts the rolling restarts
     stopping: bool = _Flag(7)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]  # the supervisor told this child to go
+    peers = _Int(9)  # how many of its role are to serve, itself included; 0 = nobody counts them
     recycling: bool = _Flag(8)  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]  # this child goes by itself: max_jobs or max_rss
 
     started_at = _Double(0)  # when it was forked
@@ -297,11 +298,11 @@ class Board:
         if slot.recycling:
             return True
         slot.recycling = True
-        role = slot.role
-        for other in self._slots:
-            if other is not slot and other.role == role and (_missing(other) or (other.alive and other.recycling)):
-                slot.recycling = False
-                return False
+        others = [other for other in self._slots if other is not slot and other.role == slot.role]
+        away = any(_missing(other) or (other.alive and other.recycling) for other in others)
+        if away or sum(other.alive for other in others) < slot.peers - 1:  # the latter: not even started yet
+            slot.recycling = False
+            return False
         return True
 
 

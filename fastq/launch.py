@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,6 +79,7 @@ def plan(app: str, options: Mapping[str, object], file: Path | None = None) -> L
     pid = os.fork()
     if pid == 0:
         os.close(reading)
+        _leave_with_the_asker(writing)
         _answer(writing, app, options, file)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
@@ -88,6 +91,18 @@ def plan(app: str, options: Mapping[str, object], file: Path | None = None) -> L
     if not answer:
         raise ImportFailed(app)
     return Launch(msgspec.msgpack.decode(answer, type=Settings), app)
+
+
+def _leave_with_the_asker(writing: int) -> None:
+    """End this process when nobody reads the pipe any more: modules that never finish would outlive a SIGTERM."""
+
+    def watch() -> None:
+        door = select.poll()
+        door.register(writing, 0)
+        door.poll()
+        os._exit(ExitCode.CRASH)
+
+    threading.Thread(target=watch, name="fastq-asker", daemon=True).start()
 
 
 def _answer(writing: int, app: str, options: Mapping[str, object], file: Path | None) -> None:

@@ -219,6 +219,7 @@ class Supervisor:
             return None
         self._short_of_slots = False
         slot.generation = self._generation
+        slot.peers = self._count(spec.role)
         try:
             slot.pid = pid = fork_child(spec, self._context(spec, slot, post), self._name(post), self._unwanted(spec))
         except (OSError, RuntimeError) as error:
@@ -517,16 +518,23 @@ class Supervisor:
 
     def _add_post(self, role: str) -> None:
         self._posts.append(Post(role, self._count(role) + 1))
+        self._tell_peers(role)
         self._log(logging.INFO, "one more", role=role, count=self._count(role))
 
     def _remove_post(self, role: str) -> None:
         post = max((p for p in self._posts if p.role == role), key=lambda p: p.number)
         self._posts.remove(post)
+        self._tell_peers(role)
         self._log(logging.INFO, "one fewer", role=role, count=self._count(role))
         for child in (post.child, post.replacement):
             if child is not None:
                 child.post = None
                 child.dismiss(self._leave_within)
+
+    def _tell_peers(self, role: str) -> None:
+        for child in self._children.values():
+            if child.spec.role == role:
+                child.slot.peers = self._count(role)
 
     # -- opening and closing ----------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from fastq.errors import ExitCode, FastQError
 from fastq.job import WorkerCard
 from fastq.launch import Launch, load_app, report
 from fastq.metrics import WorkerMetrics
-from fastq.worker.loop import WorkerLoop
+from fastq.worker.loop import IDLE_WAIT, WorkerLoop
 
 __all__ = ["main", "run_alone"]
 
@@ -122,7 +122,7 @@ class _Worker:
         slot.ticked_at = time.monotonic()
         from fastq import __version__
 
-        connection, waker = self._connect(), self._connect()
+        connection, waker = self._connect(), self._connect(patience=IDLE_WAIT)
         started, lease = int(time.time() * 1_000), round(settings.lease * 1_000)
         card = WorkerCard(socket.gethostname(), os.getpid(), settings.concurrency, started, __version__, lease)
         self._loop = WorkerLoop(self._app, connection, waker, order, slot, metrics, card, worker_name())
@@ -150,12 +150,13 @@ class _Worker:
             sys.stdout.flush()
             os._exit(ExitCode.OK)  # a thread that never ends must not keep the process
 
-    def _connect(self) -> AsyncConnection:
+    def _connect(self, patience: float = 0.0) -> AsyncConnection:
+        """``patience``: seconds that Redis may keep an answer back by design, as a blocking pop does."""
         settings = self._settings
         return AsyncConnection(
             self._app.endpoint(),
             connect_timeout=settings.connect_timeout,
-            response_timeout=settings.response_timeout,
+            response_timeout=settings.response_timeout + patience,
         )
 
     @asynccontextmanager
@@ -193,12 +194,13 @@ class _Worker:
             stack = "" if job.runner is None else _task_stack(job.runner)
             fields = {"job": job.id, "task": job.task, "queue": job.queue, "attempt": job.attempt}
             log.info(
-                "running job", extra={"fields": {**fields, "seconds": round(now - job.started, 3), "stack": stack}}
+                "running job", extra={"fields": {**fields, "seconds": round(now - job.started, 3), "traceback": stack}}
             )
         for ident, frame in sys._current_frames().items():
             name = next((t.name for t in threading.enumerate() if t.ident == ident), str(ident))
             log.info(
-                "thread", extra={"fields": {"name": name, "stack": "".join(traceback.format_stack(frame, limit=20))}}
+                "thread",
+                extra={"fields": {"name": name, "traceback": "".join(traceback.format_stack(frame, limit=20))}},
             )
 
     # -- recycling --------------------------------------------------------------------------------
@@ -242,12 +244,20 @@ class _Worker:
             frame = sys._current_frames().get(main_thread)
             stack = "".join(traceback.format_stack(frame, limit=12)) if frame else ""
             self._metrics.count("loop_stalls")
-            fields = {"seconds": round(blocked, 1), "jobs": self._slot.running_ids()[:5], "stack": stack}
+            fields = {"seconds": round(blocked, 1), "jobs": self._slot.running_ids()[:5], "traceback": stack}
             log.warning("event loop blocked", extra={"fields": fields})
 
 
 def _task_stack(task: asyncio.Task[Any]) -> str:
-    return "".join(f"{f.f_code.co_filename}:{f.f_lineno} {f.f_code.co_name}\n" for f in task.get_stack(limit=5))
+    """Where a suspended task is: from its coroutine along what each one awaits (``get_stack`` knows the first only)."""
+    lines: list[str] = []
+    at: Any = task.get_coro()
+    while at is not None and len(lines) < 20:
+        frame = getattr(at, "cr_frame", None) or getattr(at, "gi_frame", None)
+        if frame is not None:
+            lines.append(f'  File "{frame.f_code.co_filename}", line {frame.f_lineno}, in {frame.f_code.co_name}\n')
+        at = getattr(at, "cr_await", None) or getattr(at, "gi_yieldfrom", None)
+    return "".join(lines)
 
 
 def _rss() -> int:

@@ -71,7 +71,7 @@ def test_lost_replies_to_reserve_and_settle(
     fleet = make_fleet(proxy.url, workers=4, concurrency=2).serving()
     fleet.url = redis_url
     proxy.rule = every_other(["reserve", "settle"], LOST, proxy)
-    keys = [f"k{n}" for n in range(4_000)]
+    keys = [f"k{n}" for n in range(2_000)]
     fleet.enqueue_many("once", ((key,) for key in keys))
     began = time.monotonic()
     story = fleet.until_done(keys, 2 * PATIENCE)

@@ -211,6 +211,9 @@ def test_one_recycles_at_a_time() -> None:
     one.state = SlotState.DRAINING
     assert not board.may_recycle(two)
     one.state = SlotState.DEAD
+    two.peers = 3
+    assert not board.may_recycle(two), "its successor has not been started yet"
+    two.peers = 0
     assert board.may_recycle(two), "gone is gone, though its slot is not free yet"
     two.state = SlotState.DRAINING
     assert not board.may_recycle(three)
