@@ -138,6 +138,9 @@ def find_master(endpoint: Endpoint) -> Endpoint:
         host, port = finder.discover_master(endpoint.master)
     except (RedisError, OSError) as error:
         raise unreachable(endpoint, error) from None
+    finally:
+        for sentinel in finder.sentinels:
+            sentinel.close()
     return endpoint._replace(host=host, port=port)
 
 
