@@ -69,7 +69,7 @@ class Keeper:
         self._connection = SyncConnection(endpoint, connect_timeout=patience, response_timeout=patience)
         self._extend_at = 0.0
         self._retry_at = 0.0
-        self._troubled = False
+        self.troubled = False  # Redis did not answer the last time
         self._examined = False
         self._aborted: dict[int, float] = {}  # pid -> when it was sent SIGABRT
         self._looked_at = time.monotonic()  # for hung workers
@@ -89,13 +89,13 @@ class Keeper:
             self._extend(now)
         except BrokerError as error:
             self._retry_at = now + 0.5
-            if not self._troubled:
+            if not self.troubled:
                 log.warning("redis unavailable, retrying", extra=fields(error=str(error)))
-            self._troubled = True
+            self.troubled = True
             self._metrics.count("redis_errors")
             return 0.5
-        if self._troubled:
-            self._troubled = False
+        if self.troubled:
+            self.troubled = False
             log.info("redis is back")
         return 0.05 if self._starting() else 0.25
 
@@ -250,20 +250,31 @@ class QueueReader:
         return QueueGauge(name, info.pending, info.scheduled, info.running, info.dead, age, info.paused)
 
 
-def healthy(board: Iterable[Slot]) -> tuple[bool, str]:
-    """Whether this host's workers work: (ready, why not)."""
+def healthy(board: Iterable[Slot], *, redis_away: bool = False) -> tuple[bool, str]:
+    """Whether this host's workers work: (ready, why not).
+
+    A worker whose slots are all taken has no reason to reserve; for it the monitor's own contact with Redis counts.
+    """
     workers = [slot for slot in board if slot.role == "worker" and slot.alive]
     if not workers:
         return False, "no worker lives"
     if all(slot.state in (SlotState.DRAINING, SlotState.QUIET) for slot in workers):
         return False, "draining"
-    now = time.monotonic()
-    if any(slot.state is SlotState.RUNNING and now - slot.reserved_at < READY_WITHIN for slot in workers):
-        return True, "ok"
+    oldest = time.monotonic() - READY_WITHIN
+    for slot in workers:
+        full = slot.busy >= slot.concurrency and slot.ticked_at > oldest and not redis_away
+        if slot.state is SlotState.RUNNING and (slot.reserved_at > oldest or full):
+            return True, "ok"
     return False, f"no worker has reserved within {READY_WITHIN:g} s"
 
 
-def serve_http(board: Board, settings: Settings, endpoint: Endpoint, last_step: Callable[[], float]) -> None:
+def serve_http(
+    board: Board,
+    settings: Settings,
+    endpoint: Endpoint,
+    last_step: Callable[[], float],
+    redis_away: Callable[[], bool] = lambda: False,
+) -> None:
     """Serve /metrics, /healthz, /livez and /readyz in a daemon thread, unless ``metrics_port`` is 0.
 
     Raises:
@@ -281,6 +292,7 @@ def serve_http(board: Board, settings: Settings, endpoint: Endpoint, last_step: 
         "board": board,
         "token": settings.metrics_token.encode(),
         "last_step": (last_step,),
+        "redis_away": (redis_away,),
     }
     handler = type("_BoundHandler", (_Handler,), bound)
     try:
@@ -319,7 +331,8 @@ class _Handler(BaseHTTPRequestHandler):
     exposition: Exposition
     board: Board
     token: bytes
-    last_step: tuple[Callable[[], float]]
+    last_step: tuple[Callable[[], float]]  # a tuple: a bare function would become a method
+    redis_away: tuple[Callable[[], bool]]
 
     timeout = 5
     server_version = "fastq"
@@ -334,7 +347,7 @@ class _Handler(BaseHTTPRequestHandler):
             alive = time.monotonic() - self.last_step[0]() < READY_WITHIN
             self._answer(200 if alive else 503, b"ok\n" if alive else b"the monitor does not move\n")
         elif path == "/readyz":
-            ready, why = healthy(self.board)
+            ready, why = healthy(self.board, redis_away=self.redis_away[0]())
             self._answer(200 if ready else 503, f"{why}\n".encode())
         else:
             self._answer(404, b"not found: /metrics, /healthz, /livez, /readyz\n")
@@ -376,7 +389,7 @@ def main(context: ChildContext) -> int:
     slot = context.slot
     keeper = Keeper(context.board, settings, endpoint, WorkerMetrics(slot))
     try:
-        serve_http(context.board, settings, endpoint, lambda: slot.ticked_at)
+        serve_http(context.board, settings, endpoint, lambda: slot.ticked_at, lambda: keeper.troubled)
     except ConfigError as error:
         log.error("monitor cannot work", extra=fields(error=str(error)))
         return ExitCode.USAGE
@@ -423,5 +436,5 @@ def keep_in_thread(board: Board, settings: Settings, endpoint: Endpoint) -> None
             stepped[0] = time.monotonic()
             time.sleep(pause)
 
-    serve_http(board, settings, endpoint, lambda: stepped[0])
+    serve_http(board, settings, endpoint, lambda: stepped[0], lambda: keeper.troubled)
     threading.Thread(target=run, name="fastq-keeper", daemon=True).start()
