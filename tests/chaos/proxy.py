@@ -111,7 +111,7 @@ class FaultProxy:
             line = Line(self, (reader, writer), await asyncio.open_unix_connection(self._path))
             self._lines.add(line)
             await line.run()
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             writer.transport.abort()
         finally:
             self._lines.discard(line)  # type: ignore[arg-type]
