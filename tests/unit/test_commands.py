@@ -1,0 +1,236 @@
+"""Commands are pure: what goes to which key in which order, and how a reply is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastq.broker import commands as c
+from fastq.broker import scripts
+from fastq.broker.commands import Batch, Command, NewJob
+from fastq.broker.keys import PAD, GlobalKeys, QueueKeys
+
+Q = QueueKeys("fastq", "q")
+BUCKET = ("1000:7", 9_000)
+
+ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
+    "cancel": lambda: c.cancel(Q, "a", ["v", "w"], b"record", BUCKET),
+    "clamp": lambda: c.clamp(Q, [("w", 1)]),
+    "discard": lambda: c.discard(Q, ids=["a"]),
+    "enqueue": lambda: c.enqueue(Q, 5, "p", 1, [NewJob("a", b"e")]),
+    "extend": lambda: c.extend(Q, 1_000, ["v", "w"]),
+    "fire": lambda: c.fire(Q, 5, "s", 1, "a", b"e"),
+    "lead": lambda: c.lead(GlobalKeys("fastq"), "s", 1),
+    "promote": lambda: c.promote(Q),
+    "prune": lambda: c.prune(Q, 1),
+    "purge": lambda: c.purge(Q),
+    "recover": lambda: c.recover(Q, "w", expired=True, charge="all", max_deliveries=3, dead_max=9),
+    "register": lambda: c.register(Q, "w", 1, b"info"),
+    "replay": lambda: c.replay(Q, [("a", b"e")]),
+    "reserve": lambda: c.reserve(Q, "w", 1),
+    "resume": lambda: c.resume(Q, "w"),
+    "settle": lambda: c.settle(Q, "w", filled(), 9),
+    "status": lambda: c.status(Q, "a", ["v", "w"]),
+}
+LIMITS = {"acquire", "give_back", "hold", "limit_state", "penalize"}  # tests/unit/test_limits.py
+
+
+def filled() -> Batch:
+    batch = Batch()
+    batch.succeeded = ["s"]
+    batch.recorded = [("1000:7", 9_000, "r", b"R"), ("60000:1", 99_000, "t", b"T"), ("1000:7", 9_000, "u", b"U")]
+    batch.later = [("l", 5, b"L")]
+    batch.failed = [("f", b"F", b"error")]
+    batch.released = ["x", "y"]
+    return batch
+
+
+def test_every_script_has_a_command() -> None:
+    assert set(ONE_OF_EACH) | LIMITS == set(scripts.NAMES)
+    assert set(scripts.NAMES) == {path.stem for path in scripts.FOLDER.glob("*.lua")}
+    for name, make in ONE_OF_EACH.items():
+        assert make().script == name
+
+
+# -- the keys that a command sends are the ones that the head of its script names --------------------------
+
+
+def named_keys(script: str) -> list[str]:
+    """The KEYS paragraph of a head, with `{q}:ready:10 ... {q}:ready:0` written out."""
+    head = re.search(r"-- KEYS (.*?)\n(?=-- (?:ARGV|[A-Z])|local)", scripts.expand(script), re.DOTALL)
+    assert head is not None
+    words = head[1].replace("--", " ").split()
+    found: list[str] = []
+    for i, word in enumerate(words):
+        if word == "..." and i + 1 < len(words):
+            assert (words[i - 1], words[i + 1]) == ("{q}:ready:10", "{q}:ready:0")
+            found += [f"{{q}}:ready:{priority}" for priority in range(9, 0, -1)]
+        elif word == "...":
+            found.append(f"{words[i - 1]} again")
+        else:
+            found.append(word)
+    return found
+
+
+def shape(name: str) -> str:
+    """A pattern for what stands in angle brackets; `KEY again` may come any number of times."""
+    word = re.escape(name.removesuffix(" again").replace("{q}", "fastq:{q}"))
+    word = re.sub(r"<ttl>:<n>", r"\\d+:\\d+", word)
+    word = re.sub(r"<(\w+)>", r"[^:]+", word)
+    return f"(?:{word} )*" if name.endswith(" again") else f"{word} "
+
+
+@pytest.mark.parametrize("script", ONE_OF_EACH)
+def test_the_head_names_the_keys_in_their_order(script: str) -> None:
+    sent = "".join(key.decode() + " " for key in ONE_OF_EACH[script]().keys)
+    pattern = "".join(shape(name) for name in named_keys(script)).replace("leader ", "fastq:leader ")
+    assert re.fullmatch(pattern, sent), f"\n{pattern}\n{sent}"
+
+
+@pytest.mark.parametrize("script", ONE_OF_EACH)
+def test_all_keys_of_a_call_are_in_one_slot(script: str) -> None:
+    tags = {re.search(rb"\{(.*?)\}", key) for key in ONE_OF_EACH[script]().keys} - {None}
+    assert {match[1] for match in tags if match} in ({b"q"}, set())
+
+
+# -- arguments -----------------------------------------------------------------------------------------
+
+
+def test_plain_jobs_take_the_short_path() -> None:
+    command = c.enqueue(Q, 7, "p", 3, [NewJob("a", b"A"), NewJob("b", b"B", delay_ms=-1)])
+    assert command.args == ["p", 3, "plain", "a", b"A", "b", b"B"]
+    assert command.keys[1] == b"fastq:{q}:ready:7"
+
+
+@pytest.mark.parametrize(
+    "job", [NewJob("b", b"B", delay_ms=1), NewJob("b", b"B", unique="k"), NewJob("b", b"B", chosen=True)]
+)
+def test_one_job_that_is_not_plain_makes_the_call_full(job: NewJob) -> None:
+    command = c.enqueue(Q, 5, "p", 3, [NewJob("a", b"A"), job])
+    assert command.args == ["p", 3, "full", "a", b"A", 0, "", "b", b"B", job.delay_ms, job.unique]
+
+
+def test_settle_lays_its_sections_out_in_order() -> None:
+    command = c.settle(Q, "w", filled(), 9)
+    assert command.args == [
+        9,
+        *(1, "s"),
+        *(3, 1, "r", b"R", 2, "t", b"T", 1, "u", b"U"),
+        *(1, "l", 5, b"L"),
+        *(1, "f", b"F", b"error"),
+        *(2, "x", "y"),
+        *("1000:7", 9_000, "60000:1", 99_000),
+    ]
+    assert command.keys[-2:] == (b"fastq:{q}:done:1000:7", b"fastq:{q}:done:60000:1")
+
+
+def test_an_empty_batch() -> None:
+    assert len(Batch()) == 0
+    assert Batch().ids() == []
+    assert c.settle(Q, "w", Batch(), 9).args == [9, 0, 0, 0, 0, 0]
+
+
+def test_a_batch_counts_and_names_what_is_in_it() -> None:
+    assert len(filled()) == 8
+    assert filled().ids() == ["s", "r", "t", "u", "l", "f", "x", "y"]
+
+
+ids = st.lists(st.text("abc", min_size=1, max_size=3), max_size=6)
+
+
+@given(ids, ids, ids, ids, ids)
+def test_the_counts_of_settle_always_fit(
+    succeeded: list[str], recorded: list[str], later: list[str], failed: list[str], released: list[str]
+) -> None:
+    """Walk the arguments as the script does: every section is where the counts say, and nothing is left over."""
+    batch = Batch()
+    batch.succeeded, batch.released = succeeded, released
+    batch.recorded = [(f"{len(i)}:1", len(i), i, b"R") for i in recorded]
+    batch.later = [(i, 1, b"L") for i in later]
+    batch.failed = [(i, b"F", b"E") for i in failed]
+    command = c.settle(Q, "w", batch, 9)
+    args, position, found = list(command.args), 1, []
+    for width, field in ((1, 0), (3, 1), (3, 0), (3, 0), (1, 0)):
+        count = args[position]
+        found += [args[position + 1 + i * width + field] for i in range(count)]
+        position += 1 + count * width
+    assert found == batch.ids()
+    buckets = len(command.keys) - 23
+    assert len(args) - position == 2 * buckets
+
+
+def test_recover_says_when_and_whom_it_charges() -> None:
+    options: dict[str, Any] = {
+        "charge": "started",
+        "max_deliveries": 3,
+        "dead_max": 9,
+        "error": b"E",
+        "started": ["a", "b"],
+    }
+    command = c.recover(Q, "w", expired=False, limit=7, **options)
+    assert command.args == ("w", "now", "started", 3, 7, PAD, 9, b"E", "a", "b")
+    assert c.recover(Q, "w", expired=True, **options).args[1] == "expired"
+
+
+def test_replay_takes_any_iterable() -> None:
+    assert c.replay(Q, iter([("a", b"A"), ("b", b"B")])).args == ["a", b"A", "b", b"B"]
+
+
+def test_raw_is_a_plain_command() -> None:
+    command = c.raw("LLEN", Q.ready[5], decode=int)
+    assert (command.script, command.keys, command.args) == (None, (), ("LLEN", b"fastq:{q}:ready:5"))
+    assert command.decode(b"7") == 7
+    assert c.raw("PING").decode(b"PONG") == b"PONG"
+
+
+# -- replies -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "reply", "decoded"),
+    [
+        ("cancel", b"cancelled", "cancelled"),
+        ("discard", 3, 3),
+        ("enqueue", [0], []),
+        ("enqueue", [1], []),
+        (
+            "enqueue",
+            [0, [1, b"unique", b"holder"], [4, b"finished", b"\xff"]],
+            [c.Refused(1, "unique", b"holder"), c.Refused(4, "finished", b"\xff")],
+        ),
+        ("extend", [1, 0], [True, False]),
+        ("fire", 1, True),
+        ("fire", 0, False),
+        ("lead", 1, True),
+        ("promote", [2, 1_000, -1], c.Promoted(2, 1_000, -1)),
+        ("purge", [5, 1], (5, True)),
+        ("purge", [0, 0], (0, False)),
+        ("recover", [1, 2, -1], c.Recovered(1, 2, -1)),
+        ("register", 1_000, 1_000),
+        ("replay", 2, 2),
+        ("reserve", [1_000, 2, [b"a"], [None], []], c.Reserved(1_000, 2, [b"a"], [None], [])),
+        ("resume", [1, [b"a"], [b"A"]], c.Held(1, [b"a"], [b"A"])),
+        ("settle", [-1, [b"a"]], c.Settled(-1, [b"a"])),
+        ("status", [b"pending", b"E"], [b"pending", b"E"]),
+    ],
+)
+def test_replies(command: str, reply: Any, decoded: Any) -> None:
+    assert ONE_OF_EACH[command]().decode(reply) == decoded
+
+
+# -- scripts -------------------------------------------------------------------------------------------
+
+
+def test_scripts_are_expanded_and_addressed_by_their_sha() -> None:
+    import hashlib
+
+    for name in scripts.NAMES:
+        script = scripts.load(name)
+        assert b"@include" not in script.text
+        assert script.sha.decode() == hashlib.sha1(script.text).hexdigest()
+        assert scripts.load(name) is script
