@@ -206,7 +206,7 @@ def _delay(delay: float | None) -> float | None:
 
 # -- text for people --------------------------------------------------------------------------
 
-_PASSWORD = re.compile(r"\A([\w+.-]*://)?([^:]*):.*@", re.DOTALL)
+_PASSWORD = re.compile(r"\A([\w+.-]*://|(?![\w+.-]*://))([^:]*):.*@", re.DOTALL)
 
 
 def mask_url(url: str) -> str:
