@@ -342,7 +342,15 @@ def acquire(
     (``<process id>:<n>``); the same id again is the same slot. Units may be used until ``terms.usable(reply.now_us)``
     seconds after this command was *sent*, and must be given back otherwise. No cost may exceed ``terms.capacity``.
     """
-    args: list[Any] = [override, terms.kind, *map(repr, terms[1:4]), need, max(need, want), most, lease_ms]
+    args: list[Any] = [
+        override,
+        terms.kind,
+        *map(repr, terms[1:4]),
+        need,
+        max(need, want),
+        most if holders else 0,
+        lease_ms,
+    ]
     for holder, cost in holders:
         args += (holder, cost)
     return Command("acquire", (k.rule, k.state, k.slots, k.wake), args, Acquired._make)

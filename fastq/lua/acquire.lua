@@ -26,11 +26,11 @@ if kind == 'fixed' and (now < b or now >= c) then return refuse('window', 0) end
 
 local rate = rate_at(state, now, kind, a, b, c)
 if most < 1 then
-  local wait = wait_for(rate, need)
+  local wait = wait_for(rate, need, 0)
   if wait > 0 then return refuse('short', wait) end
   local units = math.max(need, math.min(want, rate.left))
   if kind == 'none' then units = want end
-  if units < want then wait = wait_for(rate, units + 1) end
+  if units < want then wait = wait_for(rate, 1, units) end
   spend(rate, units)
   return {'granted', units, 0, wait, now, math.max(-1, rate.left - units), ''}
 end
@@ -40,7 +40,7 @@ local free, units, taken, wait, granted = most - redis.call('ZCARD', slots), 0, 
 for i = 10, #ARGV, 2 do
   local cost, mine = tonumber(ARGV[i + 1]), redis.call('ZSCORE', slots, ARGV[i])
   if not mine and free < 1 then break end
-  wait = wait_for(rate, units + cost)
+  wait = wait_for(rate, cost, units)
   if wait > 0 then break end
   units, taken = units + cost, taken + 1
   if not mine then free = free - 1 end

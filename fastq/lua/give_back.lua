@@ -15,16 +15,16 @@ local units, granted = tonumber(ARGV[5]), tonumber(ARGV[6])
 local function refund(rate)
   if kind == 'bucket' then
     local credit = math.min(rate.debt, math.max(0, units * a - math.max(0, rate.now - granted)))
-    redis.call('HSET', state, 'at', rate.now, 'debt', rate.debt - credit)
+    if credit > 0 then redis.call('HSET', state, 'at', rate.now, 'debt', rate.debt - credit) end
     return math.floor(credit / a)
   elseif kind == 'window' then
     local part = (math.floor(granted / b) + 1) * b
     local back = math.min(units, tonumber(redis.call('HGET', state, part) or 0))
-    if back < 1 then return 0 end
+    if back < 1 or part + c <= rate.now then return 0 end
     redis.call('HINCRBY', state, part, -back)
     redis.call('HINCRBY', state, 'total', -back)
     return back
-  elseif granted < b or granted >= c then
+  elseif granted < b or granted >= c or rate.now >= c then
     return 0
   end
   local back = math.min(units, rate.count)

@@ -2,7 +2,8 @@
 -- hold: renew the leases of slots
 -- KEYS {l}:slots:<key>
 -- ARGV lease_ms holder ...
--- Sent twice: the same state. A slot that is gone stays gone. Reply per holder: 1 renewed, 0 gone.
+-- Sent twice: the same state. A lease that has run out is renewed as long as nobody took the slot; one that is gone stays
+-- gone. Reply per holder: 1 renewed, 0 gone.
 --- @include "now_us"
 --- @include "expire_slots"
 local ends, reply = math.floor(now_us() / 1000) + ARGV[1], {}
