@@ -17,7 +17,7 @@ from fastq.broker.connection import AsyncConnection, Clock, SyncConnection
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint, parse_url
 from fastq.context import JobContext, running_job
-from fastq.errors import InvalidArguments, JobIdReused, TaskDefinitionError, UnknownTask
+from fastq.errors import BrokerError, InvalidArguments, JobIdReused, TaskDefinitionError, UnknownTask
 from fastq.handle import Bulk, JobHandle
 from fastq.job import TASK_NAME, DeadLetter, JobStatus, decode_record
 from fastq.registry import Tasks
@@ -273,7 +273,7 @@ class FastQ(Tasks):
         side = self._side()
         target = side.targets.get((call.queue, call.priority)) or side.target(call.queue, call.priority)
         refused = await side.enqueuer.submit(target, [call.job])
-        if call.queue not in side.announced:
+        if call.queue not in side.announced or side.epoch != side.connection.connects:
             await side.announce(call.queue)
         return self._handle(call, refused[0] if refused else None)
 
@@ -478,19 +478,25 @@ class _AsyncSide:
         self.enqueuer = AsyncEnqueuer(self.connection, timeout=settings.enqueue_timeout, limit=settings.enqueue_buffer)
         self.targets: dict[tuple[str, int], Target] = {}
         self.announced: set[str] = set()
-        self._epoch = 0
+        self.epoch = 0  # the connection of which ``announced`` is true
 
     def target(self, queue: str, priority: int) -> Target:
         target = self.targets[queue, priority] = Target(self._app.keys(queue), priority)
         return target
 
     async def announce(self, queue: str) -> None:
-        """Put the queue on the list of queues, once per connection (an empty Redis may have come back)."""
-        if self._epoch != self.connection.connects:
-            self._epoch = self.connection.connects
+        """Put the queue on the list of queues, once per connection (an empty Redis may have come back).
+
+        Never fails: the jobs are stored by now, and who was told otherwise would enqueue them again.
+        """
+        if self.epoch != self.connection.connects:
+            self.epoch = self.connection.connects
             self.announced.clear()
         if queue not in self.announced:
-            await self.connection.call(_announcement(self._app, queue))
+            try:
+                await self.connection.call(_announcement(self._app, queue))
+            except BrokerError:
+                return  # the next enqueue tries again, and the queue's workers announce it, too
             self.announced.add(queue)
 
 
@@ -518,8 +524,11 @@ class _SyncSide:
         refused = enqueue_sync(self.connection, sequence, target, jobs, self._timeout)
         key = (self.connection.connects, queue)
         if key not in self._announced:
-            self.connection.call(_announcement(self._app, queue))
-            self._announced.add(key)
+            try:
+                self.connection.call(_announcement(self._app, queue))
+                self._announced.add(key)
+            except BrokerError:
+                pass  # see _AsyncSide.announce
         return refused
 
 

@@ -16,9 +16,10 @@ from fastq.broker import scripts
 
 PASS, DROP, HOLD = "pass", "drop", "hold"
 Rule = Callable[[list[str]], str]
-"""The names of the scripts in a client's bytes, plain commands left out -> what becomes of the reply."""
+"""The names of what is in a client's bytes (see ``MARKS``; others are let through) -> what becomes of the reply."""
 
-SHAS = {scripts.load(name).sha: name for name in ("enqueue", "register", "reserve", "settle", "recover", "extend")}
+MARKS = {scripts.load(name).sha: name for name in ("enqueue", "register", "reserve", "settle", "recover", "extend")}
+MARKS[b"\r\nSADD\r\n"] = "announce"  # of a queue, after an enqueue
 
 
 class Line:
@@ -35,7 +36,7 @@ class Line:
 
     async def up(self) -> None:
         while data := await self.client_reader.read(1 << 20):
-            names = [name for sha, name in SHAS.items() if sha in data]
+            names = [name for mark, name in MARKS.items() if mark in data]
             what = self.proxy.judge(names)
             if what == DROP:
                 self.dropping = names

@@ -115,7 +115,10 @@ def test_a_host_stands_still(two: tuple[Fleet, Fleet], raw: Any) -> None:
     workers = first.workers()
     first.until_logged("worker lost its lease", len(workers))
     first.until_logged("worker ready", 2 * len(workers))
-    assert sum(line["count"] for line in first.logged("outcomes dropped, lease lost")) == len(KEYS)
+    refused = sum(line["count"] for line in first.logged("outcomes dropped, lease lost"))
+    interrupted = sum(line["jobs"] for line in first.logged("worker lost its lease"))
+    assert refused + interrupted == len(KEYS)
+    assert refused
     last = f"k{len(KEYS)}"
     standby.send(signal.SIGTSTP)
     standby.until_logged("worker quiet", 2)

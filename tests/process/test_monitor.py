@@ -61,7 +61,7 @@ def test_a_killed_workers_jobs_are_handed_back(make_fleet: MakeFleet, redis_url:
     eventually(lambda: all(len(fleet.story().starts[key]) == 2 for key in mine), PATIENCE)
     last = max(story.starts[key][1].at for key in mine)
     assert last - killed < 1.0
-    (line,) = fleet.logged("worker died, jobs handed back")
+    (line,) = fleet.until_logged("worker died, jobs handed back")
     assert (line["pid"], line["end"], line["ready"], line["dead"]) == (victim, "signal SIGKILL", len(mine), 0)
     assert line["rss"] > 10 << 20
     fleet.gate().touch()
