@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fastq import job
 from fastq.broker import commands
 from fastq.broker.commands import NewJob, Promoted
 from tests.redis.lab import FAR, Lab, envelope
@@ -68,6 +69,17 @@ def test_an_unreadable_envelope_counts_as_normal_priority(lab: Lab, data: bytes)
     lab.raw.zadd(lab.q.due, {"a": 1})
     lab.call(commands.promote(lab.q))
     assert lab.value("ready:5") == ["a"]
+
+
+def test_scripts_and_python_read_the_same_priority(lab: Lab) -> None:
+    """string.byte(envelope, 2) and job.priority_of, for every second byte there is."""
+    for second in range(256):
+        data = bytes((0x97, second))
+        lab.enqueue(NewJob("a", data, FAR))
+        lab.raw.zadd(lab.q.due, {"a": 1})
+        lab.call(commands.promote(lab.q))
+        assert lab.value(f"ready:{job.priority_of(data)}") == ["a"]
+        lab.raw.flushdb()
 
 
 def test_the_limit_takes_the_earliest(lab: Lab) -> None:
