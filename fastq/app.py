@@ -87,7 +87,6 @@ class FastQ(Tasks):
         self.lifespan_function: Callable[..., AbstractAsyncContextManager[Any]] | None = None
         self.middlewares: list[Middleware] = []
         self._endpoint: Endpoint | None = None
-        self._default_queue = config.parse_queues(self.settings.queues).names[0]
         self._queue_keys: dict[str, QueueKeys] = {}
         self._sides: dict[asyncio.AbstractEventLoop, _AsyncSide] = {}
         self._sync: _SyncSide | None = None
@@ -98,7 +97,6 @@ class FastQ(Tasks):
     def adopt(self, settings: config.Settings) -> None:
         """Take the settings that a process was started with (see launch.py); before anything is connected."""
         self.settings = settings
-        self._default_queue = config.parse_queues(settings.queues).names[0]
         self._endpoint = None
         self._queue_keys.clear()
         self.endpoint()
@@ -266,7 +264,7 @@ class FastQ(Tasks):
         return self.settings.max_body
 
     def default_queue(self) -> str:  # noqa: D102 - see Producer
-        return self._default_queue
+        return self.settings.default_queue
 
     async def send(self, call: Call) -> JobHandle[Any]:
         """Enqueue a prepared call."""
@@ -415,21 +413,21 @@ class ByName:
 class DeadLetters:
     """The dead-letter queues: jobs that are out of attempts, with their bodies and last errors.
 
-    Every method has a ``_sync`` twin.
+    Every method has a ``_sync`` twin. ``queue`` is the setting ``default_queue`` unless given.
     """
 
     def __init__(self, app: FastQ) -> None:
         self._app = app
 
-    async def list(self, queue: str = "default", *, offset: int = 0, limit: int = 50) -> Sequence[DeadLetter]:
+    async def list(self, queue: str | None = None, *, offset: int = 0, limit: int = 50) -> Sequence[DeadLetter]:
         """Dead letters of a queue, the latest first; at most 200 at a time."""
-        return await self._app._run(self._app.inspector.dead(queue, offset, limit))
+        return await self._app._run(self._app.inspector.dead(queue or self._app.default_queue(), offset, limit))
 
-    def list_sync(self, queue: str = "default", *, offset: int = 0, limit: int = 50) -> Sequence[DeadLetter]:
+    def list_sync(self, queue: str | None = None, *, offset: int = 0, limit: int = 50) -> Sequence[DeadLetter]:
         """:meth:`list` from blocking code."""
-        return self._app._run_sync(self._app.inspector.dead(queue, offset, limit))
+        return self._app._run_sync(self._app.inspector.dead(queue or self._app.default_queue(), offset, limit))
 
-    async def replay(self, queue: str = "default", ids: Iterable[str] | None = None, *, limit: int = 100) -> int:
+    async def replay(self, queue: str | None = None, ids: Iterable[str] | None = None, *, limit: int = 100) -> int:
         """Send dead letters back with a fresh budget of attempts; twice is once.
 
         Args:
@@ -438,23 +436,31 @@ class DeadLetters:
 
         Returns the number sent back.
         """
-        return await self._app._run(self._app.inspector.replay(queue, _listed(ids), limit=limit))
+        return await self._app._run(
+            self._app.inspector.replay(queue or self._app.default_queue(), _listed(ids), limit=limit)
+        )
 
-    def replay_sync(self, queue: str = "default", ids: Iterable[str] | None = None, *, limit: int = 100) -> int:
+    def replay_sync(self, queue: str | None = None, ids: Iterable[str] | None = None, *, limit: int = 100) -> int:
         """:meth:`replay` from blocking code."""
-        return self._app._run_sync(self._app.inspector.replay(queue, _listed(ids), limit=limit))
+        return self._app._run_sync(
+            self._app.inspector.replay(queue or self._app.default_queue(), _listed(ids), limit=limit)
+        )
 
     async def purge(
-        self, queue: str = "default", ids: Iterable[str] | None = None, *, older_than: float | None = None
+        self, queue: str | None = None, ids: Iterable[str] | None = None, *, older_than: float | None = None
     ) -> int:
         """Delete dead letters: these ids, those older than so many seconds, or all. Returns how many."""
-        return await self._app._run(self._app.inspector.purge_dead(queue, _listed(ids), older_than=older_than))
+        return await self._app._run(
+            self._app.inspector.purge_dead(queue or self._app.default_queue(), _listed(ids), older_than=older_than)
+        )
 
     def purge_sync(
-        self, queue: str = "default", ids: Iterable[str] | None = None, *, older_than: float | None = None
+        self, queue: str | None = None, ids: Iterable[str] | None = None, *, older_than: float | None = None
     ) -> int:
         """:meth:`purge` from blocking code."""
-        return self._app._run_sync(self._app.inspector.purge_dead(queue, _listed(ids), older_than=older_than))
+        return self._app._run_sync(
+            self._app.inspector.purge_dead(queue or self._app.default_queue(), _listed(ids), older_than=older_than)
+        )
 
 
 def _listed(ids: Iterable[str] | None) -> list[str] | None:

@@ -109,6 +109,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0
     reload: Annotated[bool, _switch("Restart workers when a source file changes; for development.")] = False
 
+    default_queue: Annotated[
+        str, _text("Where the jobs of tasks go that name no queue.", pattern=r"^[A-Za-z0-9_-]{1,64}\Z")
+    ] = "default"
     default_timeout: Annotated[
         float, _duration("How long a handler may run, unless its task says otherwise.", gt=0, le=YEAR)
     ] = 300.0
@@ -164,7 +167,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 PARTS = {
     "url": "Redis",
     "queues": "Workers",
-    "default_timeout": "Jobs",
+    "default_queue": "Jobs",
     "max_body": "Enqueue",
     "log_level": "Operation",
 }

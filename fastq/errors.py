@@ -209,6 +209,9 @@ def _delay(delay: float | None) -> float | None:
 _PASSWORD = re.compile(r"\A([\w+.-]*://|(?![\w+.-]*://))([^:]*):.*@", re.DOTALL)
 
 
+_SECRET = re.compile(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s]*")
+
+
 def mask_url(url: str) -> str:
     """The URL with its password replaced by ``***``.
 
@@ -218,6 +221,7 @@ def mask_url(url: str) -> str:
     >>> mask_url("redis://app:secret@db:6379/0")
     'redis://app:***@db:6379/0'
     """
+    url = _SECRET.sub(r"\1***", url)
     return _PASSWORD.sub(r"\1\2:***@", url)
 
 

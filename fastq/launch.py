@@ -29,6 +29,10 @@ from fastq.errors import ConfigError, ExitCode, FastQError, did_you_mean
 __all__ = ["AppNotFound", "ImportFailed", "Launch", "load_app", "plan", "report"]
 
 
+ALL_QUEUES = "*"
+"""In place of ``queues``: those of the application's tasks."""
+
+
 class AppNotFound(ConfigError):
     """The application's path does not lead to a FastQ object."""
 
@@ -112,13 +116,22 @@ def _answer(writing: int, app: str, options: Mapping[str, object], file: Path | 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         given = {name: value for name, value in options.items() if value is not None}
-        settings = config.load(arguments={**_open(app).arguments, **given}, file=file).settings
+        opened = _open(app)
+        if given.get("queues") == ALL_QUEUES:
+            given["queues"] = ",".join(_queues_of(opened))
+        settings = config.load(arguments={**opened.arguments, **given}, file=file).settings
         os.write(writing, msgspec.msgpack.encode(settings))
         code = ExitCode.OK
     except BaseException as error:  # noqa: BLE001 - whatever the modules of an application raise
         report(error, app)
     finally:
         os._exit(code)
+
+
+def _queues_of(app: FastQ) -> list[str]:
+    """Every queue that the application's tasks go to, the default one first."""
+    default = app.default_queue()
+    return [default, *sorted({task.defaults.queue or default for task in app.tasks.values()} - {default})]
 
 
 def _open(path: str) -> FastQ:

@@ -21,7 +21,7 @@ from typing import Any
 
 from fastq import config, logs
 from fastq.board import Board, ChildContext, Slot, SlotState, exit_text
-from fastq.broker.commands import Command, extend, recover
+from fastq.broker.commands import Command, extend, raw, recover
 from fastq.broker.connection import SyncConnection
 from fastq.broker.keys import QueueKeys
 from fastq.broker.url import Endpoint, parse_url
@@ -137,10 +137,11 @@ class Keeper:
         started = slot.running_ids()
         ready = dead = 0
         if worker:
+            charged = self._culprits(started)
             for keys in self._queues:
                 more = 1
                 while more > 0:
-                    recovered = self._connection.call(self._recovery(keys, slot, clean, started))
+                    recovered = self._connection.call(self._recovery(keys, slot, clean, charged))
                     ready, dead, more = ready + recovered.ready, dead + recovered.dead, recovered.remaining
         self._metrics.count("recovered", ready)
         self._metrics.count("poisoned", dead)
@@ -156,6 +157,14 @@ class Keeper:
                 ),
             )  # fmt: skip
         slot.free()
+
+    def _culprits(self, started: list[str]) -> list[str]:
+        """Whom to charge: the suspect that was running (workers died with it before), else every job that had started."""
+        if not started:
+            return started
+        counts = self._connection.call_many([raw("HMGET", keys.deliveries, *started) for keys in self._queues])
+        suspects = [job for job, *found in zip(started, *counts, strict=True) if any(found)]
+        return suspects or started
 
     def _recovery(self, keys: QueueKeys, slot: Slot, clean: bool, started: list[str]) -> Command[Any]:
         most = self._settings.max_deliveries
@@ -268,6 +277,19 @@ def healthy(board: Iterable[Slot], *, redis_away: bool = False) -> tuple[bool, s
     return False, f"no worker has reserved within {READY_WITHIN:g} s"
 
 
+def check_exposure(settings: Settings) -> None:
+    """Refuse to serve metrics to others without authentication.
+
+    Raises:
+        ConfigError: ``metrics_host`` is not this host's own, and there is no ``metrics_token``.
+    """
+    if settings.metrics_port and not _loopback(settings.metrics_host) and not settings.metrics_token:
+        raise ConfigError(
+            f"metrics_host={settings.metrics_host} can be reached from outside and has no authentication: "
+            "set metrics_token (FASTQ_METRICS_TOKEN), or serve on 127.0.0.1"
+        )
+
+
 def serve_http(
     board: Board,
     settings: Settings,
@@ -280,13 +302,9 @@ def serve_http(
     Raises:
         ConfigError: an address that is not this host's own, without a token.
     """
+    check_exposure(settings)
     if not settings.metrics_port:
         return
-    if not _loopback(settings.metrics_host) and not settings.metrics_token:
-        raise ConfigError(
-            f"metrics_host={settings.metrics_host} can be reached from outside and has no authentication: "
-            "set metrics_token (FASTQ_METRICS_TOKEN), or serve on 127.0.0.1"
-        )
     bound = {
         "exposition": Exposition(board, QueueReader(settings, endpoint)),
         "board": board,

@@ -129,7 +129,7 @@ class Tasks:
 
         Args:
             name: unique in the application; default: the function's name.
-            queue: where its jobs go; default: the application's first queue.
+            queue: where its jobs go; default: the setting ``default_queue``.
             priority: 0 to 10, higher runs first.
             max_attempts: runs in all before a job goes to the dead-letter queue (default 5);
                 ``max_retries=n`` means ``max_attempts=n+1``.
@@ -153,8 +153,16 @@ class Tasks:
         return lambda fn: self._register(fn, options)
 
     def _register(self, fn: Callable[..., Any], options: dict[str, Any]) -> Task[..., Any]:
+        if isinstance(fn, Task):
+            raise TaskDefinitionError(
+                f"task {fn.name!r} is a task already: put @app.task below @app.cron and @app.every"
+            )
         if not callable(fn):
             raise TaskDefinitionError(f"@task decorates a function, not {fn!r:.100}")
+        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+            raise TaskDefinitionError(
+                f"task {_where(fn)} is a generator: nobody would run its body; return a list instead"
+            )
         name = options.pop("name", None) or getattr(fn, "__name__", type(fn).__name__)
         if not isinstance(name, str) or not TASK_NAME.match(name):
             raise TaskDefinitionError(f"the task name {name!r:.250} is not 1 to 200 characters of A-Z a-z 0-9 _ . : -")

@@ -8,11 +8,12 @@ numbers - even when the job has run and left no trace meanwhile (docs/adr/0006-s
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from fastq.broker.commands import BATCH, NewJob, Refused, enqueue
+from fastq.broker.commands import BATCH, Command, NewJob, Refused, enqueue
 from fastq.broker.connection import Clock, SyncConnection
 from fastq.broker.keys import QueueKeys
 from fastq.errors import BrokerUnavailable
@@ -55,24 +56,32 @@ def chunks(jobs: Iterable[NewJob]) -> Iterator[list[NewJob]]:
         yield chunk
 
 
-def gave_up(cause: object, timeout: float) -> BrokerUnavailable:
+def gave_up(cause: object, timeout: float, *, sent: bool) -> BrokerUnavailable:
     """What a producer is told when Redis did not confirm in time."""
-    return BrokerUnavailable(f"{cause}; gave up after {timeout:g} s: the job may or may not have been stored")
+    known = "the job may or may not have been stored" if sent else "nothing was stored"
+    return BrokerUnavailable(f"{cause}; gave up after {timeout:g} s: {known}")
 
 
 def enqueue_sync(
     connection: SyncConnection, numbers: Numbers, target: Target, jobs: list[NewJob], timeout: float
 ) -> list[Refused]:
-    """Send one call from blocking code; it is repeated once after a lost connection.
+    """Send one call from blocking code; after a lost connection it is repeated until ``timeout`` seconds are over.
 
     ``numbers`` belongs to one thread: a repeated call must not follow a newer one of the same producer.
+
+    Raises:
+        BrokerUnavailable: not confirmed in time. BrokerOutOfMemory, BrokerReplyError: refused by Redis.
     """
-    connection.connect()
-    command = enqueue(target.keys, target.priority, numbers.producer, numbers.next(), jobs)
-    try:
-        return connection.call(command)
-    except BrokerUnavailable:
+    deadline, pause = time.monotonic() + timeout, 0.02
+    command: Command[list[Refused]] | None = None
+    while True:
         try:
+            connection.connect()
+            if command is None:  # the number says how old a producer is by Redis's clock, which a connection brings
+                command = enqueue(target.keys, target.priority, numbers.producer, numbers.next(), jobs)
             return connection.call(command)
         except BrokerUnavailable as error:
-            raise gave_up(error, timeout) from None
+            if time.monotonic() + pause > deadline:
+                raise gave_up(error, timeout, sent=command is not None) from None
+        time.sleep(pause)
+        pause = min(pause * 2, 0.5)

@@ -83,7 +83,7 @@ def error_of(reply: Exception, shown: str) -> BrokerError:
 
 def unreachable(endpoint: Endpoint, cause: object) -> BrokerUnavailable:
     """One line for a Redis that cannot be reached."""
-    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    text = getattr(cause, "strerror", None) or str(cause).partition(" : <")[0] or type(cause).__name__
     return BrokerUnavailable(f"cannot reach {endpoint.shown} ({safe_text(text)}) - {_HINT}")
 
 

@@ -240,7 +240,7 @@ class AsyncEnqueuer:
             call.fail(error)
 
     def _give_up_late(self, calls: list[_Call], cause: BrokerUnavailable) -> None:
-        now, error = self._loop.time(), gave_up(cause, self._timeout)
+        now, error = self._loop.time(), gave_up(cause, self._timeout, sent=self._connection.connects > 0)
         for call in calls:
             call.expire(now, error)
         late = [member for member in self._queue if member.deadline <= now]

@@ -16,7 +16,8 @@ from fastq.board import Board
 from fastq.broker.embedded import EmbeddedServer
 from fastq.config import Loaded
 from fastq.errors import ConfigError, ExitCode
-from fastq.launch import ImportFailed, Launch
+from fastq.launch import ALL_QUEUES, ImportFailed, Launch
+from fastq.monitor import check_exposure
 from fastq.supervisor import ChildSpec, Supervisor
 from fastq.supervisor.host import PidFile
 
@@ -54,6 +55,7 @@ def supervise(plan: Callable[[], Launch]) -> int:
     except ImportFailed:
         return ExitCode.USAGE  # why has been said
     settings = launch.settings
+    check_exposure(settings)
     logs.setup(settings.log_level, settings.log_format)
     board = Board(2 * settings.workers + SPARE_SLOTS)
     paths = [_watched(launch.app)] if settings.reload else []
@@ -102,6 +104,8 @@ def scheduler(launch: Launch) -> int:
 def dev(loaded: Loaded, plan: Callable[..., Launch]) -> int:
     """Everything for development. ``plan(**settings)`` reads the settings with these as options, too."""
     ours: dict[str, Any] = {"workers": 1, "reload": True}
+    if loaded.origins["queues"] == "default":
+        ours["queues"] = ALL_QUEUES
     if loaded.origins["log_level"] == "default":
         ours["log_level"] = "debug"  # a line per job
     if loaded.origins["url"] != "default":

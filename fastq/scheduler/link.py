@@ -39,7 +39,7 @@ TRUST = 4.0
 RENEW = 1.5
 """Seconds between two renewals: two may fail before the trust ends."""
 
-STANDBY = 1.0
+STANDBY = 0.25
 """Seconds between two tries of a standby."""
 
 LIST_QUEUES = 1.0

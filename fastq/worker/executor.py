@@ -9,12 +9,14 @@ import asyncio
 import concurrent.futures.thread
 import contextvars
 import functools
+import inspect
 import logging
 import random
 import socket
 import sys
 import time
 import traceback
+import types
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -43,6 +45,8 @@ _SUCCESS, _RETRY, _FAILED, _CANCELLED, _SNOOZED, _RELEASED, _LOST = range(7)
 assert STATUSES == ("success", "retry", "failed", "cancelled", "snoozed", "released", "lost")
 _EAGER = sys.version_info >= (3, 12)
 _NOTHING = msgspec.Raw(b"\xc0")
+_NOT_RESULTS = frozenset({types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType})
+"""What a handler returns by mistake: its body has not run."""
 _NOT_THE_HANDLERS = frozenset({__file__, concurrent.futures.thread.__file__})
 """Files whose frames a traceback begins with, whatever the handler."""
 
@@ -208,6 +212,14 @@ class Executor:
         if job.abandoned:
             self._unstick(job)
             return
+        if type(result) in _NOT_RESULTS:
+            message = (
+                f"the handler returned a {type(result).__name__}, which nobody would run: await it, or return its items"
+            )
+            if inspect.iscoroutine(result):
+                result.close()
+            self._failure(job, plan, TypeError(message), "exception")
+            return
         extra = job.envelope.extra
         ttl = plan.result_ttl if extra is None or extra.result_ttl is None else extra.result_ttl
         if ttl > 0:
@@ -298,6 +310,10 @@ class Executor:
         )
         envelope = msgspec.structs.replace(job.envelope, attempt=attempts, extra=extra)
         self._batches[job.queue].later.append((job.id, delay_ms, encode(envelope)))
+
+    def put_off(self, job: JobContext, delay: float) -> None:
+        """Give a job that has not started back for ``delay`` seconds; no attempt is charged."""
+        self._later(job, delay, job.envelope.attempt)
 
     def _fail(self, job: JobContext, ending: Ending, *, attempts: int | None = None, plan: Plan | None = None) -> None:
         """Into the dead-letter queue."""
@@ -439,7 +455,11 @@ def stray_delay(strays: int) -> float:
 
 def _ending(error: BaseException, reason: str) -> Ending:
     text = "" if isinstance(error, Fail | Retry | JobTimeout) else _traceback(error)
-    return Ending(reason, type(error).__name__, safe_text(str(error), MESSAGE_LIMIT), text)
+    try:
+        message = str(error)
+    except Exception as broken:  # noqa: BLE001 - the user's own __str__
+        message = f"<its message cannot be shown: {type(broken).__name__}>"
+    return Ending(reason, type(error).__name__, safe_text(message, MESSAGE_LIMIT), text)
 
 
 def _traceback(error: BaseException) -> str:
@@ -447,8 +467,10 @@ def _traceback(error: BaseException) -> str:
     tb = error.__traceback__
     while tb is not None and tb.tb_frame.f_code.co_filename in _NOT_THE_HANDLERS:
         tb = tb.tb_next
-    lines = traceback.format_exception(type(error), error, tb, limit=50)
-    text = "".join(lines)
+    try:
+        text = "".join(traceback.format_exception(type(error), error, tb, limit=50))
+    except Exception:  # noqa: BLE001 - the user's own __str__ or __notes__
+        text = "".join(traceback.format_tb(tb, limit=50))
     if len(text) <= TRACEBACK_LIMIT:
         return text
     half = TRACEBACK_LIMIT // 2

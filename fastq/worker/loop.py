@@ -55,13 +55,22 @@ SURPLUS_SECONDS = 0.05
 BACKLOG_PATIENCE = 0.25
 """Reserved jobs that have not started after so many seconds, all slots taken, are handed back."""
 
+TELL_AGAIN = 10.0
+"""Seconds between two log lines about the same outage."""
+
+GLANCE = 0.02
+"""A busy worker looks into its other, supposedly empty queues every so many seconds; an idle one waits for their tokens."""
+
 RESERVE_MOST = 2_000
+
+TRIAL_PATIENCE = 0.25
+"""Suspects (see ``_set_aside``) that wait this many seconds for another one's end are put off, for any worker."""
 
 
 class Lane:
     """One queue of this worker: its keys, the outcomes to settle, the jobs held in it."""
 
-    __slots__ = ("batch", "held", "hungry", "keys", "name", "sent", "weight")
+    __slots__ = ("asked_at", "batch", "held", "hungry", "keys", "name", "sent", "weight")
 
     def __init__(self, keys: QueueKeys, weight: int) -> None:
         self.keys = keys
@@ -71,6 +80,7 @@ class Lane:
         self.sent: Batch | None = None  # written, its reply not seen yet
         self.held: dict[str, JobContext | None] = {}  # every id that Redis should have in our running set
         self.hungry = True  # whether the queue may have something for us
+        self.asked_at = 0.0  # monotonic time of the last reserve
 
 
 class WorkerLoop:
@@ -115,7 +125,9 @@ class WorkerLoop:
         self.executor = Executor(app, metrics, batches, connection.clock.now_ms, self._on_outcome)
         self._backlog: deque[JobContext] = deque()
         self._backlog_since = 0.0
-        self._free = self._settings.concurrency
+        self._aside: deque[JobContext] = deque()
+        self._aside_since = 0.0
+        self._free = slots(app)
         self._filling = False
         self._event = asyncio.Event()
         self._idle = asyncio.Event()
@@ -128,6 +140,7 @@ class WorkerLoop:
         self._rate_at = time.monotonic()
         self._rate_count = 0
         self._random = random.Random()
+        self._told_at = 0.0
         self._pause = 0.0
         self._unsure = False  # a turn has failed: what Redis has of it is not known, and no other one may begin
 
@@ -204,12 +217,11 @@ class WorkerLoop:
         if not want and not any(len(lane.batch) for lane in self._lanes):
             await self._sleep()
             return
+        now = time.monotonic()
         for lane in self._order():
-            ask = min(want, RESERVE_MOST) if lane.hungry else 0
+            ask = min(want, RESERVE_MOST) if lane.hungry or now - lane.asked_at > GLANCE else 0
             if ask > 0 or len(lane.batch):
                 want -= await self._turn(lane, max(ask, 0))
-        if any(not lane.hungry for lane in self._lanes):
-            self._idle.set()  # somebody must look at the wake lists of these
         if not self._backlog and not any(lane.hungry for lane in self._lanes):
             await self._sleep()
 
@@ -236,6 +248,10 @@ class WorkerLoop:
         room = self._free + surplus - len(self._backlog)
         if self._backlog and room < surplus // 2:
             return 0  # enough to go on with: fewer, larger batches
+        if self._settings.max_jobs:  # its last jobs are on their way: the process is about to be replaced
+            room = min(
+                room, self._settings.max_jobs - self.executor.finished - sum(len(lane.held) for lane in self._lanes)
+            )
         return max(room, 0)
 
     # -- a turn ---------------------------------------------------------------------------------
@@ -264,6 +280,7 @@ class WorkerLoop:
             held = reserved.held
             got = self._take_in(lane, reserved)
             lane.hungry = got >= ask
+            lane.asked_at = time.monotonic()
             self._slot.reserved_at = time.monotonic()
         if held == -1:
             self._lost_lease()
@@ -320,22 +337,51 @@ class WorkerLoop:
         self._filling = True
         backlog, start = self._backlog, self.executor.start
         try:
-            while self._free > 0 and backlog:
+            while self._free > 0 and (backlog or self._bring_back()):
+                job = backlog.popleft()
+                if job.deliveries and self._set_aside(job):
+                    continue
                 self._free -= 1
-                start(backlog.popleft())
+                start(job)
         finally:
             self._filling = False
 
     def _on_outcome(self) -> None:
         self._free += 1
-        if self._backlog:
+        if self._backlog or self._aside:
             self._fill()
         self._event.set()
 
     def _release_backlog(self) -> None:
-        while self._backlog:
-            job = self._backlog.popleft()
+        for job in (*self._aside, *self._backlog):
             self._batches[job.queue].released.append(job.id)
+        self._aside.clear()
+        self._backlog.clear()
+        self._event.set()
+
+    # -- suspects: jobs with which a worker has died. One of them runs at a time, so that the next death has one culprit;
+    # -- the monitor charges it alone, and its neighbours do not follow it into the dead-letter queue (F-07).
+
+    def _set_aside(self, job: JobContext) -> bool:
+        """Let a suspect wait if another one runs."""
+        if not any(other.deliveries for other in self.executor.running):
+            return False
+        if not self._aside:
+            self._aside_since = time.monotonic()
+        self._aside.append(job)
+        return True
+
+    def _bring_back(self) -> bool:
+        """Put the next suspect before the backlog, unless one runs."""
+        if not self._aside or any(other.deliveries for other in self.executor.running):
+            return False
+        self._aside_since = time.monotonic()
+        self._backlog.appendleft(self._aside.popleft())
+        return True
+
+    def _put_off_suspects(self) -> None:
+        while self._aside:
+            self.executor.put_off(self._aside.popleft(), self._random.uniform(0.5, 1.5))
         self._event.set()
 
     # -- when things go wrong ---------------------------------------------------------------------
@@ -346,7 +392,9 @@ class WorkerLoop:
         self._unsure = True
         first = self._pause == 0.0
         self._pause = min(max(self._pause * 2, 0.05), 1.0)
-        level = logging.WARNING if first or self._pause >= 1.0 else logging.DEBUG
+        now = time.monotonic()
+        level = logging.WARNING if first or now - self._told_at > TELL_AGAIN else logging.DEBUG
+        self._told_at = now if level == logging.WARNING else self._told_at
         if isinstance(error, BrokerReplyError):
             log.error("redis refuses, retrying", extra={"fields": {"error": str(error), "in": self._pause}})
         else:
@@ -383,6 +431,7 @@ class WorkerLoop:
                 self._lose(job)
         if gone:
             self._backlog = deque(job for job in self._backlog if job not in gone)
+            self._aside = deque(job for job in self._aside if job not in gone)
         for job_id, data in theirs.items():
             if job_id not in lane.held:
                 self._admit(lane, job_id.encode(), data, 0)
@@ -414,6 +463,7 @@ class WorkerLoop:
             lane.batch = self._batches[lane.name] = Batch()
             lane.sent = None
         self._backlog.clear()
+        self._aside.clear()
         self._registered = False
         self._all_hungry()  # nobody else would wake the loop to register again: it has no jobs and no wake list
         log.error("worker lost its lease", extra={"fields": {"worker": self.worker_id, "jobs": lost}})
@@ -467,8 +517,8 @@ class WorkerLoop:
         while True:
             await self._idle.wait()
             self._idle.clear()
-            lists = {lane.keys.wake: lane for lane in self._lanes if not lane.hungry}
-            if not lists or self._stopping or self.quiet or not self._registered:
+            lists = {lane.keys.wake: lane for lane in self._lanes}
+            if self._stopping or self.quiet or not self._registered:
                 continue
             try:
                 popped: list[bytes] | None = await self._waker.call(raw("BLPOP", *lists, IDLE_WAIT))
@@ -498,6 +548,8 @@ class WorkerLoop:
             if self._backlog and self._free == 0 and now - self._backlog_since > BACKLOG_PATIENCE:
                 self._release_backlog()
                 self._rate = 0.0
+            if self._aside and now - self._aside_since > TRIAL_PATIENCE:
+                self._put_off_suspects()
             if self._stop_at is not None and now > self._stop_at:
                 for job in list(executor.running):
                     executor.stop(job, "drain")
@@ -511,3 +563,10 @@ class WorkerLoop:
             self._rate += (done / elapsed - self._rate) * min(elapsed / 0.3, 1.0)
         if done:
             self._backlog_since = now
+
+
+def slots(app: FastQ) -> int:
+    """How many jobs run at once: where every handler needs a thread, more jobs than threads would only wait here."""
+    settings = app.settings
+    threads_only = bool(app.tasks) and not any(task.is_async for task in app.tasks.values())
+    return min(settings.concurrency, settings.threads) if threads_only else settings.concurrency

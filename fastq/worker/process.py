@@ -48,7 +48,12 @@ def main(context: ChildContext) -> int:
     if app is None:
         return ExitCode.USAGE
     context.slot.state = SlotState.BOOTED
-    return _serve(app, context.slot, context.board, context.orphaned)
+    if context.number == 1:
+        warn_of_unserved_queues(app)
+    try:
+        return _serve(app, context.slot, context.board, context.orphaned)
+    finally:
+        logs.flush()  # what a process says last must not end with it
 
 
 def run_alone(launch: Launch, keep: Callable[[FastQ, Board], Any]) -> int:
@@ -64,8 +69,12 @@ def run_alone(launch: Launch, keep: Callable[[FastQ, Board], Any]) -> int:
     assert slot is not None
     slot.pid = os.getpid()
     slot.state = SlotState.BOOTED
+    warn_of_unserved_queues(app)
     keep(app, board)
-    return _serve(app, slot, board, lambda: False)
+    try:
+        return _serve(app, slot, board, lambda: False)
+    finally:
+        logs.flush()
 
 
 def _load(launch: Launch) -> FastQ | None:
@@ -93,6 +102,18 @@ def _serve(app: FastQ, slot: Slot, board: Board, orphaned: Callable[[], bool]) -
         log.exception("worker crashed")
         return ExitCode.CRASH
     return ExitCode.OK
+
+
+def warn_of_unserved_queues(app: FastQ) -> None:
+    """A task whose own queue nobody serves is a mistake that shows itself by nothing at all."""
+    served = set(config.parse_queues(app.settings.queues).names)
+    for task in app.tasks.values():
+        queue = task.defaults.queue or app.default_queue()
+        if queue not in served:
+            log.warning(
+                "queue not served here",
+                extra={"fields": {"task": task.name, "queue": queue, "serving": ",".join(sorted(served))}},
+            )
 
 
 def worker_name() -> str:

@@ -16,6 +16,7 @@ from fastq.broker.commands import NewJob, enqueue, raw, recover
 from fastq.broker.connection import SyncConnection
 from fastq.job import Envelope, encode
 from fastq.worker import executor as executor_module
+from fastq.worker.loop import IDLE_WAIT
 from tests.redis.workshop import working
 
 
@@ -698,3 +699,105 @@ async def test_long_jobs_are_not_hoarded(redis_url: str) -> None:
         gate.set()
         while len(shop.loop.executor.running) or await shop.helper.call(raw("LLEN", keys.ready[5])):
             await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("queues", ["critical,default,bulk", "critical=6,default=3,bulk=1"])
+async def test_an_idle_worker_of_several_queues_is_woken_by_each(redis_url: str, queues: str) -> None:
+    """No job waits for IDLE_WAIT because the worker looked at another queue's wake list."""
+    app = make_app(redis_url, queues=queues, result_ttl=0)
+    waits: list[float] = []
+
+    @app.task
+    async def note(sent: float) -> None:
+        waits.append(time.monotonic() - sent)
+
+    async with working(app) as shop:
+        for n in range(30):
+            queue = ("critical", "bulk", "critical", "default")[n % 4]
+            await note.options(queue=queue).enqueue(time.monotonic())
+            while len(waits) <= n or shop.loop.executor.running:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+    assert sorted(waits)[-2] < IDLE_WAIT / 2, waits
+
+
+async def test_an_error_that_cannot_be_shown_is_a_failure_like_any_other(redis_url: str) -> None:
+    app = make_app(redis_url)
+
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    @app.task(max_attempts=1)
+    async def speechless() -> None:
+        raise Mute
+
+    async with working(app) as shop:
+        assert (await shop.ended(await speechless.enqueue())).state == "failed"
+        [letter] = await app.dead.list()
+    assert letter.error_type == "Mute"
+    assert "cannot be shown" in letter.error_message
+
+
+async def test_a_body_that_would_never_run_is_a_mistake(redis_url: str) -> None:
+    """Generators are refused at the definition; a coroutine handed back by a plain function fails the job."""
+    app = make_app(redis_url, result_ttl=0)
+
+    async def inner() -> None: ...
+
+    @app.task(max_attempts=1)
+    def forgets() -> Any:
+        return inner()
+
+    def items() -> Any:
+        yield 1
+
+    with pytest.raises(fastq.TaskDefinitionError, match="generator"):
+        app.task(items)
+    with pytest.raises(fastq.TaskDefinitionError, match=r"below @app\.cron"):
+        app.task(forgets)
+    async with working(app) as shop:
+        assert (await shop.ended(await forgets.enqueue())).state == "failed"
+
+
+async def test_max_jobs_is_a_bound(redis_url: str) -> None:
+    app = make_app(redis_url, max_jobs=7, result_ttl=0)
+
+    @app.task
+    async def quick() -> None: ...
+
+    await quick.enqueue_many([()] * 20)
+    async with working(app) as shop:
+        while shop.loop.executor.finished < 7:
+            await asyncio.sleep(0.005)
+        await shop.helper.call(raw("PING"))
+    assert shop.loop.executor.finished == 7
+    await app.aclose()
+
+
+async def test_where_jobs_go_does_not_depend_on_what_a_worker_serves(redis_url: str) -> None:
+    served = make_app(redis_url, queues="critical,default")
+    assert served.default_queue() == "default"
+    assert make_app(redis_url, default_queue="main").default_queue() == "main"
+
+
+def test_enqueue_sync_waits_for_redis_as_long_as_it_may(make_server: Any) -> None:
+    """F-17 for blocking producers: a restart within enqueue_timeout costs time, not the job."""
+    server = make_server()
+    app = make_app(server.url, enqueue_timeout=10)
+
+    @app.task
+    async def quick() -> None: ...
+
+    quick.enqueue_sync()
+    server.kill()
+    back = threading.Timer(0.3, server.restart)
+    back.start()
+    handle = quick.enqueue_sync()
+    back.join()
+    assert handle.status_sync().state == "pending"  # type: ignore[union-attr]
+    server.kill()
+    short = make_app(server.url, enqueue_timeout=0.1)
+    with pytest.raises(fastq.BrokerUnavailable, match="nothing was stored"):
+        short.enqueue_sync("quick")
+    app.close()
