@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     )
     from fastq.handle import Bulk, JobHandle
     from fastq.job import DeadLetter, JobPriority, JobState, JobStatus
+    from fastq.limiter.api import Limiter, LimiterState, SyncLimiter, acquire_all
+    from fastq.limiter.catalogue import configure_limiter, configure_store, get_or_clone_limiter, rate_limited
+    from fastq.limits import CostTooHigh
     from fastq.registry import Tasks
     from fastq.retry import Additive, Custom, Exponential, Fixed, Linear, RetryPolicy, Steps
     from fastq.task import JobOptions, Task
@@ -53,6 +56,9 @@ _HOMES = {
     "fastq.errors": "BodyTooLarge BrokerError BrokerOutOfMemory BrokerReplyError BrokerUnavailable ConfigError EnqueueError Fail FastQError InvalidArguments InvalidJobId InvalidOption InvalidQueueName JobIdReused JobTimeout LeaseLost MissingExtra QueueFull Retry Snooze TaskDefinitionError UndecodableJob UnknownTask",
     "fastq.handle": "Bulk JobHandle",
     "fastq.job": "DeadLetter JobPriority JobState JobStatus",
+    "fastq.limiter.api": "Limiter LimiterState SyncLimiter acquire_all",
+    "fastq.limiter.catalogue": "configure_limiter configure_store get_or_clone_limiter rate_limited",
+    "fastq.limits": "CostTooHigh",
     "fastq.registry": "Tasks",
     "fastq.retry": "Additive Custom Exponential Fixed Linear RetryPolicy Steps",
     "fastq.task": "JobOptions Task",
@@ -68,6 +74,7 @@ __all__ = [
     "BrokerUnavailable",
     "Bulk",
     "ConfigError",
+    "CostTooHigh",
     "Custom",
     "DeadLetter",
     "EnqueueError",
@@ -89,6 +96,8 @@ __all__ = [
     "JobStatus",
     "JobTimeout",
     "LeaseLost",
+    "Limiter",
+    "LimiterState",
     "Linear",
     "Middleware",
     "MissingExtra",
@@ -99,11 +108,17 @@ __all__ = [
     "Snooze",
     "State",
     "Steps",
+    "SyncLimiter",
     "Task",
     "TaskDefinitionError",
     "Tasks",
     "UndecodableJob",
     "UnknownTask",
+    "acquire_all",
+    "configure_limiter",
+    "configure_store",
+    "get_or_clone_limiter",
+    "rate_limited",
 ]
 
 

@@ -17,7 +17,7 @@ from fastq.broker.connection import AsyncConnection, Clock, SyncConnection
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint, parse_url
 from fastq.context import JobContext, running_job
-from fastq.errors import BrokerError, InvalidArguments, JobIdReused, TaskDefinitionError, UnknownTask
+from fastq.errors import BrokerError, ConfigError, InvalidArguments, JobIdReused, TaskDefinitionError, UnknownTask
 from fastq.handle import Bulk, JobHandle
 from fastq.job import TASK_NAME, DeadLetter, JobStatus, decode_record
 from fastq.registry import Tasks
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import asyncio
 
     from fastq.broker.inspector import Inspector
+    from fastq.limiter.api import Limiter
+    from fastq.limiter.catalogue import Catalogue
+    from fastq.limiter.stores import RedisStore
 
 __all__ = ["DeadLetters", "FastQ", "Middleware"]
 
@@ -92,6 +95,8 @@ class FastQ(Tasks):
         self._sync: _SyncSide | None = None
         self._lock = threading.Lock()
         self._clock = Clock()
+        self._limits: Catalogue | None = None
+        self._limit_store: RedisStore | None = None
         self.endpoint()  # a bad URL is told here, not at the first call
 
     def adopt(self, settings: config.Settings) -> None:
@@ -237,6 +242,36 @@ class FastQ(Tasks):
 
         return Inspector(self.settings.prefix)
 
+    # -- limits ---------------------------------------------------------------------------------
+
+    def limiter(self, limiter_id: str, /, **options: Any) -> Limiter:
+        """A limit that all processes of this application share, in its Redis and under its prefix.
+
+        Args:
+            options: ``rate="100/s burst 200"``, or ``algorithm`` and its own options, ``max_concurrent``, ``timeout``,
+                ``on_error``, ``lease``; see docs/limits.md. None at all: the limiter of that name which was defined before.
+
+        Raises:
+            ConfigError: options that make no sense (all that is wrong, in one message), or others than before.
+
+        Example::
+
+            stripe = app.limiter("stripe_api", rate="100/s", timeout=5)
+        """
+        from fastq.limiter import catalogue
+
+        if self._limits is None:
+            self._limits = catalogue.Catalogue()
+            self._limit_store = catalogue.redis_store(self.settings, self.endpoint)
+        before = self._limits.options(limiter_id)
+        if not options and before is None:
+            return catalogue.default().find(limiter_id)
+        if before is not None and options not in ({}, before):
+            raise ConfigError(f"limiter {limiter_id!r} was defined before with other options: {before}")
+        if before is None:
+            catalogue.default().adopt(self._limits.add_limiter(limiter_id, options, self._limit_store), options)
+        return self._limits.find(limiter_id)
+
     # -- the broker -------------------------------------------------------------------------------
 
     def endpoint(self) -> Endpoint:
@@ -354,6 +389,8 @@ class FastQ(Tasks):
         side = self._sides.pop(asyncio.get_running_loop(), None)
         if side is not None:
             await side.enqueuer.close()
+        if self._limit_store is not None:
+            await self._limit_store.aclose()
 
     def close(self) -> None:
         """Close the connection of blocking code."""

@@ -177,9 +177,13 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {"url": ("FASTQ_REDIS_URL", "FASTQ_UR
 
 #: FASTQ_… variables that are no setting; they are never taken for a misspelt one.
 OTHER_VARIABLES = {
+    "FASTQ_LIMITS": "The file with `[stores]` and `[limiters]` (or its folder), instead of looking in `.` and `./config`.",
     "FASTQ_APP": "The application, `package.module:app`, when a command is given none.",
     "FASTQ_REDIS_SERVER": "The server binary of `memory://` and of the tests.",
 }
+
+#: Tables of fastq.toml that :mod:`fastq.limiter.catalogue` reads.
+LIMIT_TABLES = frozenset({"stores", "limiters"})
 
 SECRETS = frozenset({"metrics_token"})
 
@@ -467,6 +471,8 @@ def _from_file(fields: Mapping[str, _Field], file: Path | None) -> _Given:
         return
     content, origin = _table(file)
     for name, raw in content.items():
+        if name in LIMIT_TABLES:
+            continue
         _known(name, fields, origin)
         yield name, raw, origin
 

@@ -154,9 +154,8 @@ class MemoryEngine:
         ends: float = stop
         state.fields["until"] = stop
         if args[0] == "bucket":
-            after = stop - now + float(args[2]) + float(args[3])
-            state.fields.update(at=now, debt=after)
-            ends = now + after
+            state.fields.update(at=stop, debt=float(args[2]) + float(args[3]))
+            ends = stop + state.fields["debt"]
         state.expires = max(math.ceil(ends / 1_000), before)
         self._keep(keys[0], state)
         return int(stop - now)
@@ -229,7 +228,7 @@ class _Rate:
         if kind == "bucket":
             self.raw = -self.c
             if "at" in fields:
-                self.raw = max(-self.c, min(self.b + self.c, fields["debt"] - (now - fields["at"])))
+                self.raw = max(-self.c, min(self.b + self.c, fields["debt"]) - (now - fields["at"]))
             self.debt = max(0.0, self.raw)
             self.left = max(0, math.floor((self.b - self.debt) / self.a))
         elif kind == "window":

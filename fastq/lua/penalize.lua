@@ -17,7 +17,7 @@ local stop = math.max(now + duration, before)
 redis.call('HSET', state, 'until', stop)
 local ends = stop
 if kind == 'bucket' then
-  redis.call('HSET', state, 'at', now, 'debt', stop - now + b + c)
+  redis.call('HSET', state, 'at', stop, 'debt', b + c)
   ends = stop + b + c
 end
 redis.call('PEXPIREAT', state, math.max(math.ceil(ends / 1000), redis.call('PEXPIRETIME', state)))

@@ -19,7 +19,7 @@ SNIPPETS = dict(re.findall(r"<!-- test: (\S+) -->\n```python\n(.*?)```", README,
 def test_every_python_snippet_is_known() -> None:
     """The two at the top show the same code that `calls` runs; the others carry a test mark."""
     assert len(re.findall(r"```python\n", README)) == len(SNIPPETS) + 2
-    assert set(SNIPPETS) == {"tasks.py", "calls", "handlers", "schedules"}
+    assert set(SNIPPETS) == {"tasks.py", "calls", "handlers", "schedules", "limits"}
 
 
 def top_of_readme(url: str) -> dict[str, object]:
@@ -75,3 +75,13 @@ def test_the_schedule_is_valid(redis_url: str) -> None:
     app = fastq.FastQ(redis_url)
     exec(SNIPPETS["schedules"], {"app": app})
     assert list(app.periodic) == ["report 30 4 * * 1-5"]
+
+
+async def test_the_limits(redis_url: str) -> None:
+    app = fastq.FastQ(redis_url)
+    names: dict[str, object] = {"app": app, "fastq": fastq}
+    exec("async def limits():\n" + textwrap.indent(SNIPPETS["limits"], "    ") + "\n    return stripe, pool\n", names)
+    stripe, pool = await names["limits"]()  # type: ignore[operator]
+    assert stripe.counts.units == 5
+    assert (await pool.state()).holders == 0
+    await app.aclose()

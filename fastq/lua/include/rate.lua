@@ -22,7 +22,8 @@ local function rate_at(state, now, kind, a, b, c)
   if kind == 'bucket' then
     local saved = redis.call('HMGET', state, 'at', 'debt')
     r.raw = -c
-    if saved[1] then r.raw = math.max(-c, math.min(b + c, saved[2] - (now - saved[1]))) end
+    -- what another rule had lent counts as one empty bucket: a changed rule is in force from its change on
+    if saved[1] then r.raw = math.max(-c, math.min(b + c, saved[2]) - (now - saved[1])) end
     r.debt = math.max(0, r.raw)
     r.left = math.max(0, math.floor((b - r.debt) / a))
   elseif kind == 'window' then

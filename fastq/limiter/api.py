@@ -1,0 +1,431 @@
+"""Limiters as users see them: the asyncio one, its blocking twin, several at once, and around a function."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import math
+import random
+import string
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final, ParamSpec, TypeVar, cast
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from fastq.broker.commands import override_rule, penalize
+from fastq.errors import ConfigError
+from fastq.limiter.gate import Counts, Gate, Plan, Waiter
+from fastq.limiter.stores import Store, this_process
+from fastq.limits import CostTooHigh, FixedWindow, Rule, SlidingWindow, TokenBucket, read_rule
+from fastq.logs import fields, log_context
+
+__all__ = ["Limiter", "LimiterState", "SyncLimiter", "acquire_all", "limited"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+log = logging.getLogger("fastq.limits")
+
+_KEPT: Final = 10_000
+"""Partitions of a limiter that stay in memory although nobody uses them at the moment."""
+
+
+class LimiterState(msgspec.Struct, frozen=True):
+    """A limiter, or one of its partitions, at an instant."""
+
+    limit: float | None
+    """Units: the burst of a token bucket, the limit of a window; None without a rate."""
+    remaining: int | None
+    """Units to be had now; None without a rate."""
+    reset_at: float
+    """When all units are back if nobody takes any, in seconds since the epoch."""
+    penalized_until: float | None
+    """Until when nobody is granted anything, if so."""
+    max_concurrent: int | None
+    holders: int
+    """Slots that are taken, in all processes."""
+    waiting: int
+    """Acquires that wait in this event loop."""
+
+
+class Limiter:
+    """One limit, shared by every process that uses its id on the same Redis. Made by ``app.limiter`` and
+    :func:`fastq.get_or_clone_limiter`; see docs/limits.md.
+
+    A unit that was acquired is meant to be used at once. Waiters of one event loop are served first in, first out.
+    ``limiter.sync`` is the same for blocking code.
+    """
+
+    def __init__(
+        self, plan: Plan, store: Store, key: str = "", *, parent: Limiter | None = None, scope: str = ""
+    ) -> None:
+        self.id = plan.id
+        self.key = key
+        self.scope = scope
+        self.plan = plan
+        self.counts: Counts = parent.counts if parent else Counts()
+        self._store = store
+        self._gates: dict[asyncio.AbstractEventLoop, Gate] = {}
+        self._parts: WeakValueDictionary[str, Limiter] = WeakValueDictionary()
+        self._recent: OrderedDict[str, Limiter] = OrderedDict()
+
+    @functools.cached_property
+    def sync(self) -> SyncLimiter:
+        """The same limiter for blocking code."""
+        return SyncLimiter(self)
+
+    def for_key(self, key: str) -> Limiter:
+        """The limiter of one partition, with a quota of its own: ``limiter.for_key("tenant-42")``.
+
+        Raises ConfigError: more than 200 characters.
+        """
+        part = self._parts.get(key) if key else self
+        if part is None:
+            part = self._parts[key] = Limiter(self.plan, self._store, key, parent=self, scope=self.scope)
+        self._recent[key] = part
+        self._recent.move_to_end(key)
+        if len(self._recent) > _KEPT:
+            self._recent.popitem(last=False)
+        return part
+
+    async def acquire(self, timeout: float | None = None, cost: int = 1) -> None:
+        """Wait for ``cost`` units, and for a slot if the limiter has ``max_concurrent`` (then :meth:`release` it).
+
+        Args:
+            timeout: seconds; None: the limiter's own, without one as long as it takes.
+            cost: 0 or more; 0 waits for nothing but the end of a penalty.
+
+        Raises:
+            TimeoutError: not within ``timeout``; at once when the wait is known to be longer.
+            CostTooHigh: more than the limiter can ever grant at once.
+            BrokerError: Redis cannot be asked, and the limiter is not ``on_error="open"``.
+        """
+        gate = self._gates.get(asyncio.get_running_loop())
+        if gate is not None and cost > 0 and not gate.waiters and gate.tokens.take(cost, time.monotonic()):
+            gate.used += cost
+            self.counts.units += cost
+            return
+        await self._wait(self.plan.timeout if timeout is None else timeout, cost)
+
+    async def try_acquire(self, timeout: float = 0, cost: int = 1) -> bool:
+        """As :meth:`acquire`, with False instead of TimeoutError. By default it does not wait."""
+        gate = self._gates.get(asyncio.get_running_loop())
+        if gate is not None and cost > 0 and not gate.waiters and gate.tokens.take(cost, time.monotonic()):
+            gate.used += cost
+            self.counts.units += cost
+            return True
+        try:
+            await self._join_and_wait(timeout, cost)
+        except TimeoutError:
+            return False
+        return True
+
+    @asynccontextmanager
+    async def acquire_context(self, timeout: float | None = None, cost: int = 1) -> AsyncIterator[Limiter]:
+        """:meth:`acquire`, and the slot is given back at the end of the block. Units of a rate stay used."""
+        gate, waiter = await self._wait(self.plan.timeout if timeout is None else timeout, cost)
+        try:
+            yield self
+        finally:
+            if waiter.holder in gate.held:
+                await gate.release(waiter.holder)
+
+    async def release(self) -> None:
+        """Give back one slot that this event loop has acquired, the latest first; nothing to do for a mere rate."""
+        gate = self._gates.get(asyncio.get_running_loop())
+        if gate is not None and gate.held:
+            await gate.release(gate.held[-1])
+
+    async def penalize(self, retry_after: float) -> None:
+        """Stop everybody for so many seconds, as an API's 429 asks for; 0 ends it.
+
+        Units that other processes hold already are used up, for 100 ms at most. A longer penalty is never shortened.
+        """
+        gate = self._gate()
+        gate.forget_tokens()
+        self.counts.penalties += 1
+        await self._store.ask(penalize(gate.keys, gate.terms(), retry_after))
+        gate.look()
+
+    async def state(self) -> LimiterState:
+        """What is left, as Redis sees it."""
+        gate = self._gate()
+        state = await gate.learn()
+        rule, now = gate.rule, state.now_us / 1e6
+        return LimiterState(
+            limit=_limit(rule),
+            remaining=None if state.left < 0 else state.left,
+            reset_at=now + state.reset_us / 1e6,
+            penalized_until=now + state.penalty_us / 1e6 if state.penalty_us else None,
+            max_concurrent=rule.max_concurrent,
+            holders=state.holders,
+            waiting=sum(not waiter.future.done() for waiter in gate.waiters),
+        )
+
+    async def update(self, **options: Any) -> None:
+        """Change the rule for everybody, in force within a second: ``update(rate="50/s")``, ``update(max_concurrent=3)``.
+
+        What is not mentioned stays. Without options the configured rule is back. All partitions change.
+
+        Raises ConfigError.
+        """
+        gate = self._gate()
+        rule = None
+        if options:
+            await gate.learn()
+            rule = _changed(gate.rule, read_rule(options))
+        await self._store.ask(override_rule(gate.keys, rule))
+        await gate.learn()
+        gate.look()
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections to the limiter's store; other limiters of the store connect anew."""
+        close: Any = getattr(self._store, "aclose", None)
+        await close()
+
+    # -- inside ---------------------------------------------------------------------------------------
+
+    def _gate(self) -> Gate:
+        loop = asyncio.get_running_loop()
+        gate = self._gates.get(loop)
+        if gate is None:
+            for old in [old for old in self._gates if old.is_closed()]:
+                del self._gates[old]
+            gate = self._gates[loop] = Gate(self.plan, self._store, self.key, self.counts, self)
+        return gate
+
+    async def _wait(self, timeout: float | None, cost: int) -> tuple[Gate, Waiter]:
+        try:
+            return await self._join_and_wait(math.inf if timeout is None else timeout, cost)
+        except TimeoutError:
+            self.counts.timeouts += 1
+            job = log_context.get()
+            log.warning(
+                "Rate limit timeout",
+                extra=fields(
+                    limiter_id=self.id,
+                    key=self.key or None,
+                    scope=self.scope or None,
+                    timeout=timeout,
+                    job_id=job.id if job else None,
+                ),
+            )
+            raise
+
+    async def _join_and_wait(self, timeout: float, cost: int) -> tuple[Gate, Waiter]:
+        gate, start = self._gate(), time.monotonic()
+        try:
+            waiter = gate.join(cost, start + timeout)
+        except CostTooHigh:
+            await gate.learn()  # a rule that was changed meanwhile may allow it
+            waiter = gate.join(cost, start + timeout)
+        if waiter.future.done():
+            waiter.future.result()
+            return gate, waiter
+        self.counts.waits += 1
+        try:
+            await waiter.future
+        except asyncio.CancelledError:
+            gate.leave(waiter)
+            raise
+        finally:
+            self.counts.wait_seconds += time.monotonic() - start
+        return gate, waiter
+
+    def __repr__(self) -> str:
+        return f"<Limiter {self.id}{'/' + self.key if self.key else ''} {self.plan.rule}>"
+
+
+def _limit(rule: Rule) -> float | None:
+    match rule.rate:
+        case TokenBucket():
+            return rule.rate.size
+        case SlidingWindow(limit=limit) | FixedWindow(limit=limit):
+            return limit
+    return None
+
+
+def _changed(rule: Rule, change: Rule) -> Rule:
+    return Rule(
+        rate=change.rate or rule.rate,
+        max_concurrent=change.max_concurrent or rule.max_concurrent,
+        use_within=change.use_within or rule.use_within,
+    )
+
+
+class SyncLimiter:
+    """A limiter for blocking code: the methods of :class:`Limiter`, without ``await``.
+
+    Its waiters stand in one line with those of all threads of the process. Not for use inside a running event loop.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self.id = limiter.id
+        self.key = limiter.key
+
+    def for_key(self, key: str) -> SyncLimiter:
+        """As :meth:`Limiter.for_key`."""
+        return self._limiter.for_key(key).sync
+
+    def acquire(self, timeout: float | None = None, cost: int = 1) -> None:
+        """As :meth:`Limiter.acquire`."""
+        if not self._at_hand(cost):
+            this_process().run(self._limiter.acquire(timeout, cost))
+
+    def try_acquire(self, timeout: float = 0, cost: int = 1) -> bool:
+        """As :meth:`Limiter.try_acquire`."""
+        return self._at_hand(cost) or this_process().run(self._limiter.try_acquire(timeout, cost))
+
+    def _at_hand(self, cost: int) -> bool:
+        gate = self._limiter._gates.get(this_process().loop())
+        if gate is None or cost < 1 or gate.waiters or not gate.tokens.take(cost, time.monotonic()):
+            return False
+        gate.used += cost
+        self._limiter.counts.units += cost
+        return True
+
+    @contextmanager
+    def acquire_context(self, timeout: float | None = None, cost: int = 1) -> Iterator[SyncLimiter]:
+        """As :meth:`Limiter.acquire_context`."""
+        limiter, process = self._limiter, this_process()
+        gate, waiter = process.run(limiter._wait(limiter.plan.timeout if timeout is None else timeout, cost))
+        try:
+            yield self
+        finally:
+            if waiter.holder in gate.held:
+                process.run(gate.release(waiter.holder))
+
+    def release(self) -> None:
+        """As :meth:`Limiter.release`, for slots that blocking code has acquired."""
+        this_process().run(self._limiter.release())
+
+    def penalize(self, retry_after: float) -> None:
+        """As :meth:`Limiter.penalize`."""
+        this_process().run(self._limiter.penalize(retry_after))
+
+    def state(self) -> LimiterState:
+        """As :meth:`Limiter.state`."""
+        return this_process().run(self._limiter.state())
+
+    def update(self, **options: Any) -> None:
+        """As :meth:`Limiter.update`."""
+        this_process().run(self._limiter.update(**options))
+
+    def __repr__(self) -> str:
+        return f"<Sync{repr(self._limiter)[1:]}"
+
+
+# -- several at once ------------------------------------------------------------------------------------
+
+
+class _Together:
+    """What :func:`acquire_all` returns: to be awaited, or entered."""
+
+    def __init__(self, limiters: Sequence[Limiter], timeout: float | None, cost: int) -> None:
+        self._limiters = limiters
+        self._timeout = timeout
+        self._cost = cost
+        self._got: list[tuple[Gate, Waiter]] = []
+
+    def __await__(self) -> Any:
+        return self._acquire().__await__()
+
+    async def __aenter__(self) -> None:
+        await self._acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        for gate, waiter in self._got:
+            if waiter.holder in gate.held:
+                await gate.release(waiter.holder)
+
+    async def _acquire(self) -> None:
+        deadline = time.monotonic() + (math.inf if self._timeout is None else self._timeout)
+        scarce = next(iter(self._limiters), None)
+        pause = 0.0
+        while scarce is not None:
+            scarce = await self._try_all(scarce, deadline)
+            if scarce is not None and pause:  # two that take the same ones in turn would do so for ever
+                await asyncio.sleep(min(random.uniform(0, pause), max(0.0, deadline - time.monotonic())))
+            pause = min(max(0.002, 2 * pause), 0.1)
+
+    async def _try_all(self, scarce: Limiter, deadline: float) -> Limiter | None:
+        """Wait for one, then take the others if they are there at once; else which one was not."""
+        other = scarce
+        got = [await scarce._wait(max(0.0, deadline - time.monotonic()), self._cost)]
+        try:
+            for other in self._limiters:
+                if other is not scarce:
+                    got.append(await other._join_and_wait(0, self._cost))
+        except BaseException as error:
+            undone = [gate.undo(waiter) for gate, waiter in got]
+            await asyncio.shield(asyncio.gather(*undone))
+            if isinstance(error, TimeoutError):
+                return other
+            raise
+        self._got = got
+        return None
+
+
+def acquire_all(limiters: Sequence[Limiter], timeout: float | None = None, cost: int = 1) -> _Together:
+    """Acquire several limiters, all or none; nothing is kept of one while another is waited for.
+
+    Await it, or enter it to have slots given back at the end of the block::
+
+        async with fastq.acquire_all([stripe, tenants.for_key("42")], timeout=5):
+            ...
+
+    Raises:
+        TimeoutError: not all within ``timeout`` (None: as long as it takes).
+    """
+    return _Together(list(dict.fromkeys(limiters)), timeout, cost)
+
+
+# -- around a function ------------------------------------------------------------------------------------
+
+
+def limited(
+    find: Callable[[], Limiter], template: str, timeout: float | None, cost: int
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator that runs a function, async or not, inside ``acquire_context`` of a limiter.
+
+    ``template`` is the partition's key, with the function's parameters in braces; "" is the limiter as a whole.
+    """
+    names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        strange = [name for name in names if name.partition(".")[0].partition("[")[0] not in signature.parameters]
+        if strange:
+            raise ConfigError(f"{function.__qualname__}() has no parameter {strange[0]!r}, which {template!r} names")
+
+        def limiter(args: Any, kwargs: Any) -> Limiter:
+            if not names:
+                return find().for_key(template)
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return find().for_key(template.format(**bound.arguments))
+
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+                async with limiter(args, kwargs).acquire_context(timeout, cost):
+                    return await cast(Any, function)(*args, **kwargs)
+
+            return cast(Callable[P, R], call_async)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            with limiter(args, kwargs).sync.acquire_context(timeout, cost):
+                return function(*args, **kwargs)
+
+        return call
+
+    return decorate

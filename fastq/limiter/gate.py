@@ -1,0 +1,558 @@
+"""Who waits for a limiter in one event loop, and the requests to its store that serve them.
+
+First in, first out. At most one request is under way per gate; it asks for what all waiters need. The store says how long
+the next unit takes, so a gate sleeps until then. It looks at least every :data:`LOOK` seconds all the same: a rule may have
+been changed, a penalty lifted, units given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from fastq.broker.commands import acquire, give_back, limit_state
+from fastq.broker.keys import LimitKeys
+from fastq.errors import BrokerError, BrokerUnavailable
+from fastq.limiter.stores import Slot, Store, this_process
+from fastq.limits import Acquired, CostTooHigh, LimitState, Rule, Terms, Tokens, block, check_cost
+from fastq.logs import fields
+
+__all__ = ["Counts", "Gate", "Plan", "Waiter"]
+
+log = logging.getLogger("fastq.limits")
+
+LOOK: Final = 1.0
+"""Seconds after which a sleeping gate asks again."""
+
+_FRESH: Final = 0.1  # seconds for which "not yet" is believed without asking again
+_TOGETHER: Final = 0.002  # seconds: several waiters of a fast limit are served at once rather than each by a request
+_MOST_SLOTS: Final = 100  # per request
+_SCAN: Final = 1_000  # waiters of whom each is told at once that its wait is too long
+_LATE: Final = 5  # replies in a row that came too late to be used, until that is logged
+_UNKNOWN: Final = -math.inf
+
+
+class Plan(msgspec.Struct):
+    """How a limiter is configured.
+
+    timeout: seconds that ``acquire`` waits unless the call says otherwise; None: as long as it takes.
+    on_error: what happens while the store cannot be asked: "closed": nobody passes, "open": everybody does.
+    lease: seconds after which the slot of a killed process is free.
+    """
+
+    id: str
+    rule: Rule
+    timeout: float | None = None
+    on_error: str = "closed"
+    lease: float = 15.0
+
+
+class Counts(msgspec.Struct):
+    """What happened at a limiter in this process, all its partitions and event loops together."""
+
+    units: int = 0
+    """Units used."""
+    waits: int = 0
+    """Acquires that could not be served at once."""
+    wait_seconds: float = 0.0
+    timeouts: int = 0
+    requests: int = 0
+    """Requests to the store."""
+    returned: int = 0
+    """Units given back unused."""
+    late: int = 0
+    """Replies that came later than their units may be used."""
+    errors: int = 0
+    """Requests that failed."""
+    passed: int = 0
+    """Acquires that passed unchecked because of ``on_error="open"``."""
+    penalties: int = 0
+
+
+class Waiter:
+    """One acquire that waits: its result is whether a rule was checked, or an exception."""
+
+    __slots__ = ("cost", "deadline", "future", "granted", "holder", "timer")
+
+    def __init__(self, cost: int, deadline: float, future: asyncio.Future[bool]) -> None:
+        self.cost = cost
+        self.deadline = deadline
+        self.future = future
+        self.holder = ""  # of its slot, once it has one
+        self.granted = 0  # the store's time at which it was served, µs
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Gate:
+    """The waiters and tokens of one limiter (or partition) in one event loop; used in that loop alone.
+
+    The exceptions: a thread may read ``waiters`` and take from ``tokens``.
+    """
+
+    def __init__(self, plan: Plan, store: Store, key: str, counts: Counts, owner: object) -> None:
+        self.plan = plan
+        self.store = store
+        self.counts = counts
+        self.tokens = Tokens()
+        self.waiters: deque[Waiter] = deque()
+        self.held: list[str] = []
+        """Holders whose slots nobody has given back."""
+        self.used = 0
+        self._owner = owner
+        self._keys = LimitKeys(store.prefix, plan.id, key)
+        self._loop = asyncio.get_running_loop()
+        self._process = this_process()
+        self._rule = plan.rule
+        self._override = b""
+        self._terms = plan.rule.terms(store.now_us())
+        self._queued = 0  # cost of all waiters
+        self._asking = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._blocked: asyncio.Task[None] | None = None
+        self._ready_at, self._ready_for, self._told_at = _UNKNOWN, 1.0, _UNKNOWN
+        self._marked, self._marked_at, self._recent = 0, time.monotonic(), 0
+        self._late = 0
+        self._failure: BrokerError | None = None
+        self._pause, self._closed_until = 0.0, 0.0
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # -- for the limiter ------------------------------------------------------------------------
+
+    @property
+    def rule(self) -> Rule:
+        """The rule in force, as far as is known here."""
+        return self._rule
+
+    def terms(self) -> Terms:
+        """The same in numbers, for the present."""
+        if self._terms.kind == "fixed" and not self._terms.b <= (now := self.store.now_us()) < self._terms.c:
+            self._terms = self._rule.terms(now)
+        return self._terms
+
+    @property
+    def keys(self) -> LimitKeys:
+        """The names of the limiter's keys."""
+        return self._keys
+
+    def join(self, cost: int, deadline: float) -> Waiter:
+        """Wait for ``cost`` units (and a slot) until ``deadline``, a monotonic time; in the past: for one answer only.
+
+        Raises TimeoutError if that is known to be too short, CostTooHigh, ConfigError.
+        """
+        check_cost(self._terms, cost)
+        now = time.monotonic()
+        waiter = Waiter(cost, deadline, self._loop.create_future())
+        if now < self._closed_until and self.plan.on_error == "open":
+            self._pass(waiter)
+            return waiter
+        if cost and not self.waiters and self._rule.max_concurrent is None and self.tokens.take(cost, now):
+            self._queued += cost
+            self._grant(waiter, int(self.tokens.granted))
+            return waiter
+        if self._too_late(cost, deadline, now):
+            raise TimeoutError(self._why(waiter, now))
+        if deadline > now and deadline != math.inf:
+            waiter.timer = self._loop.call_later(deadline - now, self._expire, waiter)
+        self.waiters.append(waiter)
+        self._queued += cost
+        self._kick()
+        return waiter
+
+    def leave(self, waiter: Waiter) -> None:
+        """A waiter was cancelled: what it was granted goes back."""
+        future = waiter.future
+        if not future.done() or future.cancelled():
+            future.cancel()
+            self._forget(waiter)
+        elif future.exception() is None and future.result():
+            self.undo(waiter)
+
+    def undo(self, waiter: Waiter) -> asyncio.Task[None]:
+        """Give back what a waiter was granted and has not used."""
+        self.counts.units -= waiter.cost
+        return self._spawn(self._return(waiter.cost, waiter.granted, self._drop_holder(waiter.holder)))
+
+    async def release(self, holder: str) -> None:
+        """Give a slot back."""
+        await asyncio.shield(self._spawn(self._return(0, 0, self._drop_holder(holder))))
+
+    async def learn(self) -> LimitState:
+        """What the store knows; a rule that overrides the one known here is taken on."""
+        self.counts.requests += 1
+        _, state = await self.store.ask(limit_state(self._keys, self.terms()))
+        if state.rule == self._override:
+            return state
+        self._take_on(state.rule, state.now_us)
+        return await self.learn()
+
+    def _take_on(self, override: bytes, now_us: int) -> None:
+        self._override = override
+        self._rule = Rule.decode(override) if override else self.plan.rule
+        self._terms = self._rule.terms(now_us)
+        for waiter in self.waiters:
+            if not waiter.future.done() and waiter.cost > self._terms.capacity:
+                self._refuse(waiter, CostTooHigh(waiter.cost, self._terms.capacity))
+
+    def forget_tokens(self) -> None:
+        """After a penalty nothing that was granted before it is used."""
+        self.tokens.drain()
+        self._ready_at = self._told_at = _UNKNOWN
+
+    def look(self) -> None:
+        """Ask now: something has changed."""
+        self._ready_at = self._told_at = _UNKNOWN
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._kick()
+
+    # -- waiters ----------------------------------------------------------------------------------
+
+    def _too_late(self, cost: int, deadline: float, now: float) -> bool:
+        if self._blocked is not None and deadline <= now and self._head() is not None:
+            return True  # others wait for a slot
+        return self._earliest(self._queued + cost, now) > max(deadline, now)
+
+    def _earliest(self, units: float, now: float) -> float:
+        """When that many units can be there at the earliest, as far as is known."""
+        if self._ready_at <= now or (self._timer is None and now - self._told_at > _FRESH):
+            return _UNKNOWN
+        if units < self._ready_for:
+            return _UNKNOWN  # so few may be there already
+        missing = units - self._ready_for - self.tokens.left(now)
+        return self._ready_at + (max(0.0, missing) / self._terms.rate if self._terms.kind == "bucket" else 0.0)
+
+    def _head(self) -> Waiter | None:
+        while self.waiters:
+            if not self.waiters[0].future.done():
+                return self.waiters[0]
+            self.waiters.popleft()
+        return None
+
+    def _forget(self, waiter: Waiter) -> None:
+        self._queued -= waiter.cost
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+
+    def _grant(self, waiter: Waiter, granted: int) -> None:
+        self._forget(waiter)
+        waiter.granted = granted
+        self.used += waiter.cost
+        self.counts.units += waiter.cost
+        waiter.future.set_result(True)
+
+    def _pass(self, waiter: Waiter) -> None:
+        self.counts.passed += 1
+        waiter.future.set_result(False)
+
+    def _refuse(self, waiter: Waiter, error: Exception) -> None:
+        self._forget(waiter)
+        waiter.future.set_exception(error)
+
+    def _expire(self, waiter: Waiter) -> None:
+        if not waiter.future.done():
+            failure = BrokerUnavailable(str(self._failure)) if self._failure else None
+            self._refuse(waiter, failure or TimeoutError(self._why(waiter, time.monotonic())))
+
+    def _why(self, waiter: Waiter, now: float) -> str:
+        later = self._earliest(waiter.cost, now) - now
+        hint = f"; the next units are there in {later:.3g} s" if math.isfinite(later) else ""
+        return f"limiter {self.plan.id!r}: no room for cost={waiter.cost} in the time given{hint}"
+
+    def _refuse_hopeless(self, now: float) -> None:
+        """Tell those who would wait in vain, those who asked for one answer among them."""
+        if len(self.waiters) > _SCAN:
+            now_or_never = [waiter for waiter in self.waiters if waiter.deadline <= now]
+        else:
+            now_or_never = list(self.waiters)
+        ahead = 0.0
+        for waiter in now_or_never:
+            if waiter.future.done():
+                continue
+            if self._earliest(ahead + waiter.cost, now) > waiter.deadline or waiter.deadline <= now:
+                self._refuse(waiter, TimeoutError(self._why(waiter, now)))
+            else:
+                ahead += waiter.cost
+
+    # -- asking -------------------------------------------------------------------------------------
+
+    def _kick(self) -> None:
+        if self._asking or self._timer is not None or self._blocked is not None:
+            return
+        now, head = time.monotonic(), self._head()
+        if now < self._ready_at and now - self._told_at < _FRESH and head is not None and head.cost >= self._ready_for:
+            self._sleep(self._ready_at - now)
+        else:
+            self._asking = True
+            self._spawn(self._ask_on())
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _sleep(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(min(seconds, LOOK), self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        if self._head() is not None:
+            self._kick()
+
+    async def _ask_on(self) -> None:
+        """Ask until nobody waits, or it is known when to ask again."""
+        try:
+            while (head := self._head()) is not None and await self._ask(head):
+                pass
+        except BrokerError as error:
+            self._failed(error)
+        except Exception as error:
+            log.exception("limiter failed", extra=fields(limiter_id=self.plan.id))
+            self._refuse_all(error)
+        finally:
+            self._asking = False
+        if self._head() is not None:
+            self._kick()
+
+    async def _ask(self, head: Waiter) -> bool:
+        """One request. True: ask again at once."""
+        if self.tokens.expired:
+            await self._give_back_expired()
+        now, terms = time.monotonic(), self.terms()
+        if self._rule.max_concurrent is not None:
+            return await self._ask_for_slots(terms)
+        held = self.tokens.left(now)
+        need = max(0, head.cost - held)
+        want = block(terms, max(need, self._queued - held), self._lately(now, terms))
+        sent, reply = await self._request(acquire(self._keys, terms, need=need, want=want, override=self._override))
+        if reply.status != b"granted":
+            return await self._not_granted(reply, terms, need)
+        now, until = time.monotonic(), sent + terms.usable(reply.now_us)
+        self._note_late(reply.units > 0 and until < now)
+        self.tokens.put(reply.units, until, float(reply.now_us))
+        self._tell(now, reply.wait_us, 1)
+        while (head_ := self._head()) is not None and self.tokens.take(head_.cost, now):
+            self.waiters.popleft()
+            self._grant(head_, reply.now_us)
+        self._sweep_later(terms)
+        return head_ is not None and self._rest(now, terms)
+
+    def _rest(self, now: float, terms: Terms) -> bool:
+        """Sleep until the next unit is there; True when that is not known."""
+        if self._ready_at <= now:
+            return True
+        self._refuse_hopeless(now)
+        together = _TOGETHER if len(self.waiters) > 1 and terms.rate * _TOGETHER > 1 else 0.0
+        self._sleep(max(self._ready_at - now, together))
+        return False
+
+    async def _request(self, command: Any) -> tuple[float, Acquired]:
+        self.counts.requests += 1
+        sent, reply = await self.store.ask(command)
+        if self._failure is not None:
+            log.info("limiter asks again", extra=fields(limiter_id=self.plan.id))
+            self._failure, self._pause = None, 0.0
+        return sent, reply
+
+    async def _not_granted(self, reply: Acquired, terms: Terms, need: float) -> bool:
+        now = time.monotonic()
+        match reply.status:
+            case b"rule":
+                self._take_on(reply.rule, reply.now_us)
+                return True
+            case b"window":
+                self._terms = self._rule.terms(reply.now_us)
+                return True
+            case b"full":
+                self._refuse_hopeless(now)
+                if self._head() is not None:
+                    self._blocked = self._spawn(self._block(reply.wait_us / 1e6))
+                return False
+            case b"penalized":
+                self.tokens.drain()
+                self._tell(now, reply.wait_us, 0)
+            case _:
+                self._tell(now, reply.wait_us, need + self.tokens.left(now))
+                if self.tokens.left(now) and self._ready_at - now > terms.use_within / 2:
+                    await self._return(self.tokens.drain(), self.tokens.granted, ())  # they would go to waste
+                    return True
+        head = self._head()
+        self._refuse_hopeless(now)
+        if self._head() is not head:
+            return self._head() is not None
+        self._sleep(self._ready_at - now)
+        return False
+
+    def _tell(self, now: float, wait_us: int, units: float) -> None:
+        """Note when that many units will be there."""
+        self._told_at = now
+        self._ready_at = now + wait_us / 1e6 if wait_us > 0 else _UNKNOWN
+        self._ready_for = units
+
+    def _lately(self, now: float, terms: Terms) -> int:
+        """Units used in the last ``use_within`` seconds, roughly."""
+        used, passed = self.used - self._marked, now - self._marked_at
+        if passed >= terms.use_within:
+            self._recent = math.floor(used * terms.use_within / passed)
+            self._marked, self._marked_at = self.used, now
+        return max(self._recent, used if passed < terms.use_within else 0)
+
+    def _note_late(self, late: bool) -> None:
+        if not late:
+            self._late = 0
+            return
+        self._late += 1
+        self.counts.late += 1
+        if self._late == _LATE:
+            use = self._terms.use_within
+            log.warning(
+                "limiter's store answers too late: raise use_within",
+                extra=fields(limiter_id=self.plan.id, use_within=use),
+            )
+
+    # -- slots ----------------------------------------------------------------------------------------
+
+    async def _ask_for_slots(self, terms: Terms) -> bool:
+        asked = [waiter for waiter in self.waiters if not waiter.future.done()][:_MOST_SLOTS]
+        total = 0
+        for n, waiter in enumerate(asked):
+            waiter.holder = waiter.holder or self._process.ticket()
+            total += waiter.cost
+            if total > terms.capacity:
+                asked = asked[:n]
+                break
+        holders = [(waiter.holder, waiter.cost) for waiter in asked]
+        most, lease_ms = self._rule.max_concurrent or 0, round(self.plan.lease * 1_000)
+        command = acquire(self._keys, terms, override=self._override, most=most, lease_ms=lease_ms, holders=holders)
+        sent, reply = await self._request(command)
+        if reply.status != b"granted":
+            return await self._not_granted(reply, terms, asked[0].cost)
+        now, served = time.monotonic(), asked[: reply.slots]
+        late = terms.kind != "none" and reply.units > 0 and sent + terms.usable(reply.now_us) < now
+        self._note_late(late)
+        unwanted = [waiter for waiter in served if late or waiter.future.done()]
+        for waiter in served:
+            if not late and not waiter.future.done():
+                self._hold(waiter, terms)
+                self._grant(waiter, reply.now_us)
+        if unwanted:
+            units = sum(waiter.cost for waiter in unwanted)
+            await self._return(units, reply.now_us, [waiter.holder for waiter in unwanted])
+        self._tell(now, reply.wait_us, self.waiters[0].cost if self.waiters else 1)
+        return self._head() is not None and self._rest(now, terms)
+
+    def _hold(self, waiter: Waiter, terms: Terms) -> None:
+        self.held.append(waiter.holder)
+        self._process.keep(Slot(self.store, self._keys, terms, waiter.holder, self.plan.lease, self._owner))
+
+    def _drop_holder(self, holder: str) -> Sequence[str]:
+        if not holder:
+            return ()
+        self._process.let_go(holder)
+        if holder in self.held:
+            self.held.remove(holder)
+        return (holder,)
+
+    async def _block(self, lease_left: float) -> None:
+        """Wait for a slot that is given back, or for the first lease to end."""
+        try:
+            woken = await self.store.wait_for_slot(self._keys, min(max(0.01, lease_left), LOOK))
+        except BrokerError as error:
+            self._blocked = None
+            self._failed(error)
+            return
+        finally:
+            self._blocked = None
+        if self._head() is not None:
+            self._kick()
+        elif woken:  # nobody here needs it any more
+            await self._pass_on()
+
+    async def _pass_on(self) -> None:
+        """Let another process know of the slot that this one was told of."""
+        try:
+            await self.store.pass_on(self._keys)
+        except BrokerError as error:
+            log.debug("a wake-up was lost", extra=fields(limiter_id=self.plan.id, error=str(error)))
+
+    # -- giving back ----------------------------------------------------------------------------------
+
+    def _sweep_later(self, terms: Terms) -> None:
+        if self._sweeper is None and (self.tokens.expired or self.tokens.left(time.monotonic())):
+            self._sweeper = self._loop.call_later(terms.use_within + 0.001, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        if self.tokens.left(time.monotonic()):
+            self._sweep_later(self._terms)
+        elif self.tokens.expired:
+            self._spawn(self._give_back_expired())
+
+    async def _give_back_expired(self) -> None:
+        """Only when all have expired: what can still be used stays."""
+        if self.tokens.left(time.monotonic()):
+            return
+        granted, units, terms = self.tokens.granted, self.tokens.drain(), self._terms
+        if terms.kind == "bucket" and units * terms.a <= terms.use_within * 1e6:
+            self.counts.returned += units  # as many have flowed in since: the bucket is where it would be
+        else:
+            await self._return(units, granted, ())
+
+    async def _return(self, units: int, granted: float, holders: Sequence[str]) -> None:
+        if not units and not holders:
+            return
+        self.counts.returned += units
+        ticket = self._process.ticket()
+        command = give_back(self._keys, self._terms, ticket, units=units, granted_us=int(granted), holders=holders)
+        for _ in range(2):  # the ticket makes a repetition harmless
+            try:
+                await self.store.ask(command)
+            except BrokerUnavailable:
+                continue
+            except BrokerError as error:
+                log.warning("cannot give back", extra=fields(limiter_id=self.plan.id, error=str(error)))
+            return
+
+    # -- the store does not answer -----------------------------------------------------------------
+
+    def _failed(self, error: BrokerError) -> None:
+        """Open: everybody passes. Closed: those who wait do so until their time is up, and the store is asked again."""
+        self.counts.errors += 1
+        if self._failure is None:
+            log.warning(
+                "limiter cannot ask its store",
+                extra=fields(limiter_id=self.plan.id, on_error=self.plan.on_error, error=str(error)),
+            )
+        self._failure = error
+        self._pause = min(max(0.02, self._pause * 2), 0.5)
+        now = time.monotonic()
+        self._closed_until = now + self._pause
+        self._ready_at = _UNKNOWN
+        if self.plan.on_error == "open":
+            while (head := self._head()) is not None:
+                self._forget(self.waiters.popleft())
+                self._pass(head)
+            return
+        if not isinstance(error, BrokerUnavailable):
+            self._refuse_all(error)
+            return
+        for waiter in self.waiters:
+            if not waiter.future.done() and waiter.deadline <= now:
+                self._refuse(waiter, BrokerUnavailable(str(error)))
+        self._sleep(self._pause)
+
+    def _refuse_all(self, error: Exception) -> None:
+        while (head := self._head()) is not None:
+            self.waiters.popleft()
+            self._refuse(head, error)

@@ -1,0 +1,396 @@
+"""Where the state of limiters lives (Redis, or this process's memory), and what this process holds in it."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import itertools
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from fastq.broker.commands import Command, give_back, hold, raw, wait_for_slot
+from fastq.broker.connection import AsyncConnection, SyncConnection
+from fastq.broker.keys import LimitKeys
+from fastq.broker.memory import MemoryEngine
+from fastq.broker.url import Endpoint
+from fastq.errors import BrokerError
+from fastq.limits import Terms
+from fastq.logs import fields
+
+__all__ = ["MemoryStore", "RedisStore", "Store", "this_process"]
+
+T = TypeVar("T")
+
+log = logging.getLogger("fastq.limits")
+
+_IDLE = 5.0
+"""Seconds after which the thread that renews leases ends when there is none."""
+
+_LONGEST_BLOCK = 4.0
+"""Seconds of one blocking wait for a slot: below any response timeout that makes sense."""
+
+
+class Store(Protocol):
+    """What a gate needs of the place where its limiter's state is."""
+
+    prefix: str
+
+    async def ask(self, command: Command[T]) -> tuple[float, T]:
+        """Send a command; the monotonic time before it was sent, and its reply. Raises BrokerError."""
+        ...
+
+    async def wait_for_slot(self, keys: LimitKeys, timeout: float) -> bool:
+        """Wait until a slot may be free; False after ``timeout`` seconds at most. Raises BrokerError."""
+        ...
+
+    async def pass_on(self, keys: LimitKeys) -> None:
+        """Wake another one that waits for a slot. Raises BrokerError."""
+        ...
+
+    def call(self, command: Command[T]) -> T:
+        """Send a command from blocking code."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection of blocking code."""
+        ...
+
+    def now_us(self) -> int:
+        """The store's clock, as far as is known: µs since the epoch."""
+        ...
+
+
+class _Links:
+    """The connections of one event loop; closed when the loop's tasks are cancelled at its end."""
+
+    def __init__(self, make: Callable[[], AsyncConnection]) -> None:
+        self.main = make()
+        self._make = make
+        self._idle: list[AsyncConnection] = []
+        self._all = [self.main]
+        self._guard = asyncio.get_running_loop().create_task(self._close_at_the_end(), name="fastq limits")
+
+    async def _close_at_the_end(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for link in self._all:
+                link.drop("the event loop ends")
+
+    @contextlib.asynccontextmanager
+    async def spare(self) -> AsyncIterator[AsyncConnection]:
+        """A connection that may block."""
+        if self._idle:
+            link = self._idle.pop()
+        else:
+            link = self._make()
+            self._all.append(link)
+        try:
+            yield link
+        except BaseException:
+            link.drop("a blocking wait was given up")
+            raise
+        finally:
+            self._idle.append(link)
+
+    async def close(self) -> None:
+        """Close them all."""
+        self._guard.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._guard
+        for link in self._all:
+            await link.close()
+
+
+class RedisStore:
+    """Limiter state in Redis: shared by every process that uses the same server and prefix.
+
+    Nothing is connected before the first use; each event loop has connections of its own.
+    """
+
+    def __init__(
+        self,
+        endpoint: Callable[[], Endpoint],
+        prefix: str = "fastq",
+        *,
+        connect_timeout: float = 5.0,
+        response_timeout: float = 10.0,
+    ) -> None:
+        self.prefix = prefix
+        self._endpoint = endpoint
+        self._timeouts = {"connect_timeout": connect_timeout, "response_timeout": response_timeout}
+        self._links: dict[asyncio.AbstractEventLoop, _Links] = {}
+        self._sync: SyncConnection | None = None
+
+    def _of_loop(self) -> _Links:
+        loop = asyncio.get_running_loop()
+        links = self._links.get(loop)
+        if links is None:
+            for old in [old for old in self._links if old.is_closed()]:
+                del self._links[old]
+            links = self._links[loop] = _Links(self._connection)
+        return links
+
+    def _connection(self) -> AsyncConnection:
+        return AsyncConnection(self._endpoint(), **self._timeouts)
+
+    async def ask(self, command: Command[T]) -> tuple[float, T]:  # noqa: D102 - see Store
+        link = self._of_loop().main
+        if not link.connected:
+            await link.connect()
+        sent = time.monotonic()
+        return sent, await link.call(command)
+
+    async def wait_for_slot(self, keys: LimitKeys, timeout: float) -> bool:  # noqa: D102 - see Store
+        async with self._of_loop().spare() as link:
+            return await link.call(wait_for_slot(keys, min(timeout, _LONGEST_BLOCK)))
+
+    async def pass_on(self, keys: LimitKeys) -> None:  # noqa: D102 - see Store
+        wake: list[Command[Any]] = [raw("RPUSH", keys.wake, "1"), raw("PEXPIRE", keys.wake, 60_000)]
+        await self._of_loop().main.call_many(wake)
+
+    def call(self, command: Command[T]) -> T:  # noqa: D102 - see Store
+        if self._sync is None:
+            self._sync = SyncConnection(self._endpoint(), **self._timeouts)
+        return self._sync.call(command)
+
+    def now_us(self) -> int:  # noqa: D102 - see Store
+        return self._of_loop().main.clock.now_us()
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections."""
+        links = self._links.pop(asyncio.get_running_loop(), None)
+        if links is not None:
+            await links.close()
+
+    def close(self) -> None:
+        """Close the connection of blocking code."""
+        if self._sync is not None:
+            self._sync.close()
+
+
+class MemoryStore:
+    """Limiter state in this process alone, for tests and for limits that concern one process: the same algorithms."""
+
+    prefix = "memory"
+
+    def __init__(self) -> None:
+        offset = time.time() - time.monotonic()
+        self._clock: Callable[[], int] = lambda: int((offset + time.monotonic()) * 1_000_000)
+        self._engine = MemoryEngine(self._clock)
+        self._lock = threading.Lock()
+        self._blocked: dict[bytes, deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[bool]]]] = {}
+        self._freed: set[bytes] = set()  # slots that became free while nobody was blocked
+
+    async def ask(self, command: Command[T]) -> tuple[float, T]:  # noqa: D102 - see Store
+        sent = time.monotonic()
+        return sent, self.call(command)
+
+    async def wait_for_slot(self, keys: LimitKeys, timeout: float) -> bool:  # noqa: D102 - see Store
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool] = loop.create_future()
+        entry = (loop, future)
+        with self._lock:
+            if keys.wake in self._freed:
+                self._freed.discard(keys.wake)
+                return True
+            self._blocked.setdefault(keys.wake, deque()).append(entry)
+        try:
+            async with asyncio.timeout(timeout):
+                return await future
+        except TimeoutError:
+            return False
+        finally:
+            with self._lock, contextlib.suppress(ValueError, KeyError):
+                self._blocked[keys.wake].remove(entry)
+                if not self._blocked[keys.wake]:
+                    del self._blocked[keys.wake]
+
+    async def pass_on(self, keys: LimitKeys) -> None:  # noqa: D102 - see Store
+        with self._lock:
+            self._wake(keys.wake, 1)
+
+    def call(self, command: Command[T]) -> T:  # noqa: D102 - see Store
+        with self._lock:
+            reply = self._engine.call(command)
+            if command.script == "give_back":
+                self._wake(command.keys[2], getattr(reply, "slots", 0))
+        return reply
+
+    def _wake(self, key: bytes, freed: int) -> None:
+        blocked = self._blocked.get(key)
+        while blocked and freed:
+            loop, future = blocked.popleft()
+            with contextlib.suppress(RuntimeError):  # that loop has ended
+                loop.call_soon_threadsafe(self._resolve, key, future)
+                freed -= 1
+        if freed:
+            self._freed.add(key)
+
+    def _resolve(self, key: bytes, future: asyncio.Future[bool]) -> None:
+        if not future.done():
+            future.set_result(True)
+        else:
+            with self._lock:
+                self._wake(key, 1)
+
+    def now_us(self) -> int:  # noqa: D102 - see Store
+        return self._clock()
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+# -- this process ---------------------------------------------------------------------------------
+
+
+class Slot:
+    """A slot that this process holds; its lease is renewed until :meth:`Process.let_go`."""
+
+    __slots__ = ("holder", "keys", "lease", "owner", "store", "terms")
+
+    def __init__(self, store: Store, keys: LimitKeys, terms: Terms, holder: str, lease: float, owner: object) -> None:
+        self.store = store
+        self.keys = keys
+        self.terms = terms
+        self.holder = holder
+        self.lease = lease
+        self.owner = owner  # keeps a partition's limiter alive as long as it has holders
+
+
+class Process:
+    """What belongs to this process: its name among holders, its slots, the thread that renews them, and the event loop
+    that blocking code uses.
+    """
+
+    def __init__(self) -> None:
+        self.name = os.urandom(6).hex()
+        self._numbers = itertools.count(1)
+        self._slots: dict[str, Slot] = {}
+        self._changed = threading.Condition()
+        self._keeper: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending: asyncio.Event | None = None
+        self._thread: threading.Thread | None = None
+
+    def ticket(self) -> str:
+        """A name that nobody else uses: of a holder, or of one giving back."""
+        return f"{self.name}:{next(self._numbers)}"
+
+    # -- slots --
+
+    def keep(self, slot: Slot) -> None:
+        """Renew this slot's lease from now on, every third of it."""
+        with self._changed:
+            self._slots[slot.holder] = slot
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._renew_all, name="fastq-leases", daemon=True)
+                self._keeper.start()
+            self._changed.notify()
+
+    def let_go(self, holder: str) -> None:
+        """Renew it no more."""
+        with self._changed:
+            self._slots.pop(holder, None)
+
+    def _renew_all(self) -> None:
+        due = time.monotonic()
+        while True:
+            with self._changed:
+                if not self._slots and not self._changed.wait(_IDLE) and not self._slots:
+                    self._keeper = None
+                    return
+                third = min((slot.lease for slot in self._slots.values()), default=3.0) / 3
+                if time.monotonic() < due + third:
+                    self._changed.wait(due + third - time.monotonic())
+                    continue
+                held = list(self._slots.values())
+            due = time.monotonic()
+            self._renew(held)
+
+    def _renew(self, held: list[Slot]) -> None:
+        by_limiter: dict[tuple[int, bytes], list[Slot]] = {}
+        for slot in held:
+            by_limiter.setdefault((id(slot.store), slot.keys.slots), []).append(slot)
+        for group in by_limiter.values():
+            first = group[0]
+            try:
+                alive = first.store.call(hold(first.keys, round(first.lease * 1_000), [slot.holder for slot in group]))
+            except BrokerError:
+                continue  # at the next turn; the waiters log what is wrong with Redis
+            for slot, ok in zip(group, alive, strict=True):
+                if not ok and self._slots.pop(slot.holder, None) is not None:
+                    log.warning("slot lost", extra=fields(limiter_id=slot.keys.limiter, holder=slot.holder))
+
+    # -- blocking code --
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop, in a thread of its own, of everything that blocking code waits for."""
+        with self._changed:
+            if self._loop is None:
+                ready = threading.Event()
+                self._thread = threading.Thread(target=self._run_loop, args=(ready,), name="fastq-limits", daemon=True)
+                self._thread.start()
+                ready.wait()
+        assert self._loop is not None
+        return self._loop
+
+    def _run_loop(self, ready: threading.Event) -> None:
+        async def main() -> None:
+            self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
+            ready.set()
+            await self._ending.wait()
+
+        asyncio.run(main())
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine there and wait for it; an interrupted caller cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self.loop())
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def end(self) -> None:
+        """Give all slots back: the process ends."""
+        with self._changed:
+            held, self._slots = list(self._slots.values()), {}
+        for slot in held:
+            with contextlib.suppress(BrokerError):
+                slot.store.call(give_back(slot.keys, slot.terms, self.ticket(), holders=[slot.holder]))
+        for store in {id(slot.store): slot.store for slot in held}.values():
+            store.close()
+        if self._loop is not None and self._ending is not None and self._thread is not None:
+            self._loop.call_soon_threadsafe(self._ending.set)
+            self._thread.join(1.0)
+
+
+_process = Process()
+
+
+def this_process() -> Process:
+    """This process's own; a forked child has another."""
+    return _process
+
+
+def _forked() -> None:
+    global _process  # noqa: PLW0603 - threads, locks and names of the parent are of no use to a child
+    _process = Process()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+@atexit.register
+def _at_exit() -> None:
+    _process.end()
