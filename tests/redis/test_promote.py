@@ -82,6 +82,13 @@ def test_scripts_and_python_read_the_same_priority(lab: Lab) -> None:
         lab.raw.flushdb()
 
 
+def test_there_is_one_wake_token_at_most(lab: Lab) -> None:
+    for name in "ab":
+        schedule(lab, name)
+        lab.call(commands.promote(lab.q))
+        assert lab.value("wake") == ["1"]
+
+
 def test_the_limit_takes_the_earliest(lab: Lab) -> None:
     schedule(lab, "a", "b", "c")
     first = lab.call(commands.promote(lab.q, 2))

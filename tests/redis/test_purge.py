@@ -84,6 +84,15 @@ def test_a_reused_id_is_purged_once(lab: Lab) -> None:
     assert lab.keys("wake", "producers") == {}
 
 
+def test_an_id_with_several_ghosts_is_purged_once(lab: Lab) -> None:
+    for _ in range(3):
+        lab.enqueue(NewJob("a", E, chosen=True))
+        cancel(lab, "a")
+    lab.enqueue(NewJob("a", E, chosen=True))
+    assert drain(lab, 10) == 1
+    assert lab.keys("wake", "producers") == {}
+
+
 def test_a_paused_queue_is_purged_and_stays_paused(lab: Lab) -> None:
     lab.enqueue("a")
     lab.raw.set(lab.q.paused, "1")

@@ -116,6 +116,12 @@ def test_jobs_go_to_the_front_of_the_list_of_their_priority(lab: Lab) -> None:
     }
 
 
+def test_there_is_one_wake_token_at_most(lab: Lab) -> None:
+    lab.take("a", "b", "c")
+    while lab.recover(limit=1).remaining:
+        assert lab.value("wake") == ["1"]
+
+
 def test_a_paused_queue_takes_its_jobs_back(held: Lab) -> None:
     held.raw.set(held.q.paused, "1")
     assert held.recover() == Recovered(3, 0, 0)

@@ -121,6 +121,7 @@ def test_a_paused_queue_hands_out_nothing_and_keeps_its_token(lab: Lab) -> None:
 def test_a_worker_without_room_learns_what_it_holds(lab: Lab, want: int) -> None:
     lab.take("held")
     lab.enqueue("a")
+    lab.raw.delete(lab.q.wake)
     before = lab.keys()
     assert lab.reserve(want)[1:] == (1, *NOTHING)
     assert lab.keys() == before

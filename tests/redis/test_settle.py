@@ -87,6 +87,19 @@ def test_only_a_new_head_wakes_the_scheduler(held: Lab) -> None:
     assert held.value("due:wake") == ["1"]
 
 
+def test_the_earliest_of_several_is_what_the_scheduler_hears_of(held: Lab) -> None:
+    held.settle(later=[("a", FAR, E)])
+    held.raw.delete(held.q.due_wake)
+    held.settle(later=[("b", FAR - 60_000, E), ("c", FAR + 60_000, E)])
+    assert held.value("due:wake") == ["1"]
+
+
+def test_there_is_one_wake_token_at_most(held: Lab) -> None:
+    held.settle(later=[("a", 0, E), ("b", 0, E)])
+    held.settle(released=["c"])
+    assert held.value("wake") == ["1"]
+
+
 def test_failed_goes_to_the_dead_letters(held: Lab) -> None:
     command = held.settle_command(failed=[("a", E2, b"error a"), ("b", E, b"error b")])
     assert held.twice(command) == (Settled(1, []), Settled(1, [b"a", b"b"]))
