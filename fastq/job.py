@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ __all__ = [
     "JobStatus",
     "Outcome",
     "WorkerCard",
+    "culprits",
 ]
 
 VERSION = 1
@@ -179,6 +181,18 @@ def check_priority(priority: int) -> int:
 
 
 # -- records --------------------------------------------------------------------------------
+
+
+def culprits(jobs: Sequence[str], deaths: Sequence[int], max_deliveries: int) -> list[str]:
+    """Which jobs a dead worker's end is charged to, of those it may have died of; ``deaths``: workers that each has lost.
+
+    A worker holds one job on its last life at a time: if there is one, it is the culprit, and its neighbours go free.
+
+    >>> culprits(["a", "b"], [0, 1], 3), culprits(["a", "b"], [1, 2], 3)
+    (['a', 'b'], ['b'])
+    """
+    last = [job for job, count in zip(jobs, deaths, strict=True) if count >= max(max_deliveries - 1, 1)]
+    return last or list(jobs)
 
 
 class ErrorInfo(msgspec.Struct, array_like=True):

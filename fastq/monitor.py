@@ -27,7 +27,7 @@ from fastq.broker.keys import QueueKeys
 from fastq.broker.url import Endpoint, parse_url
 from fastq.config import Settings
 from fastq.errors import BrokerError, ConfigError, ExitCode
-from fastq.job import ErrorInfo, encode
+from fastq.job import ErrorInfo, culprits, encode
 from fastq.launch import Launch
 from fastq.logs import fields
 from fastq.metrics import CONTENT_TYPE, Exposition, QueueGauge, WorkerMetrics
@@ -159,12 +159,12 @@ class Keeper:
         slot.free()
 
     def _culprits(self, started: list[str]) -> list[str]:
-        """Whom to charge: the suspect that was running (workers died with it before), else every job that had started."""
+        """Whom to charge of those that had started."""
         if not started:
             return started
         counts = self._connection.call_many([raw("HMGET", keys.deliveries, *started) for keys in self._queues])
-        suspects = [job for job, *found in zip(started, *counts, strict=True) if any(found)]
-        return suspects or started
+        deaths = [max(int(n or 0) for n in found) for found in zip(*counts, strict=True)]
+        return culprits(started, deaths, self._settings.max_deliveries)
 
     def _recovery(self, keys: QueueKeys, slot: Slot, clean: bool, started: list[str]) -> Command[Any]:
         most = self._settings.max_deliveries

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fastq.broker.commands import Command, Pruned, Recovered, clamp, discard, promote, prune, raw, recover
-from fastq.broker.keys import QueueKeys
+from fastq.broker.keys import PAD, QueueKeys
 from fastq.config import Settings
-from fastq.errors import BrokerUnavailable
-from fastq.job import ErrorInfo, WorkerCard, encode
+from fastq.errors import BrokerError, BrokerUnavailable
+from fastq.job import ErrorInfo, WorkerCard, culprits, encode
 from fastq.logs import fields
 from fastq.scheduler.link import Leadership, Link, Roster
 
@@ -242,9 +242,10 @@ class Recoverer:
         settings = self._settings
         (card,) = await self._link.ask([raw("HGET", keys.info, worker)])
         host = _host(worker, card)
+        charged = await self._culprits(keys, worker)
         command = recover(
-            keys, worker, expired=True, charge="all", max_deliveries=settings.max_deliveries, dead_max=settings.dead_max,
-            error=encode(self._poison(worker, host)), limit=RECOVER_BATCH,
+            keys, worker, expired=True, charge="started", started=charged, max_deliveries=settings.max_deliveries,
+            dead_max=settings.dead_max, error=encode(self._poison(worker, host)), limit=RECOVER_BATCH,
         )  # fmt: skip
         total = Recovered(0, 0, 1)
         while total.remaining > 0:
@@ -256,6 +257,16 @@ class Recoverer:
         self._link.metrics.count("poisoned", total.dead)
         said = fields(worker=worker, queue=keys.queue, host=host, recovered=total.ready, poisoned=total.dead)
         log.warning("worker lost, its lease ran out", extra=said)
+
+    async def _culprits(self, keys: QueueKeys, worker: str) -> list[str]:
+        """Whom to charge: of a lost worker nobody knows which jobs had started, so all that it held are suspects."""
+        (held,) = await self._link.ask([raw("SMEMBERS", keys.running(worker))])
+        jobs = [] if isinstance(held, BrokerError) else [job.decode() for job in held if job != PAD.encode()]
+        if not jobs:
+            return []
+        (deaths,) = await self._link.ask([raw("HMGET", keys.deliveries, *jobs)])
+        counts = [0] * len(jobs) if isinstance(deaths, BrokerError) else [int(count or 0) for count in deaths]
+        return culprits(jobs, counts, self._settings.max_deliveries)
 
     def _poison(self, worker: str, host: str) -> ErrorInfo:
         times = self._settings.max_deliveries

@@ -63,9 +63,6 @@ GLANCE = 0.02
 
 RESERVE_MOST = 2_000
 
-TRIAL_PATIENCE = 0.25
-"""Suspects (see ``_set_aside``) that wait this many seconds for another one's end are put off, for any worker."""
-
 
 class Lane:
     """One queue of this worker: its keys, the outcomes to settle, the jobs held in it."""
@@ -125,8 +122,8 @@ class WorkerLoop:
         self.executor = Executor(app, metrics, batches, connection.clock.now_ms, self._on_outcome)
         self._backlog: deque[JobContext] = deque()
         self._backlog_since = 0.0
-        self._aside: deque[JobContext] = deque()
-        self._aside_since = 0.0
+        self._aside: JobContext | None = None  # waits until it is the only one here on its last life
+        self._last_life = max(self._settings.max_deliveries - 1, 1)
         self._free = slots(app)
         self._filling = False
         self._event = asyncio.Event()
@@ -335,11 +332,11 @@ class WorkerLoop:
             self._release_backlog()
             return
         self._filling = True
-        backlog, start = self._backlog, self.executor.start
+        backlog, start, last_life = self._backlog, self.executor.start, self._last_life
         try:
             while self._free > 0 and (backlog or self._bring_back()):
                 job = backlog.popleft()
-                if job.deliveries and self._set_aside(job):
+                if job.deliveries >= last_life and self._wait_for_trial(job):
                     continue
                 self._free -= 1
                 start(job)
@@ -348,41 +345,45 @@ class WorkerLoop:
 
     def _on_outcome(self) -> None:
         self._free += 1
-        if self._backlog or self._aside:
+        if self._backlog or self._aside is not None:
             self._fill()
         self._event.set()
 
     def _release_backlog(self) -> None:
-        for job in (*self._aside, *self._backlog):
+        if self._aside is not None:
+            self._backlog.appendleft(self._aside)
+            self._aside = None
+        while self._backlog:
+            job = self._backlog.popleft()
             self._batches[job.queue].released.append(job.id)
-        self._aside.clear()
-        self._backlog.clear()
         self._event.set()
 
-    # -- suspects: jobs with which a worker has died. One of them runs at a time, so that the next death has one culprit;
-    # -- the monitor charges it alone, and its neighbours do not follow it into the dead-letter queue (F-07).
+    # -- jobs on their last life: one more death of their worker, and they are buried as poison. Such a job runs when it is
+    # -- the only one of its kind that this worker holds; so the death has one culprit, and only that one is charged (F-07).
 
-    def _set_aside(self, job: JobContext) -> bool:
-        """Let a suspect wait if another one runs."""
-        if not any(other.deliveries for other in self.executor.running):
+    def _alone(self, job: JobContext) -> bool:
+        held = (other for lane in self._lanes for other in lane.held.values())
+        return all(other is job or other is None or other.deliveries < self._last_life for other in held)
+
+    def _wait_for_trial(self, job: JobContext) -> bool:
+        """Whether this job has to wait: the first one here, until the others are gone; they for another time or worker."""
+        if self._alone(job):
             return False
-        if not self._aside:
-            self._aside_since = time.monotonic()
-        self._aside.append(job)
+        if self._aside is None and not any(other.deliveries >= self._last_life for other in self.executor.running):
+            self._aside = job
+        else:
+            self.executor.put_off(job, self._random.uniform(0.5, 1.5))
+            self._event.set()
         return True
 
     def _bring_back(self) -> bool:
-        """Put the next suspect before the backlog, unless one runs."""
-        if not self._aside or any(other.deliveries for other in self.executor.running):
+        """Let the job that waits be the next, if it may start now."""
+        job = self._aside
+        if job is None or not self._alone(job):
             return False
-        self._aside_since = time.monotonic()
-        self._backlog.appendleft(self._aside.popleft())
+        self._aside = None
+        self._backlog.appendleft(job)
         return True
-
-    def _put_off_suspects(self) -> None:
-        while self._aside:
-            self.executor.put_off(self._aside.popleft(), self._random.uniform(0.5, 1.5))
-        self._event.set()
 
     # -- when things go wrong ---------------------------------------------------------------------
 
@@ -431,7 +432,7 @@ class WorkerLoop:
                 self._lose(job)
         if gone:
             self._backlog = deque(job for job in self._backlog if job not in gone)
-            self._aside = deque(job for job in self._aside if job not in gone)
+            self._aside = None if self._aside in gone else self._aside
         for job_id, data in theirs.items():
             if job_id not in lane.held:
                 self._admit(lane, job_id.encode(), data, 0)
@@ -463,7 +464,7 @@ class WorkerLoop:
             lane.batch = self._batches[lane.name] = Batch()
             lane.sent = None
         self._backlog.clear()
-        self._aside.clear()
+        self._aside = None
         self._registered = False
         self._all_hungry()  # nobody else would wake the loop to register again: it has no jobs and no wake list
         log.error("worker lost its lease", extra={"fields": {"worker": self.worker_id, "jobs": lost}})
@@ -548,8 +549,6 @@ class WorkerLoop:
             if self._backlog and self._free == 0 and now - self._backlog_since > BACKLOG_PATIENCE:
                 self._release_backlog()
                 self._rate = 0.0
-            if self._aside and now - self._aside_since > TRIAL_PATIENCE:
-                self._put_off_suspects()
             if self._stop_at is not None and now > self._stop_at:
                 for job in list(executor.running):
                     executor.stop(job, "drain")

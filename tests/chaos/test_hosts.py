@@ -138,3 +138,22 @@ def test_a_settle_without_its_fence_is_found(two: tuple[Fleet, Fleet], raw: Any)
     first.until_logged("worker lost its lease", 2)
     assert (first.stop(), standby.stop()) == (0, 0)
     assert started_too_often(first.story())
+
+
+def test_poison_in_containers(make_fleet: MakeFleet, redis_url: str, raw: Any) -> None:
+    """F-07: with no supervisor to see the deaths, the leases tell: one job is buried, its neighbours are done."""
+    keeper = make_fleet(redis_url).start("scheduler", "jobs:app")
+    keeper.until_logged("scheduler leads")
+    container = make_fleet(redis_url, concurrency=10)
+    good = [f"good{n}" for n in range(30)]
+    container.enqueue_many("once", ((key, 0.02) for key in good[:8]))
+    poison = container.enqueue("deadly", "poison", "SIGKILL")
+    container.enqueue_many("once", ((key, 0.02) for key in good[8:]))
+    for _ in range(3):
+        container.start("worker", "jobs:app")
+        assert container.wait() == -signal.SIGKILL
+    container.start("worker", "jobs:app")
+    container.until_done(good)
+    eventually(lambda: raw.zcard("fastq:{default}:dead") == 1, PATIENCE)
+    assert [letter.id for letter in container.producer.dead.list_sync("default")] == [poison]
+    assert (container.stop(), keeper.stop()) == (0, 0)
