@@ -67,8 +67,8 @@ def shorten_the_cancel_grace() -> None:
 
 
 def look_closer() -> None:
-    """Neither crash nor bug: readiness is judged by the last 3 s; an idle worker reserves every 2 s."""
-    monitor.READY_WITHIN = 3.0  # type: ignore[misc]
+    """Neither crash nor bug: readiness is judged by the last 2.5 s; an idle worker reserves every 2 s."""
+    monitor.READY_WITHIN = 2.5  # type: ignore[misc]
 
 
 PLANTS: dict[str, Callable[[], None]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Self
 
 from fastq.broker import scripts
@@ -140,12 +140,11 @@ class FaultProxy:
         self._loop.close()
 
 
-def every_other(names: Iterable[str], most: int, proxy: FaultProxy) -> Rule:
-    """Lose every second reply that carries one of these scripts, until each has suffered ``most`` times."""
-    wanted = set(names)
+def every_other(proxy: FaultProxy, **most: int) -> Rule:
+    """Lose every second reply that carries one of these, until each has suffered so many times."""
 
     def rule(found: list[str]) -> str:
-        due = [name for name in found if name in wanted and proxy.dropped[name] < most]
+        due = [name for name in found if proxy.dropped[name] < most.get(name, 0)]
         return DROP if due and min(proxy.seen[name] for name in due) % 2 else PASS
 
     return rule

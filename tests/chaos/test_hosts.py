@@ -89,7 +89,7 @@ def test_the_whole_host_is_killed(two: tuple[Fleet, Fleet], raw: Any, figure: Fi
     assert standby.stop() == 0
 
 
-def pause_a_host(first: Fleet, standby: Fleet, *, plant: str = "") -> None:
+def pause_a_host(first: Fleet, standby: Fleet, *, seconds: float = 0.0, plant: str = "") -> None:
     """Stop the first host for longer than its lease; the standby does its jobs; then the first one wakes up."""
     first.environ["LOSER"] = "1"
     begin(first, standby, "gated_retry", plant=plant)
@@ -98,7 +98,7 @@ def pause_a_host(first: Fleet, standby: Fleet, *, plant: str = "") -> None:
     restarted_by(standby)
     standby.gate().touch()
     standby.until_done(KEYS)
-    eventually(lambda: time.monotonic() > stopped + 1.5 * HANG, PATIENCE)
+    eventually(lambda: time.monotonic() > stopped + seconds, PATIENCE)
     os.killpg(first.pid, signal.SIGCONT)
 
 
@@ -111,7 +111,7 @@ def test_a_host_stands_still(two: tuple[Fleet, Fleet], raw: Any) -> None:
     """F-10: the woken workers find their leases lost, drop their outcomes, and go on under a new name."""
     first, standby = two
     first.environ["FASTQ_HANG_TIMEOUT"] = str(HANG)
-    pause_a_host(first, standby)
+    pause_a_host(first, standby, seconds=1.5 * HANG)
     workers = first.workers()
     first.until_logged("worker lost its lease", len(workers))
     first.until_logged("worker ready", 2 * len(workers))
