@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakeServer, alive, eventually
-from tests.process.fleet import LEASE, PATIENCE, Fleet, held_by
+from tests.process.fleet import LEASE, PATIENCE, Fleet, free_port, held_by
 
 MakeFleet = Callable[..., Fleet]
 READY = "fastq:{default}:ready:5"
@@ -413,11 +414,13 @@ def test_a_worker_alone(make_fleet: MakeFleet, redis_url: str, raw: Any, signals
 @pytest.mark.parametrize("words", [("supervise", "jobs:app"), ("worker", "jobs:app")])
 def test_a_blocked_loop_keeps_its_lease(make_fleet: MakeFleet, redis_url: str, words: tuple[str, ...]) -> None:
     """F-04: a handler computes for longer than the lease; its jobs run once, and the log says which line it is."""
-    fleet = make_fleet(redis_url, workers=1).start(*words)
+    fleet = make_fleet(redis_url, workers=1, metrics_port=free_port()).start(*words)
     fleet.until_logged("worker ready")
+    fleet.until_logged("metrics served")
     fleet.enqueue("gated", "neighbour", str(fleet.gate()))
     fleet.until_started("neighbour")
     fleet.enqueue("spin", "k", 1.5 * LEASE)
+    eventually(lambda: re.search(r"(?m)^fastq_loop_blocked_seconds\{.*\} [1-9]", fleet.get("/metrics")[1]), PATIENCE)
     fleet.gate().touch()
     story = fleet.until_done(["k", "neighbour"])
     (line,) = fleet.logged("event loop blocked")
