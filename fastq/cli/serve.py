@@ -86,9 +86,9 @@ def _load(options: dict[str, Any]) -> Loaded:
 
 def _plan(app: str, options: dict[str, Any]) -> Callable[[], Launch]:
     """What the processes are started with, read anew at each call; the options are checked at once."""
-    from fastq.launch import plan
+    from fastq.launch import ALL_QUEUES, plan
 
-    _load(dict(options))
+    _load(options | ({"queues": None} if options.get("queues") == ALL_QUEUES else {}))
     file = options.pop("config_file")
     return lambda: plan(app, options, Path(file) if file else None)
 

@@ -489,11 +489,18 @@ class WorkerLoop:
         names = ",".join(lane.name for lane in self._lanes)
         log.info("worker ready", extra={"fields": {"worker": self.worker_id, "queues": names}})
 
+    async def _pass_the_token_on(self, lane: Lane) -> None:
+        """A wake token may be on its way to this worker, which will not use it: leave one if there is work."""
+        if await self._connection.call(raw("EXISTS", *lane.keys.ready, decode=int)):
+            await self._connection.call(raw("RPUSH", lane.keys.wake, "1"))
+
     async def _goodbye(self) -> None:
         """Leave Redis as if this worker had never been there; what it still holds goes back uncharged."""
+        self._waker.drop("leaving")
         try:
             async with asyncio.timeout(2.0):
                 for lane in self._lanes:
+                    await self._pass_the_token_on(lane)
                     remaining = 1 if self._registered else 0
                     while remaining > 0:
                         recovered: Recovered = await self._connection.call(
