@@ -143,6 +143,10 @@ class Keeper:
                 while more > 0:
                     recovered = self._connection.call(self._recovery(keys, slot, clean, charged))
                     ready, dead, more = ready + recovered.ready, dead + recovered.dead, recovered.remaining
+                if self._connection.call(
+                    raw("EXISTS", *keys.ready, decode=int)
+                ):  # it may have died with the wake token
+                    self._connection.call(raw("RPUSH", keys.wake, "1"))
         self._metrics.count("recovered", ready)
         self._metrics.count("poisoned", dead)
         if not clean:

@@ -500,7 +500,6 @@ class WorkerLoop:
         try:
             async with asyncio.timeout(2.0):
                 for lane in self._lanes:
-                    await self._pass_the_token_on(lane)
                     remaining = 1 if self._registered else 0
                     while remaining > 0:
                         recovered: Recovered = await self._connection.call(
@@ -510,6 +509,7 @@ class WorkerLoop:
                             )
                         )  # fmt: skip
                         remaining = recovered.remaining
+                    await self._pass_the_token_on(lane)
         except (TimeoutError, BrokerError) as error:
             log.warning("redis unavailable at exit, the lease will run out", extra={"fields": {"error": str(error)}})
 
