@@ -93,7 +93,7 @@ class Keeper:
                 log.warning("redis unavailable, retrying", extra=fields(error=str(error)))
             self.troubled = True
             self._metrics.count("redis_errors")
-            return 0.5
+            return max(self._retry_at - time.monotonic(), 0.0)  # what was spent on waiting for an answer counts
         if self.troubled:
             self.troubled = False
             log.info("redis is back")

@@ -100,7 +100,7 @@ def test_a_worker_that_forgets_lost_replies_is_found(
 
 def test_half_open_connections(make_fleet: MakeFleet, redis_url: str, proxy: FaultProxy, figure: Figure) -> None:
     """F-30: nobody says that the other end is gone; it is noticed, and the work goes on with nothing run twice."""
-    fleet = make_fleet(proxy.url, workers=2, response_timeout=LEASE).serving()
+    fleet = make_fleet(proxy.url, workers=2, response_timeout=LEASE, lease=2 * LEASE).serving()
     fleet.url = redis_url
     keys = [f"k{n}" for n in range(10)]
     fleet.enqueue_many("gated", ((key, str(fleet.gate())) for key in keys))
