@@ -108,7 +108,7 @@ class Producer(Protocol):
         """The queue of tasks that name none."""
         ...
 
-    async def send(self, call: Call) -> JobHandle[Any]:
+    def send(self, call: Call) -> Coroutine[Any, Any, JobHandle[Any]]:
         """Enqueue one job."""
         ...
 
@@ -116,7 +116,7 @@ class Producer(Protocol):
         """Enqueue one job from blocking code."""
         ...
 
-    async def send_many(self, calls: Iterable[Call] | AsyncIterable[Call], *, ids: bool) -> Bulk:
+    def send_many(self, calls: Iterable[Call] | AsyncIterable[Call], *, ids: bool) -> Coroutine[Any, Any, Bulk]:
         """Enqueue a stream of jobs in bounded chunks."""
         ...
 

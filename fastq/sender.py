@@ -1,0 +1,259 @@
+"""Sends the jobs of one application: a connection and a producer per event loop, one for all blocking code.
+
+Both run the same calls; nothing is connected before the first one. A forked child makes connections of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import AsyncIterable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from fastq.broker.calls import Numbers, Target, chunks, enqueue_sync
+from fastq.broker.commands import Command, NewJob, Operation, Refused, raw
+from fastq.broker.connection import AsyncConnection, Clock, SyncConnection
+from fastq.broker.keys import GlobalKeys, QueueKeys
+from fastq.broker.url import Endpoint
+from fastq.config import Settings
+from fastq.errors import BrokerError, JobIdReused
+from fastq.handle import Bulk, JobHandle, StatusReader
+from fastq.job import decode_record
+from fastq.task import Call
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["Home", "Sender"]
+
+T = TypeVar("T")
+
+
+class Home(StatusReader, Protocol):
+    """Whose jobs are sent: the application."""
+
+    @property
+    def settings(self) -> Settings:
+        """As they are now."""
+        ...
+
+    def endpoint(self) -> Endpoint:
+        """Where Redis is."""
+        ...
+
+    def keys(self, queue: str) -> QueueKeys:
+        """The key names of a queue."""
+        ...
+
+
+class Sender:
+    """What an application sends with; see the module."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._sides: dict[asyncio.AbstractEventLoop, _AsyncSide] = {}
+        self._sync: _SyncSide | None = None
+        self._lock = threading.Lock()
+        self.clock = Clock()
+
+    async def send(self, call: Call) -> JobHandle[Any]:
+        """Enqueue a prepared call."""
+        side = self._side()
+        target = side.targets.get((call.queue, call.priority)) or side.target(call.queue, call.priority)
+        refused = await side.enqueuer.submit(target, [call.job])
+        if call.queue not in side.announced or side.epoch != side.connection.connects:
+            await side.announce(call.queue)
+        return self._handle(call, refused[0] if refused else None)
+
+    def send_sync(self, call: Call) -> JobHandle[Any]:
+        """Enqueue a prepared call from blocking code."""
+        refused = self._sync_side().send(call.queue, call.priority, [call.job])
+        return self._handle(call, refused[0] if refused else None)
+
+    def _handle(self, call: Call, refused: Refused | None) -> JobHandle[Any]:
+        if refused is None:
+            return JobHandle(self._home, call.job.id, call.queue)
+        return JobHandle(self._home, _existing(call, refused), call.queue, created=False)
+
+    async def send_many(self, calls: Iterable[Call] | AsyncIterable[Call], *, ids: bool) -> Bulk:
+        """Enqueue a stream of prepared calls in bounded chunks."""
+        bulk, side = Bulk(), self._side()
+        if isinstance(calls, AsyncIterable):
+            group: list[Call] = []
+            async for call in calls:
+                group.append(call)
+                if len(group) == _GROUP:
+                    await self._send_group(side, group, bulk, ids)
+                    group = []
+            await self._send_group(side, group, bulk, ids)
+            return bulk
+        stream = iter(calls)
+        while group := [call for _, call in zip(range(_GROUP), stream, strict=False)]:
+            await self._send_group(side, group, bulk, ids)
+        return bulk
+
+    async def _send_group(self, side: _AsyncSide, group: list[Call], bulk: Bulk, ids: bool) -> None:
+        for (queue, priority), members in _by_target(group).items():
+            target = side.target(queue, priority)
+            for chunk in chunks(call.job for call in members):
+                _count(bulk, queue, chunk, await side.enqueuer.submit(target, chunk), priority)
+            await side.announce(queue)
+        if ids:
+            bulk.ids += [call.job.id for call in group]
+
+    def send_many_sync(self, calls: Iterable[Call], *, ids: bool) -> Bulk:
+        """:meth:`send_many` from blocking code."""
+        bulk, side, stream = Bulk(), self._sync_side(), iter(calls)
+        while group := [call for _, call in zip(range(_GROUP), stream, strict=False)]:
+            for (queue, priority), members in _by_target(group).items():
+                for chunk in chunks(call.job for call in members):
+                    _count(bulk, queue, chunk, side.send(queue, priority, chunk), priority)
+            if ids:
+                bulk.ids += [call.job.id for call in group]
+        return bulk
+
+    def _side(self) -> _AsyncSide:
+        import asyncio  # 45 ms, which blocking code does not need
+
+        loop = asyncio.get_running_loop()
+        side = self._sides.get(loop)
+        if side is None or side.pid != os.getpid():
+            for old in [old for old in self._sides if old.is_closed()]:
+                del self._sides[old]
+            side = self._sides[loop] = _AsyncSide(self._home)
+            self.clock = side.connection.clock
+        return side
+
+    def _sync_side(self) -> _SyncSide:
+        with self._lock:
+            if self._sync is None:
+                self._sync = _SyncSide(self._home)
+                self.clock = self._sync.connection.clock
+            return self._sync
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Run an operation on this event loop's connection."""
+        return await self._side().connection.run(operation)
+
+    def run_sync(self, operation: Operation[T]) -> T:
+        """The same from blocking code."""
+        return self._sync_side().connection.run(operation)
+
+    async def aclose(self) -> None:
+        """Close this event loop's connection; jobs still on their way get BrokerUnavailable."""
+        import asyncio
+
+        side = self._sides.pop(asyncio.get_running_loop(), None)
+        if side is not None:
+            await side.enqueuer.close()
+
+    def close(self) -> None:
+        """Close the connection of blocking code."""
+        if self._sync is not None:
+            self._sync.connection.close()
+
+
+_GROUP = 2_000
+"""Calls of a stream that are held at a time."""
+
+
+def _by_target(calls: Iterable[Call]) -> dict[tuple[str, int], list[Call]]:
+    groups: dict[tuple[str, int], list[Call]] = {}
+    for call in calls:
+        groups.setdefault((call.queue, call.priority), []).append(call)
+    return groups
+
+
+def _count(bulk: Bulk, queue: str, chunk: list[NewJob], refused: list[Refused], priority: int) -> None:
+    for refusal in refused:
+        _existing(Call(queue, priority, chunk[refusal.position]), refusal)
+    bulk.total += len(chunk)
+    bulk.created += len(chunk) - len(refused)
+
+
+def _existing(call: Call, refused: Refused) -> str:
+    """The id of the job that was there already.
+
+    Raises:
+        JobIdReused: that job has finished.
+    """
+    if refused.why == "dead":
+        raise JobIdReused(call.job.id, call.queue, "failed")
+    if refused.why == "finished":
+        raise JobIdReused(call.job.id, call.queue, decode_record(refused.detail).state)
+    return refused.detail.decode() if refused.why == "unique" else call.job.id
+
+
+class _AsyncSide:
+    """The connection and producer of one event loop."""
+
+    def __init__(self, app: Home) -> None:
+        from fastq.broker.enqueuer import AsyncEnqueuer
+
+        settings = app.settings
+        self._app = app
+        self.pid = os.getpid()
+        self.connection = AsyncConnection(
+            app.endpoint(),
+            connect_timeout=min(settings.connect_timeout, settings.enqueue_timeout),
+            response_timeout=settings.enqueue_timeout,
+        )
+        self.enqueuer = AsyncEnqueuer(self.connection, timeout=settings.enqueue_timeout, limit=settings.enqueue_buffer)
+        self.targets: dict[tuple[str, int], Target] = {}
+        self.announced: set[str] = set()
+        self.epoch = 0  # the connection of which ``announced`` is true
+
+    def target(self, queue: str, priority: int) -> Target:
+        target = self.targets[queue, priority] = Target(self._app.keys(queue), priority)
+        return target
+
+    async def announce(self, queue: str) -> None:
+        """Put the queue on the list of queues, once per connection (an empty Redis may have come back).
+
+        Never fails: the jobs are stored by now, and who was told otherwise would enqueue them again.
+        """
+        if self.epoch != self.connection.connects:
+            self.epoch = self.connection.connects
+            self.announced.clear()
+        if queue not in self.announced:
+            try:
+                await self.connection.call(_announcement(self._app, queue))
+            except BrokerError:
+                return  # the next enqueue tries again, and the queue's workers announce it, too
+            self.announced.add(queue)
+
+
+class _SyncSide:
+    """The connection of blocking code; every thread is a producer of its own."""
+
+    def __init__(self, app: Home) -> None:
+        settings = app.settings
+        self._app = app
+        self._timeout = settings.enqueue_timeout
+        self.connection = SyncConnection(
+            app.endpoint(),
+            connect_timeout=min(settings.connect_timeout, settings.enqueue_timeout),
+            response_timeout=settings.enqueue_timeout,
+        )
+        self._local = threading.local()
+        self._announced: set[tuple[int, str]] = set()
+
+    def send(self, queue: str, priority: int, jobs: list[NewJob]) -> list[Refused]:
+        sequence = getattr(self._local, "sequence", None)
+        if sequence is None or self._local.pid != os.getpid():
+            sequence = self._local.sequence = Numbers(self.connection.clock)
+            self._local.pid = os.getpid()
+        target = Target(self._app.keys(queue), priority)
+        refused = enqueue_sync(self.connection, sequence, target, jobs, self._timeout)
+        key = (self.connection.connects, queue)
+        if key not in self._announced:
+            try:
+                self.connection.call(_announcement(self._app, queue))
+                self._announced.add(key)
+            except BrokerError:
+                pass  # see _AsyncSide.announce
+        return refused
+
+
+def _announcement(app: Home, queue: str) -> Command[int]:
+    return raw("SADD", GlobalKeys(app.settings.prefix).queues, queue, decode=int)
