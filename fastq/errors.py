@@ -29,6 +29,7 @@ __all__ = [
     "JobIdReused",
     "JobTimeout",
     "LeaseLost",
+    "LimitTimeout",
     "MissingExtra",
     "QueueFull",
     "Retry",
@@ -192,6 +193,26 @@ class JobTimeout(FastQError, TimeoutError):
 
 class LeaseLost(FastQError):
     """The worker no longer holds the job's lease: another one runs it now."""
+
+
+class LimitTimeout(FastQError, TimeoutError):
+    """A limiter had no room within ``timeout`` seconds; raised at once when the wait is known to be longer.
+
+    ``limiter_id`` and ``key`` (of a partition, else "") say which one. ``retry_after``: seconds until there can be room, None
+    when nobody knows.
+    """
+
+    def __init__(
+        self, limiter_id: str, timeout: float, *, key: str = "", cost: int = 1, retry_after: float | None = None
+    ) -> None:
+        name = f"limiter {limiter_id!r}" + (f", key {safe_text(key, 200)!r}" if key else "")
+        hint = "" if retry_after is None else f"; the next units are there in {retry_after:.3g} s"
+        super().__init__(f"{name}: no room for cost={cost} within {timeout:.3g} s{hint}")
+        self.limiter_id = limiter_id
+        self.key = key
+        self.timeout = timeout
+        self.cost = cost
+        self.retry_after = retry_after
 
 
 class UndecodableJob(FastQError, ValueError):

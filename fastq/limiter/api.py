@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from fastq.broker.commands import override_rule, penalize
-from fastq.errors import ConfigError
+from fastq.errors import ConfigError, LimitTimeout
 from fastq.limiter.gate import Counts, Gate, Plan, Waiter
 from fastq.limiter.stores import Store, this_process
 from fastq.limits import CostTooHigh, FixedWindow, Rule, SlidingWindow, TokenBucket, read_rule
@@ -102,7 +102,7 @@ class Limiter:
             cost: 0 or more; 0 waits for nothing but the end of a penalty.
 
         Raises:
-            TimeoutError: not within ``timeout``; at once when the wait is known to be longer.
+            LimitTimeout: (a builtin TimeoutError) not within ``timeout``; at once when the wait is known to be longer.
             CostTooHigh: more than the limiter can ever grant at once.
             BrokerError: Redis cannot be asked, and the limiter is not ``on_error="open"``.
         """
@@ -114,7 +114,7 @@ class Limiter:
         await self._wait(self.plan.timeout if timeout is None else timeout, cost)
 
     async def try_acquire(self, timeout: float = 0, cost: int = 1) -> bool:
-        """As :meth:`acquire`, with False instead of TimeoutError. By default it does not wait."""
+        """As :meth:`acquire`, with False instead of LimitTimeout. By default it does not wait."""
         gate = self._gates.get(asyncio.get_running_loop())
         if gate is not None and cost > 0 and not gate.waiters and gate.tokens.take(cost, time.monotonic()):
             gate.used += cost
@@ -122,7 +122,7 @@ class Limiter:
             return True
         try:
             await self._join_and_wait(timeout, cost)
-        except TimeoutError:
+        except LimitTimeout:
             return False
         return True
 
@@ -200,10 +200,10 @@ class Limiter:
             gate = self._gates[loop] = Gate(self.plan, self._store, self.key, self.counts, self)
         return gate
 
-    async def _wait(self, timeout: float | None, cost: int) -> tuple[Gate, Waiter]:
+    async def _wait(self, timeout: float | None, cost: int, told: float | None = None) -> tuple[Gate, Waiter]:
         try:
-            return await self._join_and_wait(math.inf if timeout is None else timeout, cost)
-        except TimeoutError:
+            return await self._join_and_wait(math.inf if timeout is None else timeout, cost, told)
+        except LimitTimeout as error:
             self.counts.timeouts += 1
             job = log_context.get()
             log.warning(
@@ -212,19 +212,20 @@ class Limiter:
                     limiter_id=self.id,
                     key=self.key or None,
                     scope=self.scope or None,
-                    timeout=timeout,
+                    timeout=error.timeout,
                     job_id=job.id if job else None,
                 ),
             )
             raise
 
-    async def _join_and_wait(self, timeout: float, cost: int) -> tuple[Gate, Waiter]:
+    async def _join_and_wait(self, timeout: float, cost: int, told: float | None = None) -> tuple[Gate, Waiter]:
         gate, start = self._gate(), time.monotonic()
+        told = timeout if told is None else told
         try:
-            waiter = gate.join(cost, start + timeout)
+            waiter = gate.join(cost, start + timeout, told)
         except CostTooHigh:
             await gate.learn()  # a rule that was changed meanwhile may allow it
-            waiter = gate.join(cost, start + timeout)
+            waiter = gate.join(cost, start + timeout, told)
         if waiter.future.done():
             waiter.future.result()
             return gate, waiter
@@ -358,7 +359,7 @@ class _Together:
     async def _try_all(self, scarce: Limiter, deadline: float) -> Limiter | None:
         """Wait for one, then take the others if they are there at once; else which one was not."""
         other = scarce
-        got = [await scarce._wait(max(0.0, deadline - time.monotonic()), self._cost)]
+        got = [await scarce._wait(max(0.0, deadline - time.monotonic()), self._cost, self._timeout)]
         try:
             for other in self._limiters:
                 if other is not scarce:
@@ -366,7 +367,7 @@ class _Together:
         except BaseException as error:
             undone = [gate.undo(waiter) for gate, waiter in got]
             await asyncio.shield(asyncio.gather(*undone))
-            if isinstance(error, TimeoutError):
+            if isinstance(error, LimitTimeout):
                 return other
             raise
         self._got = got
@@ -382,7 +383,7 @@ def acquire_all(limiters: Sequence[Limiter], timeout: float | None = None, cost:
             ...
 
     Raises:
-        TimeoutError: not all within ``timeout`` (None: as long as it takes).
+        LimitTimeout: (a builtin TimeoutError) not all within ``timeout`` (None: as long as it takes).
     """
     return _Together(list(dict.fromkeys(limiters)), timeout, cost)
 

@@ -19,7 +19,7 @@ import msgspec
 
 from fastq.broker.commands import acquire, give_back, limit_state
 from fastq.broker.keys import LimitKeys
-from fastq.errors import BrokerError, BrokerUnavailable
+from fastq.errors import BrokerError, BrokerUnavailable, LimitTimeout
 from fastq.limiter.stores import Slot, Store, this_process
 from fastq.limits import Acquired, CostTooHigh, LimitState, Rule, Terms, Tokens, block, check_cost
 from fastq.logs import fields
@@ -79,11 +79,12 @@ class Counts(msgspec.Struct):
 class Waiter:
     """One acquire that waits: its result is whether a rule was checked, or an exception."""
 
-    __slots__ = ("cost", "deadline", "future", "granted", "holder", "timer")
+    __slots__ = ("cost", "deadline", "future", "granted", "holder", "timeout", "timer")
 
-    def __init__(self, cost: int, deadline: float, future: asyncio.Future[bool]) -> None:
+    def __init__(self, cost: int, deadline: float, timeout: float, future: asyncio.Future[bool]) -> None:
         self.cost = cost
         self.deadline = deadline
+        self.timeout = timeout  # as the caller said it
         self.future = future
         self.holder = ""  # of its slot, once it has one
         self.granted = 0  # the store's time at which it was served, µs
@@ -106,6 +107,7 @@ class Gate:
         """Holders whose slots nobody has given back."""
         self.used = 0
         self._owner = owner
+        self._key = key
         self._keys = LimitKeys(store.prefix, plan.id, key)
         self._loop = asyncio.get_running_loop()
         self._process = this_process()
@@ -142,14 +144,16 @@ class Gate:
         """The names of the limiter's keys."""
         return self._keys
 
-    def join(self, cost: int, deadline: float) -> Waiter:
+    def join(self, cost: int, deadline: float, timeout: float | None = None) -> Waiter:
         """Wait for ``cost`` units (and a slot) until ``deadline``, a monotonic time; in the past: for one answer only.
 
-        Raises TimeoutError if that is known to be too short, CostTooHigh, ConfigError.
+        ``timeout`` is how the caller said it, for the error's text. Raises LimitTimeout if that is known to be too short,
+        CostTooHigh, ConfigError.
         """
         check_cost(self._terms, cost)
         now = time.monotonic()
-        waiter = Waiter(cost, deadline, self._loop.create_future())
+        told = max(0.0, deadline - now) if timeout is None else timeout
+        waiter = Waiter(cost, deadline, told, self._loop.create_future())
         if now < self._closed_until and self.plan.on_error == "open":
             self._pass(waiter)
             return waiter
@@ -158,7 +162,7 @@ class Gate:
             self._grant(waiter, int(self.tokens.granted))
             return waiter
         if self._too_late(cost, deadline, now):
-            raise TimeoutError(self._why(waiter, now))
+            raise self._no_room(waiter, now)
         if deadline > now and deadline != math.inf:
             waiter.timer = self._loop.call_later(deadline - now, self._expire, waiter)
         self.waiters.append(waiter)
@@ -260,12 +264,13 @@ class Gate:
     def _expire(self, waiter: Waiter) -> None:
         if not waiter.future.done():
             failure = BrokerUnavailable(str(self._failure)) if self._failure else None
-            self._refuse(waiter, failure or TimeoutError(self._why(waiter, time.monotonic())))
+            self._refuse(waiter, failure or self._no_room(waiter, time.monotonic()))
 
-    def _why(self, waiter: Waiter, now: float) -> str:
+    def _no_room(self, waiter: Waiter, now: float) -> LimitTimeout:
         later = self._earliest(waiter.cost, now) - now
-        hint = f"; the next units are there in {later:.3g} s" if math.isfinite(later) else ""
-        return f"limiter {self.plan.id!r}: no room for cost={waiter.cost} in the time given{hint}"
+        known = later if math.isfinite(later) else None
+        plan, key = self.plan, self._key
+        return LimitTimeout(plan.id, waiter.timeout, key=key, cost=waiter.cost, retry_after=known)
 
     def _refuse_hopeless(self, now: float) -> None:
         """Tell those who would wait in vain, those who asked for one answer among them."""
@@ -278,7 +283,7 @@ class Gate:
             if waiter.future.done():
                 continue
             if self._earliest(ahead + waiter.cost, now) > waiter.deadline or waiter.deadline <= now:
-                self._refuse(waiter, TimeoutError(self._why(waiter, now)))
+                self._refuse(waiter, self._no_room(waiter, now))
             else:
                 ahead += waiter.cost
 

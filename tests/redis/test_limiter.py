@@ -210,10 +210,15 @@ async def test_a_wait_that_is_known_to_be_too_long_is_refused_at_once(redis_url:
         limiter = app.limiter("slow", rate="1/m")
         await limiter.acquire(timeout=1)
         start = time.monotonic()
-        with pytest.raises(TimeoutError, match=r"the next units are there in (59|60)"):
-            await limiter.acquire(timeout=30)
+        with pytest.raises(TimeoutError, match=r"within 30 s; the next units are there in (59|60)") as refused:
+            await limiter.acquire(timeout=30, cost=1)
         assert time.monotonic() - start < 1
         assert limiter.counts.timeouts == 1
+        error = refused.value
+        assert isinstance(error, fastq.LimitTimeout)
+        assert isinstance(error, fastq.FastQError)
+        assert (error.limiter_id, error.key, error.timeout, error.cost) == ("slow", "", 30, 1)
+        assert error.retry_after == pytest.approx(60, abs=1)
 
 
 async def test_a_timeout_that_passes_is_a_timeout_error(redis_url: str) -> None:
@@ -221,8 +226,10 @@ async def test_a_timeout_that_passes_is_a_timeout_error(redis_url: str) -> None:
         limiter = app.limiter("pool", max_concurrent=1)
         await limiter.acquire()
         start = time.monotonic()
-        with pytest.raises(TimeoutError):
-            await limiter.acquire(timeout=0.2)
+        with pytest.raises(fastq.LimitTimeout) as refused:
+            async with limiter.acquire_context(timeout=0.2):
+                pass
+        assert (refused.value.limiter_id, refused.value.timeout, refused.value.retry_after) == ("pool", 0.2, None)
         assert 0.2 <= time.monotonic() - start < 1
         await limiter.release()
         assert await limiter.try_acquire()
@@ -432,8 +439,9 @@ async def test_acquire_all_takes_all_or_none(redis_url: str) -> None:
         await eventually_async(lambda: _no_holders(a))
         await eventually_async(lambda: _no_holders(b))
         await b.acquire()
-        with pytest.raises(TimeoutError):
+        with pytest.raises(fastq.LimitTimeout) as refused:
             await fastq.acquire_all([a, b], timeout=0.1)
+        assert (refused.value.limiter_id, refused.value.timeout) == ("all-b", 0.1)
         await eventually_async(lambda: _no_holders(a))
         await b.release()
 
