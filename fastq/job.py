@@ -45,6 +45,7 @@ class JobState(enum.StrEnum):
     SCHEDULED = "scheduled"  # due later; also a retry that waits
     WAITING = "waiting"  # for its parents
     PENDING = "pending"  # ready, not yet reserved
+    PARKED = "parked"  # waits for a limit
     RUNNING = "running"  # reserved by a worker
     SUCCESS = "success"
     FAILED = "failed"  # in the dead-letter queue
@@ -63,8 +64,9 @@ MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.WAITING: frozenset({JobState.PENDING, JobState.CANCELLED, JobState.FAILED}),
     JobState.PENDING: frozenset({JobState.RUNNING, JobState.CANCELLED}),
     JobState.RUNNING: frozenset(
-        {JobState.SUCCESS, JobState.FAILED, JobState.CANCELLED, JobState.SCHEDULED, JobState.PENDING}
+        {JobState.SUCCESS, JobState.FAILED, JobState.CANCELLED, JobState.SCHEDULED, JobState.PENDING, JobState.PARKED}
     ),
+    JobState.PARKED: frozenset({JobState.RUNNING, JobState.PENDING, JobState.CANCELLED}),
     JobState.FAILED: frozenset({JobState.PENDING}),  # replay
     JobState.SUCCESS: frozenset(),
     JobState.CANCELLED: frozenset(),
@@ -264,6 +266,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     result: Any = None
     last_error: str | None = None
     worker: str | None = None
+    limit: str | None = None  # for which a parked job waits
 
 
 _record_decoder = msgspec.msgpack.Decoder(JobRecord)

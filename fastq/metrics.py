@@ -128,7 +128,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("fastq_worker_slots", "gauge", ("state",), "Jobs that the workers run (`busy`) and could start (`free`)."),
     Metric("fastq_worker_resident_bytes", "gauge", ("worker",), "Resident memory of a worker, by its board slot."),
     Metric("fastq_loop_blocked_seconds", "gauge", ("worker",), "Time since a worker's loop last turned, 0 if it does."),
-    Metric("fastq_queue_depth", "gauge", ("queue", "state"), "Jobs `pending`, `scheduled` and `running`."),
+    Metric("fastq_queue_depth", "gauge", ("queue", "state"), "Jobs `pending`, `scheduled`, `parked` and `running`."),
     Metric("fastq_queue_oldest_age_seconds", "gauge", ("queue",), "Age of the oldest pending job, 0 if there is none."),
     Metric("fastq_queue_paused", "gauge", ("queue",), "1 while the queue is paused, else 0."),
     Metric("fastq_dead_letters", "gauge", ("queue",), "Jobs in the dead-letter queue."),
@@ -440,6 +440,7 @@ class QueueGauge:
     queue: str
     pending: int
     scheduled: int
+    parked: int
     running: int
     dead: int
     oldest_age: float
@@ -522,6 +523,7 @@ def _queue_samples(read: Callable[[], Iterable[QueueGauge]]) -> Samples:
     for gauge in gauges:
         yield "fastq_queue_depth", (gauge.queue, "pending"), gauge.pending
         yield "fastq_queue_depth", (gauge.queue, "scheduled"), gauge.scheduled
+        yield "fastq_queue_depth", (gauge.queue, "parked"), gauge.parked
         yield "fastq_queue_depth", (gauge.queue, "running"), gauge.running
         yield "fastq_queue_oldest_age_seconds", (gauge.queue,), gauge.oldest_age
         yield "fastq_queue_paused", (gauge.queue,), gauge.paused

@@ -260,7 +260,7 @@ class QueueReader:
         if info is None:
             return None
         age = info.oldest_age or 0.0
-        return QueueGauge(name, info.pending, info.scheduled, info.running, info.dead, age, info.paused)
+        return QueueGauge(name, info.pending, info.scheduled, info.parked, info.running, info.dead, age, info.paused)
 
 
 def healthy(board: Iterable[Slot], *, redis_away: bool = False) -> tuple[bool, str]:

@@ -150,10 +150,21 @@ def resume(q: QueueKeys, worker: str) -> Command[Held]:
     return Command("resume", (q.workers, q.running(worker), q.jobs), (worker, PAD), Held._make)
 
 
-class Batch:
-    """Outcomes of one queue on their way to ``settle.lua``: one list of rows per :class:`fastq.job.Outcome`."""
+class Parked(NamedTuple):
+    """One job that waits for a limit. ``look_ms``: how long the worker itself looks after that limit's jobs."""
 
-    __slots__ = ("buckets", "failed", "later", "recorded", "released", "succeeded")
+    id: str
+    limit: str  # LimitKeys.name
+    score: float
+    look_ms: int
+
+
+class Batch:
+    """Outcomes of one queue on their way to ``settle.lua``, one list of rows per :class:`fastq.job.Outcome`, and to
+    ``park.lua``.
+    """
+
+    __slots__ = ("buckets", "failed", "later", "parked", "recorded", "released", "succeeded")
 
     def __init__(self) -> None:
         self.succeeded: list[str] = []
@@ -161,8 +172,13 @@ class Batch:
         self.later: list[tuple[str, int, bytes]] = []  # id, delay_ms, envelope
         self.failed: list[tuple[str, bytes, bytes]] = []  # id, envelope, error
         self.released: list[str] = []
+        self.parked: list[Parked] = []
 
     def __len__(self) -> int:
+        return self.to_settle() + len(self.parked)
+
+    def to_settle(self) -> int:
+        """How many are for ``settle.lua``."""
         return len(self.succeeded) + len(self.recorded) + len(self.later) + len(self.failed) + len(self.released)
 
     def ids(self) -> list[str]:
@@ -173,6 +189,7 @@ class Batch:
             *(row[0] for row in self.later),
             *(row[0] for row in self.failed),
             *self.released,
+            *(row.id for row in self.parked),
         ]
 
 
@@ -207,6 +224,37 @@ def settle(q: QueueKeys, worker: str, batch: Batch, dead_max: int) -> Command[Se
 
 def _flags(reply: list[int]) -> list[bool]:
     return [flag == 1 for flag in reply]
+
+
+def park(q: QueueKeys, worker: str, jobs: Sequence[Parked]) -> Command[Settled]:
+    """Put jobs that this worker holds aside, each under its limit."""
+    looks: dict[str, int] = {}
+    for job in jobs:
+        looks[job.limit] = max(job.look_ms, looks.get(job.limit, 0))
+    args: list[Any] = [word for look in looks.items() for word in look]
+    numbers = {limit: number for number, limit in enumerate(looks, 1)}
+    for job in jobs:
+        args += (job.id, numbers[job.limit], repr(job.score))
+    return Command("park", (q.running(worker), q.parked, q.parked_of, *map(q.parked_by, looks)), args, Settled._make)
+
+
+class Unparked(NamedTuple):
+    """Jobs that waited for a limit, as in :class:`Reserved`; ``left`` more of them wait."""
+
+    now_ms: int
+    held: int
+    ids: list[bytes]
+    envelopes: list[bytes | None]
+    deliveries: list[int]
+    left: int
+
+
+def unpark(q: QueueKeys, worker: str, limit: str, want: int, look_ms: int) -> Command[Unparked]:
+    """Take up to ``want`` (at most 2,000) jobs that wait for ``limit`` under this worker's lease."""
+    keys = (
+        q.workers, q.running(worker), q.jobs, q.paused, q.deliveries, q.parked, q.parked_of, q.parked_by(limit),
+    )  # fmt: skip
+    return Command("unpark", keys, (worker, limit, want, look_ms), Unparked._make)
 
 
 def extend(q: QueueKeys, lease_ms: int, workers: Sequence[str]) -> Command[list[bool]]:
@@ -260,6 +308,11 @@ def promote(q: QueueKeys, limit: int = 500) -> Command[Promoted]:
     return Command("promote", (q.due, q.jobs, q.wake, *q.levels), (limit,), Promoted._make)
 
 
+def unpark_due(q: QueueKeys, limit: int = 500, look_ms: int = 2_000) -> Command[Promoted]:
+    """Send one job back for each of up to ``limit`` limits that no worker looks after."""
+    return Command("unpark_due", (q.parked, q.parked_of, q.jobs, q.wake, *q.levels), (limit, look_ms), Promoted._make)
+
+
 def clamp(q: QueueKeys, leases: Iterable[tuple[str, int]]) -> Command[int]:
     """Bring leases (worker, its length in ms) that end further ahead than they are long back. Returns how many did."""
     return Command("clamp", (q.workers,), [word for lease in leases for word in lease], int)
@@ -291,7 +344,7 @@ def cancel(q: QueueKeys, job_id: str, workers: Sequence[str], record: bytes, buc
     name, expires = bucket
     keys = (
         q.jobs, q.due, q.ghosts, q.workers, q.unique, q.unique_of, q.deliveries, q.done, q.bucket(name),
-        *(q.running(worker) for worker in workers),
+        q.parked, q.parked_of, *(q.running(worker) for worker in workers),
     )  # fmt: skip
     return Command("cancel", keys, (job_id, record, name, expires), _text)
 
@@ -299,7 +352,8 @@ def cancel(q: QueueKeys, job_id: str, workers: Sequence[str], record: bytes, buc
 def status(q: QueueKeys, job_id: str, workers: Sequence[str]) -> Command[list[bytes]]:
     """Where a job is; the reply's shapes stand in the head of status.lua."""
     keys = (
-        q.jobs, q.due, q.dead, q.dead_jobs, q.dead_errors, q.done, *(q.running(worker) for worker in workers),
+        q.jobs, q.due, q.dead, q.dead_jobs, q.dead_errors, q.done, q.parked_of,
+        *(q.running(worker) for worker in workers),
     )  # fmt: skip
     return Command("status", keys, (job_id, *workers), _same)
 
@@ -316,8 +370,8 @@ def discard(q: QueueKeys, *, before_ms: int = 0, limit: int = 500, ids: Sequence
 
 
 def purge(q: QueueKeys, limit: int = 500) -> Command[tuple[int, bool]]:
-    """Drop pending and scheduled jobs. Returns how many, and whether to call again."""
-    keys = (q.jobs, q.due, q.ghosts, q.deliveries, q.unique, q.unique_of, *q.levels)
+    """Drop pending, scheduled and parked jobs. Returns how many, and whether to call again."""
+    keys = (q.jobs, q.due, q.ghosts, q.deliveries, q.unique, q.unique_of, q.parked, q.parked_of, *q.levels)
     return Command("purge", keys, (limit,), lambda reply: (reply[0], reply[1] == 1))
 
 

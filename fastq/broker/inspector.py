@@ -165,7 +165,7 @@ class Inspector:
         return None if found is None else status_of(found.queue, job_id, found.reply)
 
     def cancel(self, job_id: str, queue: str | None = None) -> Operation[str]:
-        """Take a scheduled or pending job out.
+        """Take a scheduled, parked or pending job out.
 
         Returns "cancelled"; "running": a worker has it; "unknown": there is no such job, or not any more.
         """
@@ -241,7 +241,7 @@ class Inspector:
     def jobs(self, queue: str, state: str, offset: int = 0, limit: int = 50) -> Operation[list[JobStatus]]:
         """A page of the jobs in one state.
 
-        pending: next one first; scheduled: the next due first; failed: the latest death first; running: in no order;
+        pending: next one first; scheduled: the next due first; parked: by limit; failed: the latest death first; running: in no order;
         success and cancelled: the latest quarter of ``result_ttl`` first, in no order within it.
 
         Raises:
@@ -251,6 +251,7 @@ class Inspector:
         pages = {
             JobState.PENDING: self._pending,
             JobState.SCHEDULED: self._scheduled,
+            JobState.PARKED: self._parked,
             JobState.RUNNING: self._running,
             JobState.FAILED: self._failed,
         }
@@ -277,6 +278,22 @@ class Inspector:
         pairs = yield raw("ZRANGE", q.due, page.start, page.stop - 1, "WITHSCORES", decode=scored)
         rows = [(job_id, {"due_at": due / 1_000}) for job_id, due in pairs]
         return (yield from self._with_envelopes(q, JobState.SCHEDULED, rows))
+
+    def _parked(self, q: QueueKeys, page: range) -> Operation[list[JobStatus]]:
+        rows: list[tuple[bytes, dict[str, Any]]] = []
+        skip = page.start
+        for name in (yield raw("ZRANGE", q.parked, 0, PAGE - 1)):
+            limit = text_of(name)
+            size = yield raw("ZCARD", q.parked_by(limit))
+            if skip >= size:
+                skip -= size
+                continue
+            last = skip + len(page) - len(rows) - 1
+            rows += [(job_id, {"limit": limit}) for job_id in (yield raw("ZRANGE", q.parked_by(limit), skip, last))]
+            skip = 0
+            if len(rows) >= len(page):
+                break
+        return (yield from self._with_envelopes(q, JobState.PARKED, rows))
 
     def _running(self, q: QueueKeys, page: range) -> Operation[list[JobStatus]]:
         workers = list((yield leases_of(q)))
@@ -445,7 +462,7 @@ class Inspector:
         return bool(deleted)
 
     def purge(self, queue: str) -> Operation[int]:
-        """Delete the pending and scheduled jobs of a queue, for good. Returns how many."""
+        """Delete the pending, scheduled and parked jobs of a queue, for good. Returns how many."""
         q, count, more = self._keys(queue), 0, True
         while more:
             deleted, more = yield commands.purge(q, _STEP)

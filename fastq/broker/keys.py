@@ -44,6 +44,9 @@ TABLE: tuple[KeyInfo, ...] = (
     KeyInfo("{q}:ghosts", "hash", "cancel", "job", "job id -> entries in the ready lists that must be skipped"),
     KeyInfo("{q}:unique", "hash", "enqueue", "job", "unique key -> job id"),
     KeyInfo("{q}:unique:of", "hash", "enqueue", "job", "job id -> unique key"),
+    KeyInfo("{q}:parked", "zset", "park", "job", "limit with parked jobs -> when somebody should look at it, in ms"),
+    KeyInfo("{q}:parked:of", "hash", "park", "job", "job id -> the limit that it waits for"),
+    KeyInfo("{q}:parked:by:<limit>", "zset", "park", "job", "ids of the jobs that wait for one limit, next one first"),
     KeyInfo("{q}:paused", "string", "operator", "queue", "present while the queue is paused"),
     KeyInfo("{q}:producers", "hash", "enqueue", "bounded", "producer id -> its last sequence number (µs); pruned"),
     KeyInfo("{q}:ticks", "hash", "scheduler", "queue", "schedule name -> last tick that was enqueued, in ms"),
@@ -71,6 +74,7 @@ TABLE: tuple[KeyInfo, ...] = (
 def _regex(pattern: str) -> re.Pattern[str]:
     escaped = re.escape(pattern).replace(re.escape("{q}"), r"\{[A-Za-z0-9_-]{1,64}(:\d+)?\}")
     escaped = escaped.replace(re.escape("{l}"), r"\{limit/[A-Za-z0-9_.:-]{1,100}\}")
+    escaped = escaped.replace("<limit>", "[A-Za-z0-9_.:-]{1,100}/~?[A-Za-z0-9_.:-]+")
     escaped = re.sub("<(key|ticket)>", "~?[A-Za-z0-9_.:-]+", escaped)
     return re.compile(r"[A-Za-z0-9_.:-]+:" + re.sub(r"<[^>]+>", "[^:]+", escaped) + r"\Z")
 
@@ -107,6 +111,8 @@ class QueueKeys:
         self.ghosts = self._name("ghosts")
         self.unique = self._name("unique")
         self.unique_of = self._name("unique:of")
+        self.parked = self._name("parked")
+        self.parked_of = self._name("parked:of")
         self.paused = self._name("paused")
         self.producers = self._name("producers")
         self.ticks = self._name("ticks")
@@ -122,6 +128,10 @@ class QueueKeys:
         """The SET of job ids that ``worker`` holds."""
         return self._name(f"running:{worker}")
 
+    def parked_by(self, limit: str) -> bytes:
+        """The ZSET of the jobs that wait for a limit; its name is ``LimitKeys.name``."""
+        return self._name(f"parked:by:{limit}")
+
     def bucket(self, name: str) -> bytes:
         """The HASH of finished records with this bucket name (``<ttl>:<n>``)."""
         return self._name(f"done:{name}")
@@ -134,13 +144,14 @@ class LimitKeys:
     b'fastq:{limit/api}:state:tenant-42'
     """
 
-    __slots__ = ("base", "key", "limiter", "rule", "slots", "state", "wake")
+    __slots__ = ("base", "key", "limiter", "name", "rule", "slots", "state", "wake")
 
     def __init__(self, prefix: str, limiter: str, key: str = "") -> None:
         self.limiter = check_limiter_id(limiter)
         self.key = key
         self.base = f"{prefix}:{{limit/{limiter}}}:"
         partition = partition_name(key)
+        self.name = f"{limiter}/{partition}"  # of the limit under which jobs are parked
         self.rule = (self.base + "rule").encode()
         self.state = f"{self.base}state:{partition}".encode()
         self.slots = f"{self.base}slots:{partition}".encode()
@@ -187,7 +198,7 @@ _PAGE = """\
 
 `fastq` is the prefix (setting `prefix`). `{q}` is the queue's name in braces, as in `fastq:{default}:jobs`: the hash tag
 keeps a queue in one slot of a cluster. `{l}` is a limiter, as in `fastq:{limit/stripe_api}:rule`; the key of its one
-partition is `~all`, and one that does not fit into a key name is `~` and its hash. Times are milliseconds of Redis's clock
+partition is `~all`, and one that does not fit into a key name is `~` and its hash. A limit in `parked` is `<limiter>/<key>`. Times are milliseconds of Redis's clock
 since the epoch unless they say µs.
 
 Lifetimes: `job`: an entry goes with its job. `worker`: it goes with its worker, at the latest when its lease is recovered.

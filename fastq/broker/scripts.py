@@ -17,7 +17,8 @@ _INCLUDE = re.compile(r'^--- @include "([a-z_]+)"\n', re.MULTILINE)
 
 NAMES = (
     "acquire", "cancel", "clamp", "discard", "enqueue", "extend", "fire", "give_back", "hold", "lead", "limit_state",
-    "penalize", "promote", "prune", "purge", "recover", "register", "replay", "reserve", "resume", "settle", "status",
+    "park", "penalize", "promote", "prune", "purge", "recover", "register", "replay", "reserve", "resume", "settle",
+    "status", "unpark", "unpark_due",
 )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What there is in one queue. The numbers are read one after the other: under load they may be off by a few.
 
     ``ready`` holds the priorities that have jobs; a cancelled job stays counted there until a worker has skipped it,
-    ``pending`` is without those. ``running`` also counts what a worker has reserved and not started. ``finished``
+    ``pending`` is without those. ``parked`` jobs wait for a limit. ``running`` also counts what a worker has reserved and not started. ``finished``
     counts the records kept (``result_ttl``). ``oldest_age``: seconds that the next jobs have been ready, or due.
     """
 
@@ -41,6 +41,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     pending: int = 0
     ready: dict[int, int] = {}
     scheduled: int = 0
+    parked: int = 0
     running: int = 0
     dead: int = 0
     finished: int = 0
@@ -67,7 +68,7 @@ class Found(NamedTuple):
     """A job that a queue knows, with the reply of status.lua."""
 
     q: QueueKeys
-    state: str  # finished | failed | scheduled | running | pending
+    state: str  # finished | failed | scheduled | parked | running | pending
     reply: list[Any]
 
     @property
@@ -87,6 +88,7 @@ class Look(NamedTuple):
     ready: dict[int, int]
     heads: list[bytes]
     scheduled: int
+    parked: int
     dead: int
     paused: bool
     ghosts: int
@@ -96,9 +98,10 @@ class Look(NamedTuple):
     @classmethod
     def read(cls, replies: list[Any]) -> Look:
         counts, heads, rest = replies[:PRIORITIES], replies[PRIORITIES : 2 * PRIORITIES], replies[2 * PRIORITIES :]
-        scheduled, dead, paused, ghosts, leases, buckets = rest
+        scheduled, parked, dead, paused, ghosts, leases, buckets = rest
         ready = {level: count for level, count in reversed(list(enumerate(counts))) if count}
-        return cls(ready, [head for head in heads if head], scheduled, dead, paused == 1, ghosts, leases, buckets)
+        heads = [head for head in heads if head]
+        return cls(ready, heads, scheduled, parked, dead, paused == 1, ghosts, leases, buckets)
 
     @property
     def pending(self) -> int:
@@ -116,6 +119,7 @@ class Look(NamedTuple):
             pending=self.pending,
             ready=self.ready,
             scheduled=self.scheduled,
+            parked=self.parked,
             running=running,
             dead=self.dead,
             finished=finished,
@@ -131,6 +135,7 @@ def look_at(q: QueueKeys) -> list[Command[Any]]:
         *(raw("LLEN", level) for level in q.ready),
         *(raw("LINDEX", level, 0) for level in q.ready),
         raw("ZCARD", q.due),
+        raw("HLEN", q.parked_of),
         raw("ZCARD", q.dead),
         raw("EXISTS", q.paused),
         raw("HLEN", q.ghosts),
@@ -214,6 +219,8 @@ def status_of(queue: str, job_id: str, reply: list[Any]) -> JobStatus:
     more: dict[str, Any] = {}
     if state == "scheduled":
         more["due_at"] = float(reply[2]) / 1_000
+    elif state == "parked":
+        more["limit"] = text_of(reply[2])
     elif state == "running":
         more["worker"] = text_of(reply[2])
     return unfinished(queue, job_id, JobState(state), reply[1], **more)

@@ -115,7 +115,7 @@ def _each(
 @QUEUE
 @with_session
 def cancel(session: Session, ids: tuple[str, ...], queue: str | None) -> int:
-    """Take scheduled or pending jobs out. A job that runs is left alone."""
+    """Take scheduled, parked or pending jobs out. A job that runs is left alone."""
     answers = {job_id: session.run(session.inspector.cancel(job_id, queue)) for job_id in ids}
     return _each(session, ids, answers, CANCELLED, {"cancelled"})
 

@@ -50,9 +50,9 @@ def resume(session: Session, queue: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_session
 def purge(session: Session, queue: str, yes: bool) -> None:
-    """Delete the pending and scheduled jobs of QUEUE, for good. Running jobs and dead letters stay."""
+    """Delete the pending, scheduled and parked jobs of QUEUE, for good. Running jobs and dead letters stay."""
     session.known_queue(queue)
-    confirmed(f"Delete every pending and scheduled job of queue {queue!r}?", yes=yes)
+    confirmed(f"Delete every pending, scheduled and parked job of queue {queue!r}?", yes=yes)
     count = session.run(session.inspector.purge(queue))
     session.answer({"queue": queue, "purged": count}, [f"{queue}: {counted(count, 'job')} deleted"])
 

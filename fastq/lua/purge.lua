@@ -1,12 +1,14 @@
 #!lua flags=allow-oom
--- purge: drop pending and scheduled jobs of a queue; running ones are left alone
--- KEYS {q}:jobs {q}:due {q}:ghosts {q}:deliveries {q}:unique {q}:unique:of {q}:ready:10 ... {q}:ready:0
+-- purge: drop pending, scheduled and parked jobs of a queue; running ones are left alone
+-- KEYS {q}:jobs {q}:due {q}:ghosts {q}:deliveries {q}:unique {q}:unique:of {q}:parked {q}:parked:of
+--      {q}:ready:10 ... {q}:ready:0
 -- ARGV limit     (2,000 at most: Lua cannot unpack 8,000)
 -- Sent twice: a job is gone once. Reply {purged, more}; more 0: nothing was found, not even a ghost.
 --- @include "release_unique"
+--- @include "first_parked"
 local jobs, due, ghosts, limit = KEYS[1], KEYS[2], KEYS[3], math.min(tonumber(ARGV[1]), 2000)
 local ids, found, haunted = {}, 0, redis.call('HLEN', ghosts) > 0
-for level = 7, #KEYS do
+for level = 9, #KEYS do
   local popped = #ids < limit and redis.call('LPOP', KEYS[level], limit - #ids) or {}
   found = found + #popped
   for _, id in ipairs(popped) do
@@ -20,6 +22,12 @@ end
 local scheduled = #ids < limit and redis.call('ZRANGE', due, 0, limit - #ids - 1) or {}
 if #scheduled > 0 then redis.call('ZREM', due, unpack(scheduled)) end
 for _, id in ipairs(scheduled) do ids[#ids + 1] = id end
+for _, name in ipairs(#ids < limit and redis.call('ZRANGE', KEYS[7], 0, limit - #ids - 1) or {}) do
+  if #ids >= limit then break end
+  for _, id in ipairs(first_parked(KEYS[7], KEYS[8], KEYS[7] .. ':by:' .. name, name, limit - #ids, 0)) do
+    ids[#ids + 1] = id
+  end
+end
 if #ids == 0 then return {0, found > 0 and 1 or 0} end
 redis.call('HDEL', jobs, unpack(ids))
 redis.call('HDEL', KEYS[4], unpack(ids))

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
 -- status: where one job is
--- KEYS {q}:jobs {q}:due {q}:dead {q}:dead:jobs {q}:dead:errors {q}:done {q}:running:<worker> ...
+-- KEYS {q}:jobs {q}:due {q}:dead {q}:dead:jobs {q}:dead:errors {q}:done {q}:parked:of {q}:running:<worker> ...
 -- ARGV id worker ...     (the workers of the running sets, in order)
 -- Read only. Reply {'unknown'} | {'finished', record} | {'failed', envelope, error, failed_at_ms}
---   | {'scheduled', envelope, due_at_ms} | {'running', envelope, worker} | {'pending', envelope}
+--   | {'scheduled', envelope, due_at_ms} | {'parked', envelope, limit} | {'running', envelope, worker} | {'pending', envelope}
 --- @include "found"
 local id = ARGV[1]
 local envelope = redis.call('HGET', KEYS[1], id)
@@ -18,7 +18,9 @@ if not envelope then
 end
 local due_at = redis.call('ZSCORE', KEYS[2], id)
 if due_at then return {'scheduled', envelope, due_at} end
-for i = 7, #KEYS do
-  if redis.call('SISMEMBER', KEYS[i], id) == 1 then return {'running', envelope, ARGV[i - 5]} end
+local limit = redis.call('HGET', KEYS[7], id)
+if limit then return {'parked', envelope, limit} end
+for i = 8, #KEYS do
+  if redis.call('SISMEMBER', KEYS[i], id) == 1 then return {'running', envelope, ARGV[i - 6]} end
 end
 return {'pending', envelope}

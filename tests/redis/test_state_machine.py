@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from fastq import job
 from fastq.broker import commands, scripts
-from fastq.broker.commands import Held, NewJob, Promoted, Recovered, Refused, Settled
+from fastq.broker.commands import Held, NewJob, Parked, Promoted, Recovered, Refused, Settled
 from fastq.broker.keys import PAD
 from fastq.errors import FastQError
 from tests.redis.lab import FAR, LEASE, Lab, batch, texts
@@ -42,7 +42,12 @@ outcomes = st.lists(st.tuples(numbers, st.sampled_from(OUTCOMES), priorities, de
 new_jobs = st.lists(st.tuples(chosen, delays, st.sampled_from(("", "k", "l"))), min_size=1, max_size=4)
 
 
+LIMITS = ("x/~all", "y/~all")
+
 KINDS = {
+    "parked": "zset",
+    "parked:of": "hash",
+    **{f"parked:by:{limit}": "zset" for limit in LIMITS},
     **dict.fromkeys(("jobs", "ghosts", "deliveries", "unique", "unique:of", "info", "ticks", "producers"), "hash"),
     **dict.fromkeys(("dead:jobs", "dead:errors", "done:1000:1"), "hash"),
     **dict.fromkeys(("due", "workers", "dead", "done"), "zset"),
@@ -70,6 +75,7 @@ class Model:
         self.ready: dict[int, list[str]] = {priority: [] for priority in PRIORITIES}  # ghosts included
         self.ghosts: Counter[str] = Counter()
         self.due: dict[str, int] = {}
+        self.parked: dict[str, dict[str, int]] = {limit: {} for limit in LIMITS}  # limit -> job -> score
         self.running: dict[str, set[str]] = {}
         self.late: set[str] = set()  # workers whose lease has run out
         self.deliveries: Counter[str] = Counter()
@@ -93,6 +99,14 @@ class Model:
                 else:
                     most -= 1
                     yield job_id
+
+    def unpark(self, limit: str, most: int) -> list[str]:
+        """The first jobs of a limit, which wait for it no more."""
+        waiting = self.parked[limit]
+        ids = sorted(waiting, key=lambda i: (waiting[i], i))[:most]
+        for job_id in ids:
+            del waiting[job_id]
+        return ids
 
     def end(self, job_id: str) -> bytes:
         """The job is over: what goes with it goes."""
@@ -130,7 +144,8 @@ class Protocol(RuleBasedStateMachine):
             self.recover(0, [], expired=False, charge="all", limit=100, again=False)
             self.register("v", late=False)
             self.register("w", late=False)
-            self.reserve("w", 3)
+            self.reserve("w", 5)
+            self.park(0, [3, 4], LIMITS[1], 1, again=False)
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -306,6 +321,44 @@ class Protocol(RuleBasedStateMachine):
                 model.push(job_id, front=True)
         own.difference_update(batch(**rows).ids())
 
+    @rule(number=numbers, some=some, limit=st.sampled_from(LIMITS), score=st.integers(0, 3), again=st.booleans())
+    def park(self, number: int, some: list[int], limit: str, score: int, again: bool) -> None:
+        """By the holder of some job, or by any worker: also of jobs that it never had or has lost."""
+        model, worker = self.model, self.worker(number)
+        own = model.running.get(worker, set())
+        ids = sorted({pick(n, sorted(own) * 3 + self.known()) for n in some})
+        if not ids:
+            return
+        rows = [Parked(i, limit if n else LIMITS[0], score, FAR) for n, i in enumerate(ids)]
+        command = commands.park(self.lab.q, worker, rows)
+        stale = [i.encode() for i in ids if i not in own]
+        for row in rows:
+            if row.id in own:
+                own.discard(row.id)
+                model.parked[row.limit][row.id] = score
+        left = len(own) if worker in model.running else -1
+        assert self.call(command) == Settled(left, stale)
+        if again:
+            assert self.call(command) == Settled(left, [i.encode() for i in ids])
+
+    @rule(worker=workers, limit=st.sampled_from(LIMITS), want=st.integers(1, 3), paused=st.booleans())
+    def unpark(self, worker: str, limit: str, want: int, paused: bool) -> None:
+        model = self.model
+        if paused:
+            self.lab.raw.set(self.lab.q.paused, "1")
+        unparked = self.call(commands.unpark(self.lab.q, worker, limit, want, FAR))
+        self.lab.raw.delete(self.lab.q.paused)
+        if worker not in model.running:
+            assert unparked[1:] == (-1, [], [], [], 0)
+            return
+        ids = [] if paused else model.unpark(limit, want)
+        model.running[worker].update(ids)
+        suspects = [model.deliveries[i] for i in ids] if ids and +model.deliveries else []
+        assert texts(unparked.ids) == ids
+        assert unparked.envelopes == [model.jobs[i] for i in ids]
+        assert (unparked.held, unparked.deliveries) == (len(model.running[worker]), suspects)
+        assert unparked.left == len(model.parked[limit])
+
     # -- monitor and scheduler ------------------------------------------------------------------------
 
     @rule(worker=workers)
@@ -386,6 +439,18 @@ class Protocol(RuleBasedStateMachine):
             model.push(job_id)
         assert promoted == Promoted(len(moved), promoted.now_ms, min(model.due.values(), default=-1))
 
+    @rule(limit=st.sampled_from((*LIMITS, "")), most=st.integers(1, 2))
+    def unpark_due(self, limit: str, most: int) -> None:
+        """For one limit that nobody has looked after, or for none."""
+        model = self.model
+        if limit:
+            self.lab.raw.zadd(self.lab.q.parked, {limit: 1}, xx=True)
+        moved = self.call(commands.unpark_due(self.lab.q, most, FAR)).moved
+        ids = model.unpark(limit, 1) if limit else []
+        for job_id in ids:
+            model.push(job_id, front=True)
+        assert moved == len(ids)
+
     # -- operators ------------------------------------------------------------------------------------
 
     @rule(number=numbers, known=st.booleans(), record=st.sampled_from((b"", b"cancelled")), again=st.booleans())
@@ -396,7 +461,8 @@ class Protocol(RuleBasedStateMachine):
         expected = self.what_cancel_says(job_id, set(listed))
         assert self.call(command) == expected
         if expected == "cancelled":
-            if model.due.pop(job_id, None) is None:
+            waiting = [limit for limit in LIMITS if model.parked[limit].pop(job_id, None) is not None]
+            if model.due.pop(job_id, None) is None and not waiting:
                 model.ghosts[job_id] += 1
             model.end(job_id)
             if record:
@@ -407,7 +473,7 @@ class Protocol(RuleBasedStateMachine):
     def what_cancel_says(self, job_id: str, listed: set[str]) -> str:
         if job_id not in self.model.jobs:
             return "unknown"
-        if job_id in self.model.due:
+        if job_id in self.model.due or any(job_id in waiting for waiting in self.model.parked.values()):
             return "cancelled"
         if listed != set(self.model.running):
             return "again"
@@ -436,13 +502,13 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(limit=st.sampled_from((1, 2, 3)))
     def purge(self, limit: int) -> None:
-        model = self.model
+        model, limits = self.model, texts(self.lab.raw.zrange(self.lab.q.parked, 0, limit - 1))
         purged, _ = self.call(commands.purge(self.lab.q, limit))
         before = len(model.jobs)
-        self.pop_like_purge(limit)
+        self.pop_like_purge(limit, limits)
         assert purged == before - len(model.jobs)
 
-    def pop_like_purge(self, limit: int) -> None:
+    def pop_like_purge(self, limit: int, parked: list[str]) -> None:
         """One look at each list: ghosts count for that look, so that a call stays bounded."""
         model, gone = self.model, 0
         for ready in model.ready.values():
@@ -456,6 +522,11 @@ class Protocol(RuleBasedStateMachine):
         for job_id in sorted(model.due, key=lambda i: (model.due[i], i))[: limit - gone]:
             del model.due[job_id]
             model.end(job_id)
+            gone += 1
+        for name in parked:
+            for job_id in model.unpark(name, limit - gone):
+                model.end(job_id)
+                gone += 1
 
     @rule(worker=workers)
     def reserve_while_paused(self, worker: str) -> None:
@@ -479,6 +550,8 @@ class Protocol(RuleBasedStateMachine):
         assert ghosts <= entries, "a ghost without an entry"
         places = entries - ghosts
         places.update(i for i, _ in live["due"])
+        for limit in LIMITS:
+            places.update(i for i, _ in live[f"parked:by:{limit}"])
         for worker in WORKERS:
             places.update(i for i in live[f"running:{worker}"] if i != PAD)
         assert places == Counter(jobs), "a job in no place, in two, or a place without a job"
@@ -500,6 +573,9 @@ class Protocol(RuleBasedStateMachine):
             i: key.decode() for i, key in live["unique:of"].items()
         }
         assert set(live["unique:of"]) <= jobs
+        by = {i: limit.encode() for limit in LIMITS for i, _ in live[f"parked:by:{limit}"]}
+        assert live["parked:of"] == by
+        assert {limit.encode() for limit, _ in live["parked"]} == set(by.values())
         assert {i for i, _ in live["dead"]} == set(live["dead:jobs"]) == set(live["dead:errors"])
         assert not jobs & set(live["dead:jobs"])
         registered = {worker for worker, _ in live["workers"]}
@@ -513,6 +589,7 @@ class Protocol(RuleBasedStateMachine):
         assert {priority: live[f"ready:{priority}"] for priority in PRIORITIES} == model.ready
         assert {i: int(n) for i, n in live["ghosts"].items()} == dict(+model.ghosts)
         assert dict(live["due"]) == model.due
+        assert {limit: dict(live[f"parked:by:{limit}"]) for limit in LIMITS} == model.parked
         held = {worker: live[f"running:{worker}"] for worker in WORKERS if live[f"running:{worker}"]}
         assert {worker: set(ids) - {PAD} for worker, ids in held.items()} == model.running
         assert {i: int(n) for i, n in live["deliveries"].items()} == dict(+model.deliveries)
@@ -552,6 +629,12 @@ BUGS: dict[str, Mutation] = {
     "settle that forgets the unique key": ("settle", "release_unique(unique, unique_of, finished)", ""),
     "settle that forgets the deliveries": ("settle", "many('HDEL', deliveries, finished)", ""),
     "a retry that keeps its old envelope": ("settle", "redis.call('HSET', jobs, row[1], row[3])", ""),
+    "park without its fence": ("park", "if owned[i] == 1 then", "if true then"),
+    "park that still holds": ("park", "many('SREM', running, mine)", ""),
+    "unpark that does not hold": ("unpark", "redis.call('SADD', running, unpack(ids))", ""),
+    "unpark from a paused queue": ("unpark", "if redis.call('EXISTS', paused) == 1 then", "if false then"),
+    "unpark_due before the time": ("unpark_due", "'-inf', now, 'BYSCORE'", "'-inf', '+inf', 'BYSCORE'"),
+    "cancel that forgets the parked": ("cancel", " and not unpark_one(KEYS[10], KEYS[11], id)", ""),
     "recover that drops": ("recover", "redis.call('LPUSH', ready_list(envelope, KEYS, 12), id)", ""),
     "recover without asking for the lease": ("recover", "tonumber(deadline) > now", "false"),
     "recover that charges everybody": ("recover", "(charge == 'started' and started[id])", "true"),
@@ -560,7 +643,7 @@ BUGS: dict[str, Mutation] = {
     "cancel of a running job": ("cancel", "if redis.call('SISMEMBER', KEYS[i], id) == 1 then return 'running' end", ""),
     "cancel with an old list of workers": (
         "cancel",
-        "if redis.call('ZCARD', workers) ~= #KEYS - 9 then return 'again' end",
+        "if redis.call('ZCARD', workers) ~= #KEYS - 11 then return 'again' end",
         "",
     ),
     "reserve that does not hold": ("reserve", "redis.call('SADD', running, unpack(ids))", ""),

@@ -26,6 +26,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "extend": lambda: c.extend(Q, 1_000, ["v", "w"]),
     "fire": lambda: c.fire(Q, 5, "s", 1, "a", b"e"),
     "lead": lambda: c.lead(GlobalKeys("fastq"), "s", 1),
+    "park": lambda: c.park(Q, "w", [c.Parked("a", "x/~all", 1, 5), c.Parked("b", "y/k", 1, 5)]),
     "promote": lambda: c.promote(Q),
     "prune": lambda: c.prune(Q, 1),
     "purge": lambda: c.purge(Q),
@@ -36,6 +37,8 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "resume": lambda: c.resume(Q, "w"),
     "settle": lambda: c.settle(Q, "w", filled(), 9),
     "status": lambda: c.status(Q, "a", ["v", "w"]),
+    "unpark": lambda: c.unpark(Q, "w", "x/~all", 1, 5),
+    "unpark_due": lambda: c.unpark_due(Q),
 }
 LIMITS = {"acquire", "give_back", "hold", "limit_state", "penalize"}  # tests/unit/test_limits.py
 

@@ -164,7 +164,7 @@ def test_named_priorities() -> None:
 
 def test_states_are_their_names() -> None:
     assert {str(state) for state in JobState} == {
-        "scheduled", "waiting", "pending", "running", "success", "failed", "cancelled",
+        "scheduled", "waiting", "pending", "parked", "running", "success", "failed", "cancelled",
     }  # fmt: skip
     assert JobState.SUCCESS == "success"
     assert {state for state in JobState if state.final} == {JobState.SUCCESS, JobState.FAILED, JobState.CANCELLED}
@@ -194,7 +194,7 @@ def test_outcomes_are_the_sections_of_settle() -> None:
     from fastq.broker.commands import Batch
 
     assert tuple(outcome.name.lower() for outcome in Outcome) == SECTIONS
-    assert set(Batch.__slots__) - {"buckets"} == set(SECTIONS)
+    assert set(Batch.__slots__) - {"buckets", "parked"} == set(SECTIONS)  # park.lua has the parked ones
     head = scripts.expand("settle").partition("local running")[0]
     places = [head.index(f"{name}:") for name in SECTIONS]
     assert places == sorted(places)

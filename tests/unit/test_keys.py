@@ -20,7 +20,10 @@ ROOT = Path(__file__).parents[2]
 
 def names(q: QueueKeys) -> list[str]:
     plain = [value for value in vars(q).values() if isinstance(value, bytes)]
-    return [key.decode() for key in (*plain, *q.ready, q.running("host-1-abc"), q.bucket("3600000:17"))]
+    return [
+        key.decode()
+        for key in (*plain, *q.ready, q.running("host-1-abc"), q.bucket("3600000:17"), q.parked_by("api/~all"))
+    ]
 
 
 @pytest.mark.parametrize("partition", [None, 0, 15])
@@ -28,7 +31,7 @@ def test_all_keys_of_a_queue_carry_its_hash_tag(partition: int | None) -> None:
     """One slot of a cluster: every script is legal there."""
     tag = "{mail}" if partition is None else f"{{mail:{partition}}}"
     found = names(QueueKeys("app:x", "mail", partition))
-    assert len(found) == len(set(found)) == 30
+    assert len(found) == len(set(found)) == 33
     assert all(name.startswith(f"app:x:{tag}:") for name in found)
     assert all(name.count("{") == name.count("}") == 1 for name in found)
 

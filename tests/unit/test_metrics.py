@@ -381,7 +381,7 @@ def full_board() -> Board:
     return board
 
 
-MAIL = QueueGauge("mail", pending=7, scheduled=2, running=4, dead=1, oldest_age=12.5, paused=True)
+MAIL = QueueGauge("mail", pending=7, scheduled=2, parked=3, running=4, dead=1, oldest_age=12.5, paused=True)
 
 
 def test_a_scrape_shows_every_metric_of_the_table_and_no_other() -> None:
@@ -407,6 +407,7 @@ def test_a_scrape_has_the_numbers() -> None:
     assert value(text, "fastq_worker_slots", state="free") == 6, "a draining worker takes nothing"
     assert value(text, "fastq_worker_resident_bytes", worker="1") == 5_000_000
     assert value(text, "fastq_queue_depth", queue="mail", state="pending") == 7
+    assert value(text, "fastq_queue_depth", queue="mail", state="parked") == 3
     assert value(text, "fastq_queue_oldest_age_seconds", queue="mail") == 12.5
     assert value(text, "fastq_queue_paused", queue="mail") == 1
     assert value(text, "fastq_dead_letters", queue="mail") == 1
@@ -457,7 +458,7 @@ def test_names_cannot_break_out_of_their_label(board: Board, name: str) -> None:
     """F-A16: whatever a registry holds, a scrape stays parseable and no line is forged."""
     counting = worker(board[0], queues=[name], tasks=["send"])
     counting.observe(counting.series(name, "send"), SUCCESS, 0.0, 0.0)
-    text = Exposition(board, lambda: [QueueGauge(name.encode(errors="replace").decode(), 1, 1, 1, 1, 1.0)]).render()
+    text = Exposition(board, lambda: [QueueGauge(name.encode(errors="replace").decode(), 1, 1, 1, 1, 1, 1.0)]).render()
     queues = {labels.get("queue") for key, pairs in samples(text) for labels in [dict(pairs)]}
     assert queues == {None, OTHER, name.encode(errors="replace").decode()}
 
