@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         JobIdReused,
         JobTimeout,
         LeaseLost,
+        LeaseTimeout,
         LimitTimeout,
         MissingExtra,
         QueueFull,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     )
     from fastq.handle import Bulk, JobHandle
     from fastq.job import DeadLetter, JobPriority, JobState, JobStatus
+    from fastq.lease import Lease, SyncLease, SyncTerm, Term
     from fastq.limiter.api import Limiter, LimiterState, SyncLimiter, acquire_all
     from fastq.limiter.catalogue import configure_limiter, configure_store, get_or_clone_limiter, rate_limited
     from fastq.limits import CostTooHigh
@@ -54,9 +56,10 @@ _HOMES = {
     "fastq.app": "FastQ Middleware",
     "fastq.config": "Settings",
     "fastq.context": "JobContext State",
-    "fastq.errors": "BodyTooLarge BrokerError BrokerOutOfMemory BrokerReplyError BrokerUnavailable ConfigError EnqueueError Fail FastQError InvalidArguments InvalidJobId InvalidOption InvalidQueueName JobIdReused JobTimeout LeaseLost LimitTimeout MissingExtra QueueFull Retry Snooze TaskDefinitionError UndecodableJob UnknownTask",
+    "fastq.errors": "BodyTooLarge BrokerError BrokerOutOfMemory BrokerReplyError BrokerUnavailable ConfigError EnqueueError Fail FastQError InvalidArguments InvalidJobId InvalidOption InvalidQueueName JobIdReused JobTimeout LeaseLost LeaseTimeout LimitTimeout MissingExtra QueueFull Retry Snooze TaskDefinitionError UndecodableJob UnknownTask",
     "fastq.handle": "Bulk JobHandle",
     "fastq.job": "DeadLetter JobPriority JobState JobStatus",
+    "fastq.lease": "Lease SyncLease SyncTerm Term",
     "fastq.limiter.api": "Limiter LimiterState SyncLimiter acquire_all",
     "fastq.limiter.catalogue": "configure_limiter configure_store get_or_clone_limiter rate_limited",
     "fastq.limits": "CostTooHigh",
@@ -96,7 +99,9 @@ __all__ = [
     "JobState",
     "JobStatus",
     "JobTimeout",
+    "Lease",
     "LeaseLost",
+    "LeaseTimeout",
     "LimitTimeout",
     "Limiter",
     "LimiterState",
@@ -110,10 +115,13 @@ __all__ = [
     "Snooze",
     "State",
     "Steps",
+    "SyncLease",
     "SyncLimiter",
+    "SyncTerm",
     "Task",
     "TaskDefinitionError",
     "Tasks",
+    "Term",
     "UndecodableJob",
     "UnknownTask",
     "acquire_all",

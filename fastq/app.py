@@ -23,6 +23,7 @@ from fastq.task import Call, JobOptions, TaskOptions, check_options, make_call
 
 if TYPE_CHECKING:
     from fastq.broker.inspector import Inspector
+    from fastq.lease import Lease
     from fastq.limiter.api import Limiter
     from fastq.limiter.catalogue import Catalogue
     from fastq.limiter.stores import RedisStore
@@ -91,6 +92,7 @@ class FastQ(Tasks):
         self._inspector: Inspector | None = None
         self._limits: Catalogue | None = None
         self._limit_store: RedisStore | None = None
+        self._lease_store: RedisStore | None = None
         self.endpoint()  # a bad URL is told here, not at the first call
 
     def adopt(self, settings: config.Settings) -> None:
@@ -268,6 +270,34 @@ class FastQ(Tasks):
             catalogue.default().adopt(self._limits.add_limiter(limiter_id, options, self._limit_store), options)
         return self._limits.find(limiter_id)
 
+    # -- leaders ----------------------------------------------------------------------------------
+
+    def leader(self, name: str, *, ttl: float = 15.0) -> Lease:
+        """Who of all processes that ask for ``name`` leads: one at a time, as long as it renews its lease.
+
+        Args:
+            ttl: seconds after which another one leads when the leader was killed (0.5 s to a day).
+
+        Raises:
+            ConfigError: an impossible name or ttl.
+
+        Example::
+
+            async with app.leader("daily_report", ttl=15) as term:  # waits; the block is cancelled if the lease is lost
+                await write_report(fence=term.token)
+        """
+        from fastq.lease import Lease
+
+        return Lease(self.lease_store(), "leader", name, ttl)
+
+    def lease_store(self) -> RedisStore:
+        """Where leases are kept."""
+        if self._lease_store is None:
+            from fastq.limiter.catalogue import redis_store
+
+            self._lease_store = redis_store(self.settings, self.endpoint)
+        return self._lease_store
+
     # -- the broker -------------------------------------------------------------------------------
 
     def endpoint(self) -> Endpoint:
@@ -328,8 +358,11 @@ class FastQ(Tasks):
             await self._limit_store.aclose()
 
     def close(self) -> None:
-        """Close the connection of blocking code."""
+        """Close the connections of blocking code and of leases. What is still held goes on being renewed, over a new one."""
         self._sender.close()
+        for store in (self._limit_store, self._lease_store):
+            if store is not None:
+                store.close()
 
 
 class ByName:

@@ -29,6 +29,7 @@ __all__ = [
     "JobIdReused",
     "JobTimeout",
     "LeaseLost",
+    "LeaseTimeout",
     "LimitTimeout",
     "MissingExtra",
     "QueueFull",
@@ -192,7 +193,15 @@ class JobTimeout(FastQError, TimeoutError):
 
 
 class LeaseLost(FastQError):
-    """The worker no longer holds the job's lease: another one runs it now."""
+    """A lease has ended that was needed to go on: of a job (another worker runs it now), a leader or a lock."""
+
+
+class LeaseTimeout(FastQError, TimeoutError):
+    """Somebody else had a leader's or a lock's lease for all of ``timeout`` seconds."""
+
+    def __init__(self, label: str, timeout: float) -> None:
+        super().__init__(f"{label}: somebody else had it for all of {timeout:.3g} s")
+        self.timeout = timeout
 
 
 class LimitTimeout(FastQError, TimeoutError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from fastq.broker.keys import PAD, GlobalKeys, LimitKeys, QueueKeys
+from fastq.broker.keys import PAD, GlobalKeys, LeaseKeys, LimitKeys, QueueKeys
 from fastq.limits import Acquired, LimitState, Rule, Terms
 
 __all__ = ["Command", "Operation", "raw"]
@@ -375,6 +375,31 @@ def purge(q: QueueKeys, limit: int = 500) -> Command[tuple[int, bool]]:
     return Command("purge", keys, (limit,), lambda reply: (reply[0], reply[1] == 1))
 
 
+# -- leaders and locks -------------------------------------------------------------------------
+
+
+class Leased(NamedTuple):
+    """``token`` of the holding, 0: somebody else has it or nobody; ``left_ms`` until it ends, 0: it is free."""
+
+    token: int
+    left_ms: int
+
+
+def take_lease(k: LeaseKeys, owner: str, ttl_ms: int) -> Command[Leased]:
+    """Take it if it is free. ``owner`` is new for each holding, and the same for a repetition."""
+    return Command("lease", (k.lease, k.wake), (owner, "take", ttl_ms), Leased._make)
+
+
+def renew_lease(k: LeaseKeys, owner: str, ttl_ms: int) -> Command[Leased]:
+    """Let it end ``ttl_ms`` from now, unless it has ended."""
+    return Command("lease", (k.lease, k.wake), (owner, "renew", ttl_ms), Leased._make)
+
+
+def release_lease(k: LeaseKeys, owner: str) -> Command[Leased]:
+    """Give it up, and wake one that waits."""
+    return Command("lease", (k.lease, k.wake), (owner, "release", 0), Leased._make)
+
+
 # -- limits ------------------------------------------------------------------------------------
 
 
@@ -433,8 +458,8 @@ def hold(k: LimitKeys, lease_ms: int, holders: Sequence[str]) -> Command[list[bo
     return Command("hold", (k.slots,), (lease_ms, *holders), _flags)
 
 
-def wait_for_slot(k: LimitKeys, timeout: float) -> Command[bool]:
-    """Block the connection until a slot may be free; False after ``timeout`` seconds. Needs a connection of its own."""
+def wait_for_slot(k: LimitKeys | LeaseKeys, timeout: float) -> Command[bool]:
+    """Block the connection until a slot (or a lease) may be free; False after ``timeout`` seconds. Needs a connection of its own."""
     return raw("BLPOP", k.wake, repr(timeout), decode=lambda reply: reply is not None)
 
 

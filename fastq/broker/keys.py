@@ -1,7 +1,7 @@
 """Every key that fastq writes to Redis: its name, type, owner and lifetime.
 
-All keys of a queue carry the hash tag ``{queue}``, those of a limiter ``{limit/<id>}``, so every script stays in one slot
-of a Redis Cluster.
+All keys of a queue carry the hash tag ``{queue}``, those of a limiter ``{limit/<id>}``, those of a leader or a lock
+``{lease/<kind>/<name>}``, so every script stays in one slot of a Redis Cluster.
 docs/redis_keys.md is printed from :data:`TABLE`.
 """
 
@@ -11,6 +11,7 @@ import functools
 import re
 from typing import NamedTuple
 
+from fastq.errors import ConfigError
 from fastq.limits import check_limiter_id, partition_name
 
 PRIORITIES = 11
@@ -66,6 +67,8 @@ TABLE: tuple[KeyInfo, ...] = (
     KeyInfo("{l}:slots:<key>", "zset", "acquire", "ttl", "holder of a slot -> end of its lease in ms"),
     KeyInfo("{l}:wake:<key>", "list", "give_back", "ttl", "at most one token: a slot is free"),
     KeyInfo("{l}:given:<ticket>", "string", "give_back", "ttl", "present for a minute after units were given back"),
+    KeyInfo("{n}:lease", "hash", "lease", "ttl", "`owner`, `until` (ms), `token` (the last one) of a leader or a lock"),
+    KeyInfo("{n}:wake", "list", "lease", "ttl", "at most one token: it was given up"),
     KeyInfo("queues", "set", "enqueue", "queue", "names of all queues"),
     KeyInfo("leader", "string", "scheduler", "ttl", "id of the leading scheduler"),
 )
@@ -75,6 +78,7 @@ def _regex(pattern: str) -> re.Pattern[str]:
     escaped = re.escape(pattern).replace(re.escape("{q}"), r"\{[A-Za-z0-9_-]{1,64}(:\d+)?\}")
     escaped = escaped.replace(re.escape("{l}"), r"\{limit/[A-Za-z0-9_.:-]{1,100}\}")
     escaped = escaped.replace("<limit>", "[A-Za-z0-9_.:-]{1,100}/~?[A-Za-z0-9_.:-]+")
+    escaped = escaped.replace(re.escape("{n}"), r"\{lease/[a-z]+/~?[A-Za-z0-9_.:-]{1,100}\}")
     escaped = re.sub("<(key|ticket)>", "~?[A-Za-z0-9_.:-]+", escaped)
     return re.compile(r"[A-Za-z0-9_.:-]+:" + re.sub(r"<[^>]+>", "[^:]+", escaped) + r"\Z")
 
@@ -162,6 +166,23 @@ class LimitKeys:
         return f"{self.base}given:{ticket}".encode()
 
 
+class LeaseKeys:
+    """The key names of what one holder at a time has: ``kind`` is ``"leader"`` or another short word, ``name`` any text.
+
+    >>> LeaseKeys("fastq", "leader", "daily_report").lease
+    b'fastq:{lease/leader/daily_report}:lease'
+    """
+
+    __slots__ = ("lease", "wake")
+
+    def __init__(self, prefix: str, kind: str, name: str) -> None:
+        if not name:
+            raise ConfigError(f"a {kind} needs a name")
+        base = f"{prefix}:{{lease/{kind}/{partition_name(name)}}}:"
+        self.lease = (base + "lease").encode()
+        self.wake = (base + "wake").encode()
+
+
 class GlobalKeys:
     """The few keys that belong to no queue; each is used alone."""
 
@@ -198,7 +219,8 @@ _PAGE = """\
 
 `fastq` is the prefix (setting `prefix`). `{q}` is the queue's name in braces, as in `fastq:{default}:jobs`: the hash tag
 keeps a queue in one slot of a cluster. `{l}` is a limiter, as in `fastq:{limit/stripe_api}:rule`; the key of its one
-partition is `~all`, and one that does not fit into a key name is `~` and its hash. A limit in `parked` is `<limiter>/<key>`. Times are milliseconds of Redis's clock
+partition is `~all`, and one that does not fit into a key name is `~` and its hash. A limit in `parked` is `<limiter>/<key>`.
+`{n}` is a leader or a lock, as in `fastq:{lease/leader/daily_report}:lease`. Times are milliseconds of Redis's clock
 since the epoch unless they say µs.
 
 Lifetimes: `job`: an entry goes with its job. `worker`: it goes with its worker, at the latest when its lease is recovered.

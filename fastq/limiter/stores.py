@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from fastq.broker.commands import Command, give_back, hold, raw, wait_for_slot
 from fastq.broker.connection import AsyncConnection, SyncConnection
-from fastq.broker.keys import LimitKeys
+from fastq.broker.keys import LeaseKeys, LimitKeys
 from fastq.broker.memory import MemoryEngine
 from fastq.broker.url import Endpoint
 from fastq.errors import BrokerError
@@ -147,7 +147,7 @@ class RedisStore:
         sent = time.monotonic()
         return sent, await link.call(command)
 
-    async def wait_for_slot(self, keys: LimitKeys, timeout: float) -> bool:  # noqa: D102 - see Store
+    async def wait_for_slot(self, keys: LimitKeys | LeaseKeys, timeout: float) -> bool:  # noqa: D102 - see Store
         async with self._of_loop().spare() as link:
             return await link.call(wait_for_slot(keys, min(timeout, _LONGEST_BLOCK)))
 
@@ -163,6 +163,10 @@ class RedisStore:
     def now_us(self) -> int:  # noqa: D102 - see Store
         return self._of_loop().main.clock.now_us()
 
+    def hang_up(self) -> None:
+        """Drop this event loop's connection: the next command goes over a new one."""
+        self._of_loop().main.drop("no answer in time")
+
     async def aclose(self) -> None:
         """Close this event loop's connections."""
         links = self._links.pop(asyncio.get_running_loop(), None)
@@ -170,9 +174,13 @@ class RedisStore:
             await links.close()
 
     def close(self) -> None:
-        """Close the connection of blocking code."""
+        """Close the connections of blocking code."""
         if self._sync is not None:
             self._sync.close()
+        loop = this_process().running_loop()
+        links = self._links.pop(loop, None) if loop is not None else None
+        if loop is not None and links is not None:
+            asyncio.run_coroutine_threadsafe(links.close(), loop)
 
 
 class MemoryStore:
@@ -342,6 +350,10 @@ class Process:
                 self._thread.start()
                 ready.wait()
         assert self._loop is not None
+        return self._loop
+
+    def running_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The same, if anybody has used it."""
         return self._loop
 
     def _run_loop(self, ready: threading.Event) -> None:

@@ -18,7 +18,9 @@ PASS, DROP, HOLD = "pass", "drop", "hold"
 Rule = Callable[[list[str]], str]
 """The names of what is in a client's bytes (see ``MARKS``; others are let through) -> what becomes of the reply."""
 
-MARKS = {scripts.load(name).sha: name for name in ("enqueue", "register", "reserve", "settle", "recover", "extend")}
+MARKS = {
+    scripts.load(name).sha: name for name in ("enqueue", "register", "reserve", "settle", "recover", "extend", "lease")
+}
 MARKS[b"\r\nSADD\r\n"] = "announce"  # of a queue, after an enqueue
 
 

@@ -15,7 +15,7 @@ from tests.unit.limit_fleet import START
 
 T = TypeVar("T")
 
-NAMES = ("acquire", "give_back", "hold", "penalize", "limit_state")
+NAMES = ("acquire", "give_back", "hold", "lease", "penalize", "limit_state")
 CLOCK = (scripts.FOLDER / "include" / "now_us.lua").read_text("utf-8")
 GIVEN = "local function now_us() return tonumber(KEYS[#KEYS]) end\n"
 

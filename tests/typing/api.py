@@ -85,3 +85,22 @@ async def wrong() -> None:
 
 
 _both: tuple[AsyncTask[..., bool], SyncTask[..., int]] = (send_email, resize)
+
+
+async def leaders() -> None:
+    leader = app.leader("daily_report", ttl=15)
+    async with leader as term:
+        assert_type(term, fastq.Term)
+        assert_type(term.token, int)
+    assert_type(await leader.try_acquire(), fastq.Term | None)
+    assert_type(await leader.acquire(timeout=3), fastq.Term)
+    assert_type(leader.sync, fastq.SyncLease)
+    with leader.sync as held:
+        assert_type(held, fastq.SyncTerm)
+        assert_type(held.lost, bool)
+
+    async def work(term: fastq.Term) -> int:
+        return term.token
+
+    assert_type(await leader.run(work), int)
+    app.leader("daily_report", 15)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fastq.broker import commands as c
 from fastq.broker import scripts
 from fastq.broker.commands import Batch, Command, NewJob
-from fastq.broker.keys import PAD, GlobalKeys, QueueKeys
+from fastq.broker.keys import PAD, GlobalKeys, LeaseKeys, QueueKeys
 
 Q = QueueKeys("fastq", "q")
 BUCKET = ("1000:7", 9_000)
@@ -27,6 +27,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "fire": lambda: c.fire(Q, 5, "s", 1, "a", b"e"),
     "lead": lambda: c.lead(GlobalKeys("fastq"), "s", 1),
     "park": lambda: c.park(Q, "w", [c.Parked("a", "x/~all", 1, 5), c.Parked("b", "y/k", 1, 5)]),
+    "lease": lambda: c.take_lease(LeaseKeys("fastq", "leader", "x"), "o", 1_000),
     "promote": lambda: c.promote(Q),
     "prune": lambda: c.prune(Q, 1),
     "purge": lambda: c.purge(Q),
@@ -82,7 +83,7 @@ def named_keys(script: str) -> list[str]:
 
 def shape(name: str) -> str:
     """A pattern for what stands in angle brackets; `KEY again` may come any number of times."""
-    word = re.escape(name.removesuffix(" again").replace("{q}", "fastq:{q}"))
+    word = re.escape(name.removesuffix(" again").replace("{q}", "fastq:{q}").replace("{n}", "fastq:{lease/leader/x}"))
     word = re.sub(r"<ttl>:<n>", r"\\d+:\\d+", word)
     word = re.sub(r"<(\w+)>", r"[^:]+", word)
     return f"(?:{word} )*" if name.endswith(" again") else f"{word} "
@@ -98,7 +99,7 @@ def test_the_head_names_the_keys_in_their_order(script: str) -> None:
 @pytest.mark.parametrize("script", ONE_OF_EACH)
 def test_all_keys_of_a_call_are_in_one_slot(script: str) -> None:
     tags = {re.search(rb"\{(.*?)\}", key) for key in ONE_OF_EACH[script]().keys} - {None}
-    assert {match[1] for match in tags if match} in ({b"q"}, set())
+    assert {match[1] for match in tags if match} in ({b"q"}, {b"lease/leader/x"}, set())
 
 
 # -- arguments -----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastq.broker import keys
-from fastq.broker.keys import PAD, PRIORITIES, TABLE, GlobalKeys, QueueKeys, bucket_of, describe
+from fastq.broker.keys import PAD, PRIORITIES, TABLE, GlobalKeys, LeaseKeys, QueueKeys, bucket_of, describe
 from fastq.errors import InvalidJobId
 from fastq.job import check_id
 
@@ -40,6 +40,8 @@ def test_all_keys_of_a_queue_carry_its_hash_tag(partition: int | None) -> None:
 def test_every_name_is_in_the_table(partition: int | None) -> None:
     described = {info.pattern for name in names(QueueKeys("fastq", "q", partition)) if (info := describe(name))}
     described |= {info.pattern for key in vars(GlobalKeys("fastq")).values() if (info := describe(key.decode()))}
+    lease = LeaseKeys("fastq", "leader", "a report")
+    described |= {info.pattern for key in (lease.lease, lease.wake) if (info := describe(key.decode()))}
     assert described == {info.pattern for info in TABLE if "{l}" not in info.pattern}
 
 
