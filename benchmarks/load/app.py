@@ -1,25 +1,33 @@
-"""What the load driver enqueues: a no-op, and a stopwatch."""
+"""What the load driver enqueues; also how an application of the drivers' own would look."""
 
 from __future__ import annotations
 
-import json
-import time
-from pathlib import Path
-
 import fastq
+from benchmarks import tally
 
 app = fastq.FastQ(result_ttl=0, metrics_port=0, log_level="warning")
-laps: list[float] = []
 
 
 @app.task
 async def noop(number: int) -> None:
     """Nothing: what is measured is everything around it."""
+    tally.tick()
 
 
 @app.task
-async def lap(sent: float, total: int, path: str) -> None:
-    """Seconds from the call of enqueue to here; the last one writes them down."""
-    laps.append(time.monotonic() - sent)
-    if len(laps) == total:
-        Path(path).write_text(json.dumps(laps))  # noqa: ASYNC240 - the last job, after everything was measured
+def noop_sync(number: int) -> None:
+    """The same in a thread."""
+    tally.tick()
+
+
+@app.task(result_ttl=3600)
+async def noop_kept(number: int) -> int:
+    """The same with its result kept for an hour."""
+    tally.tick()
+    return number
+
+
+@app.task
+async def lap(sent: float) -> None:
+    """How long ago was it enqueued?"""
+    tally.lap(sent)

@@ -1,0 +1,211 @@
+"""The floors: what CPython and Redis can do at most when nothing else is wanted of them.
+
+Loops that only reserve, run and settle: no lease, no fence, no retry, no timeout, no metrics, one task, one queue. The
+commands are of our kind (a job is in Redis until its outcome is, so nothing is lost when the loop dies), 200 jobs a turn,
+settle and reserve in one script call. They read what fastq's own ``enqueue_many`` wrote.
+
+``redis-py``   redis-py's asyncio client, an asyncio.Task per job and a gather per batch: the loop that most would write
+``protocol``   a bare asyncio.Protocol with hiredis's packer and reader, an asyncio.Task per job
+``flat``       the same, the handlers awaited one after the other in the loop itself
+``pop``        latency only: a blocking pop that brings the job itself, no job kept while it runs (at most once)
+``wake``       latency only: a blocking pop of a token, then a reserve, then a settle, by the bare protocol
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import hiredis
+import msgspec
+import uvloop
+
+from benchmarks import tally
+from fastq.broker.keys import QueueKeys
+from fastq.broker.url import parse_url
+from fastq.job import Envelope
+
+BATCH = 200
+TURN = """
+if #ARGV > 1 then
+  local done = {}
+  for i = 2, #ARGV do done[i - 1] = ARGV[i] end
+  redis.call('SREM', KEYS[2], unpack(done))
+  redis.call('HDEL', KEYS[3], unpack(done))
+end
+local ids = redis.call('LPOP', KEYS[1], ARGV[1])
+if not ids then return {{}, {}} end
+redis.call('SADD', KEYS[2], unpack(ids))
+return {ids, redis.call('HMGET', KEYS[3], unpack(ids))}
+"""
+NOTHING = object()
+
+_keys = QueueKeys("fastq", "default")
+LATENCY_LIST = b"floor:jobs"
+_envelope = msgspec.msgpack.Decoder(Envelope).decode
+_body = msgspec.msgpack.Decoder(tuple[int]).decode
+_pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+
+
+async def noop(number: int) -> None:
+    """The handler."""
+    tally.tick()
+
+
+Turn = Callable[..., Awaitable[Any]]
+
+
+class Wire(asyncio.Protocol):
+    """Commands out, replies in, in order: 25 lines."""
+
+    def __init__(self) -> None:
+        self.reader = hiredis.Reader(notEnoughData=NOTHING)
+        self.pending: deque[asyncio.Future[Any]] = deque()
+        self.loop = asyncio.get_running_loop()
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.reader.feed(data)
+        while (reply := self.reader.gets()) is not NOTHING:
+            self.pending.popleft().set_result(reply)
+
+    def call(self, *words: Any) -> asyncio.Future[Any]:
+        future = self.loop.create_future()
+        self.pending.append(future)
+        self.transport.write(_pack(words))
+        return future
+
+
+async def connect(url: str) -> Wire:
+    """A bare connection."""
+    endpoint, loop = parse_url(url), asyncio.get_running_loop()
+    if endpoint.path:
+        _, wire = await loop.create_unix_connection(Wire, endpoint.path)
+    else:
+        _, wire = await loop.create_connection(Wire, endpoint.host, endpoint.port)
+    return wire
+
+
+async def drain_with_tasks(turn: Turn) -> None:
+    """Batches of 200, a Task per job; the last one of a batch wakes the loop."""
+    loop = asyncio.get_running_loop()
+    done: list[bytes] = []
+
+    async def run(job_id: bytes, data: bytes) -> None:
+        await noop(*_body(_envelope(data).body))
+        done.append(job_id)
+        if len(done) == expected:
+            over.set_result(None)
+
+    while True:
+        ids, datas = await turn(BATCH, *done)
+        if not ids and not done:
+            await asyncio.sleep(0.001)
+        done.clear()
+        if ids:
+            over, expected = loop.create_future(), len(ids)
+            for job_id, data in zip(ids, datas, strict=True):
+                loop.create_task(run(job_id, data))  # noqa: RUF006 - the loop holds what is ready to run
+            await over
+
+
+async def drain_with_gather(turn: Turn) -> None:
+    """The same as most people would write it."""
+    done: list[bytes] = []
+
+    async def run(job_id: bytes, data: bytes) -> None:
+        await noop(*_body(_envelope(data).body))
+        done.append(job_id)
+
+    while True:
+        ids, datas = await turn(BATCH, *done)
+        if not ids and not done:
+            await asyncio.sleep(0.001)
+        done.clear()
+        await asyncio.gather(*map(run, ids, datas))
+
+
+async def drain_flat(turn: Turn) -> None:
+    """The same without Tasks: what a coroutine call costs, and no concurrency."""
+    ids: list[bytes] = []
+    while True:
+        finished = ids
+        ids, datas = await turn(BATCH, *finished)
+        if not ids and not finished:
+            await asyncio.sleep(0.001)
+        for data in datas:
+            await noop(*_body(_envelope(data).body))
+
+
+async def redis_py(url: str) -> None:
+    """redis-py's asyncio client."""
+    import redis.asyncio
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    client = redis.asyncio.from_url(url, socket_timeout=None, retry=Retry(NoBackoff(), 0), protocol=2)
+    sha, names = await client.script_load(TURN), keys()
+    await drain_with_gather(lambda *words: client.evalsha(sha, 3, *names, *words))
+
+
+async def protocol(url: str, drain: Callable[[Turn], Awaitable[None]] = drain_with_tasks) -> None:
+    """The bare protocol."""
+    wire = await connect(url)
+    sha, names = await wire.call("SCRIPT", "LOAD", TURN), keys()
+    await drain(lambda *words: wire.call("EVALSHA", sha, 3, *names, *words))
+
+
+async def flat(url: str) -> None:
+    """The bare protocol, no Tasks."""
+    await protocol(url, drain_flat)
+
+
+async def pop(url: str) -> None:
+    """The list is the queue: one hop."""
+    wire = await connect(url)
+    while True:
+        _, sent = await wire.call("BLPOP", LATENCY_LIST, 0)
+        tally.lap(float(sent))
+
+
+async def wake(url: str) -> None:
+    """A token wakes, the jobs are reserved and, after they ran, settled."""
+    wire = await connect(url)
+    sha, names = await wire.call("SCRIPT", "LOAD", TURN), keys()
+    decode = msgspec.msgpack.Decoder(tuple[float]).decode
+    while True:
+        await wire.call("BLPOP", _keys.wake, 0)
+        done: list[bytes] = []
+        while True:
+            ids, datas = await wire.call("EVALSHA", sha, 3, *names, BATCH, *done)
+            for data in datas:
+                tally.lap(*decode(_envelope(data).body))
+            done = ids
+            if not ids:
+                break
+
+
+WORKERS = {"redis-py": redis_py, "protocol": protocol, "flat": flat, "pop": pop, "wake": wake}
+
+
+def keys() -> tuple[bytes, ...]:
+    """Each process has a running set of its own."""
+    return (_keys.ready[5], _keys.running(f"floor-{os.getpid()}"), _keys.jobs)
+
+
+def main(kind: str, url: str, processes: str = "1") -> None:
+    for _ in range(int(processes) - 1):
+        if os.fork() == 0:
+            break
+    uvloop.run(WORKERS[kind](url))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
