@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         BrokerReplyError,
         BrokerUnavailable,
         ConfigError,
+        DuplicateJob,
         EnqueueError,
         Fail,
         FastQError,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from fastq.limiter.api import Limiter, LimiterState, SyncLimiter, acquire_all
     from fastq.limiter.catalogue import configure_limiter, configure_store, get_or_clone_limiter, rate_limited
     from fastq.limits import CostTooHigh
+    from fastq.once import Unique, make_idempotency_key
     from fastq.registry import Tasks
     from fastq.retry import Additive, Custom, Exponential, Fixed, Linear, RetryPolicy, Steps
     from fastq.task import JobOptions, Task
@@ -56,13 +58,14 @@ _HOMES = {
     "fastq.app": "FastQ Middleware",
     "fastq.config": "Settings",
     "fastq.context": "JobContext State",
-    "fastq.errors": "BodyTooLarge BrokerError BrokerOutOfMemory BrokerReplyError BrokerUnavailable ConfigError EnqueueError Fail FastQError InvalidArguments InvalidJobId InvalidOption InvalidQueueName JobIdReused JobTimeout LeaseLost LeaseTimeout LimitTimeout MissingExtra QueueFull Retry Snooze TaskDefinitionError UndecodableJob UnknownTask",
+    "fastq.errors": "BodyTooLarge BrokerError BrokerOutOfMemory BrokerReplyError BrokerUnavailable ConfigError DuplicateJob EnqueueError Fail FastQError InvalidArguments InvalidJobId InvalidOption InvalidQueueName JobIdReused JobTimeout LeaseLost LeaseTimeout LimitTimeout MissingExtra QueueFull Retry Snooze TaskDefinitionError UndecodableJob UnknownTask",
     "fastq.handle": "Bulk JobHandle",
     "fastq.job": "DeadLetter JobPriority JobState JobStatus",
     "fastq.lease": "Lease SyncLease SyncTerm Term",
     "fastq.limiter.api": "Limiter LimiterState SyncLimiter acquire_all",
     "fastq.limiter.catalogue": "configure_limiter configure_store get_or_clone_limiter rate_limited",
     "fastq.limits": "CostTooHigh",
+    "fastq.once": "Unique make_idempotency_key",
     "fastq.registry": "Tasks",
     "fastq.retry": "Additive Custom Exponential Fixed Linear RetryPolicy Steps",
     "fastq.task": "JobOptions Task",
@@ -81,6 +84,7 @@ __all__ = [
     "CostTooHigh",
     "Custom",
     "DeadLetter",
+    "DuplicateJob",
     "EnqueueError",
     "Exponential",
     "Fail",
@@ -123,11 +127,13 @@ __all__ = [
     "Tasks",
     "Term",
     "UndecodableJob",
+    "Unique",
     "UnknownTask",
     "acquire_all",
     "configure_limiter",
     "configure_store",
     "get_or_clone_limiter",
+    "make_idempotency_key",
     "rate_limited",
 ]
 

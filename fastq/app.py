@@ -19,7 +19,7 @@ from fastq.handle import Bulk, JobHandle
 from fastq.job import TASK_NAME, JobStatus
 from fastq.registry import Tasks
 from fastq.sender import Sender
-from fastq.task import Call, JobOptions, TaskOptions, check_options, make_call
+from fastq.task import Call, JobOptions, TaskOptions, check_options, make_once
 
 if TYPE_CHECKING:
     from fastq.broker.inspector import Inspector
@@ -197,12 +197,18 @@ class FastQ(Tasks):
     def _named(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: JobOptions) -> Call:
         task = self.tasks.get(name) if isinstance(name, str) else None
         if task is not None:
-            return make_call(name, task.arguments.encode(args, kwargs), task.defaults, options, self)
+            body = task.arguments.encode(args, kwargs)
+            return make_once(
+                name, body, task.defaults, options, self, functools.partial(task.arguments.named, args, kwargs)
+            )
         if not isinstance(name, str) or not TASK_NAME.match(name):
             raise UnknownTask(f"{name!r:.250} is not a task name: 1 to 200 characters of A-Z a-z 0-9 _ . : -")
         if "" in kwargs:
             raise InvalidArguments(f"task {name!r}: an argument cannot have an empty name")
-        return make_call(name, encode_untyped(name, args, kwargs), _NO_DEFAULTS, options, self)
+        body = encode_untyped(name, args, kwargs)
+        return make_once(
+            name, body, _NO_DEFAULTS, options, self, lambda: {"": list(args), **kwargs} if args else kwargs
+        )
 
     # -- status and dead letters --------------------------------------------------------------
 
@@ -326,6 +332,9 @@ class FastQ(Tasks):
 
     def default_queue(self) -> str:  # noqa: D102 - see Producer
         return self.settings.default_queue
+
+    def result_ttl(self) -> float:  # noqa: D102 - see Producer
+        return self.settings.result_ttl
 
     def send(self, call: Call) -> Coroutine[Any, Any, JobHandle[Any]]:
         """Enqueue a prepared call."""

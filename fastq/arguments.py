@@ -113,6 +113,17 @@ class Arguments:
         self.decode(body)
         return body
 
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name, defaults filled in: calls that mean the same are equal.
+
+        Raises:
+            InvalidArguments: they do not fit the signature.
+        """
+        args, kwargs = self._bind(args, kwargs)
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         try:
             bound = self._signature.bind(*args, **kwargs)

@@ -18,6 +18,7 @@ __all__ = [
     "BrokerReplyError",
     "BrokerUnavailable",
     "ConfigError",
+    "DuplicateJob",
     "EnqueueError",
     "ExitCode",
     "Fail",
@@ -116,6 +117,17 @@ class JobIdReused(EnqueueError):
         self.job_id = job_id
         self.queue = queue
         self.state = state
+
+
+class DuplicateJob(EnqueueError):
+    """The task is unique with ``on_duplicate="raise"``, and such a job is there: ``job_id``."""
+
+    def __init__(self, task: str, queue: str, job_id: str) -> None:
+        super().__init__(
+            f"task {task!r}: job {job_id!r} of queue {queue!r} has the same unique key; nothing was enqueued"
+        )
+        self.job_id = job_id
+        self.queue = queue
 
 
 # -- broker -----------------------------------------------------------------------------------

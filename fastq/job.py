@@ -8,6 +8,7 @@ script may read it with ``string.byte(envelope, 2)`` without decoding anything.
 
 from __future__ import annotations
 
+import datetime as dt
 import enum
 import os
 import re
@@ -31,6 +32,11 @@ __all__ = [
     "WorkerCard",
     "culprits",
 ]
+
+Seconds = float | dt.timedelta
+"""How durations are given."""
+
+YEAR_MS = 366 * 86_400_000
 
 VERSION = 1
 """Version of the envelope; a worker reads this one and the one before it."""
@@ -180,6 +186,19 @@ def check_priority(priority: int) -> int:
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 10:
         raise InvalidOption(f"priority={priority!r} is not a whole number from 0 (LOW) to 10 (CRITICAL)")
     return int(priority)
+
+
+def seconds(name: str, value: object, *, least: float = 0.0) -> float:
+    """A duration given as seconds or timedelta.
+
+    Raises:
+        InvalidOption: it is neither, or not between ``least`` and 366 days.
+    """
+    if isinstance(value, dt.timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= YEAR_MS / 1_000:
+        raise InvalidOption(f"{name}={value!r} must be a number of seconds from {least:g} to 366 days")
+    return float(value)
 
 
 # -- records --------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar, g
 from fastq.config import check_queue_name
 from fastq.context import JobContext
 from fastq.cron import Cron, Every, MisfirePolicy, Schedule
-from fastq.errors import FastQError, TaskDefinitionError, UnknownTask, did_you_mean
-from fastq.job import TASK_NAME, JobPriority, check_priority
+from fastq.errors import FastQError, InvalidOption, TaskDefinitionError, UnknownTask, did_you_mean
+from fastq.job import TASK_NAME, JobPriority, Seconds, check_priority, seconds
+from fastq.once import IDEMPOTENT_TTL, as_unique
 from fastq.retry import RetryPolicy, RetryRule, as_policy, attempts_in_all
-from fastq.task import AsyncTask, Producer, Seconds, SyncTask, Task, TaskOptions, seconds
+from fastq.task import AsyncTask, Producer, SyncTask, Task, TaskOptions, UniqueOption
 
 __all__ = ["Periodic", "Tasks"]
 
@@ -121,6 +122,8 @@ class Tasks:
         retry: RetryPolicy | Seconds | list[float] | Callable[[int], float] | None = None,
         retry_on: ErrorTypes = Exception,
         never_on: ErrorTypes = (),
+        unique: UniqueOption = None,
+        idempotent: Seconds | bool | None = None,
     ) -> _Decorator: ...
     def task(self, fn: Any = None, /, **options: Any) -> Any:  # type: ignore[misc]  # pyright: ignore[reportInconsistentOverload]  # the fifth overload has no fn
         """Register a handler, as a decorator with or without options.
@@ -139,6 +142,10 @@ class Tasks:
             retry: a policy, seconds, a list of seconds, or a function of the attempt
                 (default: exponential, full jitter, at most 10 minutes).
             retry_on, never_on: exception types that are retried, or never.
+            unique: when two jobs count as one: ``"until_executed"``, ``"until_started"``, seconds, or
+                :class:`fastq.Unique`; see docs/once.md.
+            idempotent: seconds for which the same arguments (or the same ``idempotency_key``) name one job, which is run
+                once and whose result all callers get; True: a day.
 
         Raises:
             TaskDefinitionError: an option or the name cannot be used, or the name is taken.
@@ -268,7 +275,7 @@ class _Decorator(Protocol):
 
 _TASK_OPTIONS = (
     "queue", "priority", "max_attempts", "max_retries", "timeout", "expires", "result_ttl",
-    "retry", "retry_on", "never_on",
+    "retry", "retry_on", "never_on", "unique", "idempotent",
 )  # fmt: skip
 
 
@@ -294,6 +301,13 @@ def _read_options(given: Mapping[str, Any]) -> TaskOptions:
     rule = RetryRule(
         as_policy(given.get("retry")), retry_on=given.get("retry_on", Exception), never_on=given.get("never_on", ())
     )
+    idempotent = given.get("idempotent")
+    if idempotent is not None and not isinstance(idempotent, bool):
+        idempotent = duration("idempotent", 1.0)
+    elif idempotent is not None:
+        idempotent = IDEMPOTENT_TTL if idempotent else None
+    if given.get("unique") and idempotent:
+        raise InvalidOption("unique and idempotent were both asked for: choose one")
     return TaskOptions(
         queue=None if given.get("queue") is None else check_queue_name(given["queue"]),
         priority=check_priority(given.get("priority", JobPriority.NORMAL)),
@@ -302,6 +316,8 @@ def _read_options(given: Mapping[str, Any]) -> TaskOptions:
         result_ttl=duration("result_ttl", 0.0),
         expires=duration("expires", 0.0),
         retry=rule,
+        unique=as_unique(given.get("unique")),
+        idempotent=idempotent,
     )
 
 

@@ -16,7 +16,7 @@ from fastq.broker.connection import AsyncConnection, Clock, SyncConnection
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint
 from fastq.config import Settings
-from fastq.errors import BrokerError, JobIdReused
+from fastq.errors import BrokerError, DuplicateJob, JobIdReused
 from fastq.handle import Bulk, JobHandle, StatusReader
 from fastq.job import decode_record
 from fastq.task import Call
@@ -93,23 +93,30 @@ class Sender:
         return bulk
 
     async def _send_group(self, side: _AsyncSide, group: list[Call], bulk: Bulk, ids: bool) -> None:
+        instead: dict[str, str] = {}
         for (queue, priority), members in _by_target(group).items():
-            target = side.target(queue, priority)
+            target, sent = side.target(queue, priority), 0
             for chunk in chunks(call.job for call in members):
-                _count(bulk, queue, chunk, await side.enqueuer.submit(target, chunk), priority)
+                refused = await side.enqueuer.submit(target, chunk)
+                _count(bulk, members[sent : sent + len(chunk)], refused, instead)
+                sent += len(chunk)
             await side.announce(queue)
         if ids:
-            bulk.ids += [call.job.id for call in group]
+            bulk.ids += [instead.get(call.job.id, call.job.id) for call in group]
 
     def send_many_sync(self, calls: Iterable[Call], *, ids: bool) -> Bulk:
         """:meth:`send_many` from blocking code."""
         bulk, side, stream = Bulk(), self._sync_side(), iter(calls)
         while group := [call for _, call in zip(range(_GROUP), stream, strict=False)]:
+            instead: dict[str, str] = {}
             for (queue, priority), members in _by_target(group).items():
+                sent = 0
                 for chunk in chunks(call.job for call in members):
-                    _count(bulk, queue, chunk, side.send(queue, priority, chunk), priority)
+                    refused = side.send(queue, priority, chunk)
+                    _count(bulk, members[sent : sent + len(chunk)], refused, instead)
+                    sent += len(chunk)
             if ids:
-                bulk.ids += [call.job.id for call in group]
+                bulk.ids += [instead.get(call.job.id, call.job.id) for call in group]
         return bulk
 
     def _side(self) -> _AsyncSide:
@@ -164,11 +171,12 @@ def _by_target(calls: Iterable[Call]) -> dict[tuple[str, int], list[Call]]:
     return groups
 
 
-def _count(bulk: Bulk, queue: str, chunk: list[NewJob], refused: list[Refused], priority: int) -> None:
+def _count(bulk: Bulk, calls: list[Call], refused: list[Refused], instead: dict[str, str]) -> None:
+    bulk.total += len(calls)
+    bulk.created += len(calls) - len(refused)
     for refusal in refused:
-        _existing(Call(queue, priority, chunk[refusal.position]), refusal)
-    bulk.total += len(chunk)
-    bulk.created += len(chunk) - len(refused)
+        call = calls[refusal.position]
+        instead[call.job.id] = _existing(call, refusal)
 
 
 def _existing(call: Call, refused: Refused) -> str:
@@ -176,12 +184,19 @@ def _existing(call: Call, refused: Refused) -> str:
 
     Raises:
         JobIdReused: that job has finished.
+        DuplicateJob: the call wanted to be told so.
     """
     if refused.why == "dead":
         raise JobIdReused(call.job.id, call.queue, "failed")
     if refused.why == "finished":
-        raise JobIdReused(call.job.id, call.queue, decode_record(refused.detail).state)
-    return refused.detail.decode() if refused.why == "unique" else call.job.id
+        state = decode_record(refused.detail).state if refused.detail else "finished"  # its record may be gone by now
+        raise JobIdReused(call.job.id, call.queue, state)
+    if refused.why == "exists":
+        return call.job.id
+    holder = refused.detail.decode()
+    if call.strict and refused.why == "unique":
+        raise DuplicateJob(call.job.unique.rpartition(":")[0], call.queue, holder)
+    return holder
 
 
 class _AsyncSide:

@@ -20,32 +20,34 @@ from typing import (
 import msgspec
 
 from fastq.arguments import Arguments, check_size
-from fastq.broker.commands import NewJob
+from fastq.broker.commands import NewJob, Once
 from fastq.config import check_queue_name
 from fastq.context import is_injected
 from fastq.errors import InvalidOption, did_you_mean
 from fastq.handle import Bulk, JobHandle
 from fastq.job import (
     VERSION,
+    YEAR_MS,
     Envelope,
     Extra,
     JobPriority,
+    Seconds,
     check_id,
     check_priority,
     encode,
     new_id,
+    seconds,
 )
+from fastq.once import IDEMPOTENT_TTL, Unique, Until, as_unique, key_of, unique_key
 from fastq.retry import RetryRule, attempts_in_all
 
 __all__ = ["AsyncTask", "Call", "JobOptions", "Producer", "SyncTask", "Task", "TaskOptions"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Seconds = float | dt.timedelta
 Calls = Iterable[tuple[Any, ...] | Mapping[str, Any]] | AsyncIterable[tuple[Any, ...] | Mapping[str, Any]]
 
-YEAR_MS = 366 * 86_400_000
-
+UniqueOption = Until | Seconds | Unique | bool | None
 
 # -- options ----------------------------------------------------------------------------------
 
@@ -55,7 +57,9 @@ class JobOptions(TypedDict, total=False):
 
     ``delay`` seconds or ``at`` (an aware datetime, or seconds since the epoch): when the job is due.
     ``expires`` seconds: if it has not started by then, it is cancelled. ``job_id``: your own id; a second job with
-    the id of a live one is not created. ``result_ttl`` seconds that its record is kept, 0 for none.
+    the id of a live one is not created. ``result_ttl`` seconds that its record is kept, 0 for none. ``unique``: see
+    :class:`fastq.Unique`. ``idempotency_key``: your own name for this call; for a day, or ``idempotent`` seconds of the
+    task, every call with it gets the job of the first one.
     """
 
     queue: str
@@ -68,6 +72,8 @@ class JobOptions(TypedDict, total=False):
     max_attempts: int
     max_retries: int
     result_ttl: Seconds
+    unique: UniqueOption
+    idempotency_key: str
 
 
 _OPTIONS = tuple(JobOptions.__annotations__)
@@ -83,14 +89,17 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     result_ttl: float | None = None
     expires: float | None = None
     retry: RetryRule = RetryRule()
+    unique: Unique | None = None
+    idempotent: float | None = None
 
 
 class Call(NamedTuple):
-    """A job ready to be sent: to which queue, at which priority."""
+    """A job ready to be sent: to which queue, at which priority. ``strict``: a duplicate is an error."""
 
     queue: str
     priority: int
     job: NewJob
+    strict: bool = False
 
 
 class Producer(Protocol):
@@ -108,6 +117,10 @@ class Producer(Protocol):
         """The queue of tasks that name none."""
         ...
 
+    def result_ttl(self) -> float:
+        """Seconds that records are kept of tasks that do not say."""
+        ...
+
     def send(self, call: Call) -> Coroutine[Any, Any, JobHandle[Any]]:
         """Enqueue one job."""
         ...
@@ -123,19 +136,6 @@ class Producer(Protocol):
     def send_many_sync(self, calls: Iterable[Call], *, ids: bool) -> Bulk:
         """The same from blocking code."""
         ...
-
-
-def seconds(name: str, value: object, *, least: float = 0.0) -> float:
-    """A duration given as seconds or timedelta.
-
-    Raises:
-        InvalidOption: it is neither, or not between ``least`` and 366 days.
-    """
-    if isinstance(value, dt.timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= YEAR_MS / 1_000:
-        raise InvalidOption(f"{name}={value!r} must be a number of seconds from {least:g} to 366 days")
-    return float(value)
 
 
 def _due_ms(options: JobOptions, now_ms: int) -> int:
@@ -207,6 +207,44 @@ def _extra(defaults: TaskOptions, options: JobOptions, now: int, due: int) -> Ex
     return None if extra == Extra() else extra
 
 
+Named = Callable[[], Mapping[str, Any]]
+"""The arguments of a call by name, defaults filled in; asked for only when a unique key is made of them."""
+
+
+def make_once(
+    task: str, body: bytes, defaults: TaskOptions, options: JobOptions, producer: Producer, arguments: Named
+) -> Call:
+    """:func:`make_call` of a job that may be unique or idempotent.
+
+    Raises:
+        InvalidOption: also a key that cannot be made, or two of them.
+    """
+    rule = as_unique(options["unique"]) if "unique" in options else defaults.unique
+    given = options.get("idempotency_key")
+    if given is not None and (not isinstance(given, str) or not 1 <= len(given) <= 500):
+        raise InvalidOption(f"idempotency_key={given!r:.100} is not a text of 1 to 500 characters")
+    if given is not None or defaults.idempotent is not None:
+        if options.get("unique"):
+            raise InvalidOption(f"task {task!r}: unique and idempotent were both asked for: choose one")
+        ttl = IDEMPOTENT_TTL if defaults.idempotent is None else defaults.idempotent
+        key = unique_key(task, Unique(), arguments()) if given is None else key_of(task, given.encode())
+        kept = options.get("result_ttl", defaults.result_ttl)
+        kept = producer.result_ttl() if kept is None else seconds("result_ttl", kept)
+        call = make_call(task, body, defaults, options | {"result_ttl": max(kept, ttl)}, producer)
+        once = Once("both", round(ttl * 1_000))
+        return call._replace(job=call.job._replace(unique="~" + key, once=once))
+    if rule is None:
+        return make_call(task, body, defaults, options, producer)
+    if rule.debounce is not None:
+        options = options | {"delay": rule.debounce}
+    call = make_call(task, body, defaults, options, producer)
+    ttl_ms = 0 if isinstance(rule.until, str) else round(seconds("unique", rule.until) * 1_000)
+    most_ms = 0 if rule.at_most is None else round(seconds("at_most", rule.at_most) * 1_000)
+    once = Once(rule.hold, ttl_ms, "replace" if rule.replaces else "keep", most_ms)
+    job = call.job._replace(unique=unique_key(task, rule, arguments()), once=once)
+    return call._replace(job=job, strict=rule.on_duplicate == "raise")
+
+
 class Owner(Protocol):
     """Where a task is registered."""
 
@@ -238,6 +276,7 @@ class _Enqueues(Generic[P, R]):
             InvalidArguments: they do not fit the signature, its types, or msgpack; nothing was sent.
             BodyTooLarge: more than ``max_body`` bytes; nothing was sent.
             JobIdReused: the ``job_id`` belongs to a finished job.
+            DuplicateJob: the task is unique with ``on_duplicate="raise"``, and there is such a job.
             BrokerUnavailable: Redis did not confirm within ``enqueue_timeout``.
             BrokerOutOfMemory, QueueFull: Redis, or this process's buffer, is full.
 
@@ -311,7 +350,11 @@ class Task(_Enqueues[P, R]):
         return self.owner.producer()
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        return make_call(self.name, self.arguments.encode(args, kwargs), self.defaults, {}, self.owner.producer())
+        body, defaults = self.arguments.encode(args, kwargs), self.defaults
+        if defaults.unique is not None or defaults.idempotent is not None:
+            named = functools.partial(self.arguments.named, args, kwargs)
+            return make_once(self.name, body, defaults, {}, self.owner.producer(), named)
+        return make_call(self.name, body, defaults, {}, self.owner.producer())
 
     def options(self, **options: Unpack[JobOptions]) -> Configured[P, R]:
         """The same task with options for the calls that follow.
@@ -363,4 +406,5 @@ class Configured(_Enqueues[P, R]):
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         task = self.task
         body = task.arguments.encode(args, kwargs)
-        return make_call(task.name, body, task.defaults, self._options, self._producer())
+        named = functools.partial(task.arguments.named, args, kwargs)
+        return make_once(task.name, body, task.defaults, self._options, self._producer(), named)

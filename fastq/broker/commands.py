@@ -62,6 +62,15 @@ def _text(value: bytes) -> str:
 # -- enqueue ------------------------------------------------------------------------------
 
 
+class Once(NamedTuple):
+    """How a unique key is held, and what becomes of the job that there is; the words of enqueue_once.lua."""
+
+    hold: str = "executed"  # executed | started | ttl | both
+    ttl_ms: int = 0
+    on_duplicate: str = "keep"  # keep | replace
+    most_ms: int = 0
+
+
 class NewJob(NamedTuple):
     """One job on its way in. ``delay_ms`` <= 0: ready at once. ``chosen``: the caller named the id."""
 
@@ -70,6 +79,7 @@ class NewJob(NamedTuple):
     delay_ms: int = 0
     unique: str = ""
     chosen: bool = False
+    once: Once = Once()
 
     @property
     def plain(self) -> bool:
@@ -81,8 +91,8 @@ class Refused(NamedTuple):
     """Why one job of a batch was not created."""
 
     position: int
-    why: str  # unique | exists | dead | finished
-    detail: bytes  # the holder's id of a unique key; the record of a finished job
+    why: str  # unique | replaced | exists | dead | finished
+    detail: bytes  # the id of the job that is there instead; the record of a finished job
 
 
 def _refusals(reply: list[Any]) -> list[Refused]:
@@ -93,18 +103,23 @@ def enqueue(
     q: QueueKeys, priority: int, producer: str, sequence: int, jobs: Sequence[NewJob]
 ) -> Command[list[Refused]]:
     """Accept up to :data:`BATCH` jobs of one priority. ``sequence`` grows with every call of a producer."""
-    keys = (
-        q.jobs, q.ready[priority], q.due, q.due_wake, q.wake, q.producers, q.unique, q.unique_of, q.dead, q.done,
+    keys: tuple[bytes, ...] = (
+        q.jobs, q.ready[priority], q.due, q.due_wake, q.wake, q.producers, q.dead, q.done,
     )  # fmt: skip
     args: list[Any] = [producer, sequence]
     if all(job.plain for job in jobs):
         args.append("plain")
         for job in jobs:
             args += (job.id, job.envelope)
-    else:
+    elif not any(job.unique for job in jobs):
         args.append("full")
         for job in jobs:
-            args += (job.id, job.envelope, job.delay_ms, job.unique)
+            args += (job.id, job.envelope, job.delay_ms)
+    else:
+        for job in jobs:
+            args += (job.id, job.envelope, job.delay_ms, job.unique, *job.once)
+        keys += (q.unique, q.unique_of, q.unique_start, q.workers, q.said(producer, sequence))
+        return Command("enqueue_once", keys, args, _refusals)
     return Command("enqueue", keys, args, _refusals)
 
 
@@ -133,7 +148,10 @@ def register(q: QueueKeys, worker: str, lease_ms: int, info: bytes) -> Command[i
 
 def reserve(q: QueueKeys, worker: str, want: int) -> Command[Reserved]:
     """Take up to ``want`` (at most 2,000) jobs under this worker's lease."""
-    keys = (q.workers, q.running(worker), q.jobs, q.paused, q.wake, q.ghosts, q.deliveries, *q.levels)
+    keys = (
+        q.workers, q.running(worker), q.jobs, q.paused, q.wake, q.ghosts, q.deliveries, q.unique, q.unique_of,
+        q.unique_start, *q.levels,
+    )  # fmt: skip
     return Command("reserve", keys, (worker, want), Reserved._make)
 
 

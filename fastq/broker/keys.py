@@ -48,6 +48,23 @@ TABLE: tuple[KeyInfo, ...] = (
     KeyInfo("{q}:parked", "zset", "park", "job", "limit with parked jobs -> when somebody should look at it, in ms"),
     KeyInfo("{q}:parked:of", "hash", "park", "job", "job id -> the limit that it waits for"),
     KeyInfo("{q}:parked:by:<limit>", "zset", "park", "job", "ids of the jobs that wait for one limit, next one first"),
+    KeyInfo(
+        "{q}:unique:start",
+        "hash",
+        "enqueue",
+        "job",
+        "job id -> unique key that ends when a worker takes the job; `|` latest due time",
+    ),
+    KeyInfo(
+        "{q}:unique:ttl:<key>",
+        "string",
+        "enqueue",
+        "ttl",
+        "job id that a unique key named, for as long as the task says",
+    ),
+    KeyInfo(
+        "{q}:said:<producer>:<sequence>", "string", "enqueue", "ttl", "what a call refused, should its reply be lost"
+    ),
     KeyInfo("{q}:paused", "string", "operator", "queue", "present while the queue is paused"),
     KeyInfo("{q}:producers", "hash", "enqueue", "bounded", "producer id -> its last sequence number (µs); pruned"),
     KeyInfo("{q}:ticks", "hash", "scheduler", "queue", "schedule name -> last tick that was enqueued, in ms"),
@@ -117,6 +134,7 @@ class QueueKeys:
         self.unique_of = self._name("unique:of")
         self.parked = self._name("parked")
         self.parked_of = self._name("parked:of")
+        self.unique_start = self._name("unique:start")
         self.paused = self._name("paused")
         self.producers = self._name("producers")
         self.ticks = self._name("ticks")
@@ -135,6 +153,10 @@ class QueueKeys:
     def parked_by(self, limit: str) -> bytes:
         """The ZSET of the jobs that wait for a limit; its name is ``LimitKeys.name``."""
         return self._name(f"parked:by:{limit}")
+
+    def said(self, producer: str, sequence: int) -> bytes:
+        """The STRING that remembers what one call of a producer refused."""
+        return self._name(f"said:{producer}:{sequence}")
 
     def bucket(self, name: str) -> bytes:
         """The HASH of finished records with this bucket name (``<ttl>:<n>``)."""

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- reserve: hand up to `want` pending jobs to a worker, highest priority first
--- KEYS {q}:workers {q}:running:<worker> {q}:jobs {q}:paused {q}:wake {q}:ghosts {q}:deliveries {q}:ready:10 ... {q}:ready:0
+-- KEYS {q}:workers {q}:running:<worker> {q}:jobs {q}:paused {q}:wake {q}:ghosts {q}:deliveries {q}:unique {q}:unique:of
+--      {q}:unique:start {q}:ready:10 ... {q}:ready:0
 -- ARGV worker want
 -- Sent twice: the jobs of a lost reply are in the running set; the worker sees that it holds more than it knows (held)
 -- and asks for them with resume.lua.
@@ -8,7 +9,8 @@
 -- Reply {now_ms, held, ids, envelopes, deliveries}; held -1: the lease is gone; deliveries is empty when no job has any.
 --- @include "now"
 --- @include "wake"
-local workers, running, jobs, paused, wake_list, ghosts, deliveries = unpack(KEYS, 1, 7)
+--- @include "release_unique"
+local workers, running, jobs, paused, wake_list, ghosts, deliveries, unique, unique_of, unique_start = unpack(KEYS, 1, 10)
 local worker, want = ARGV[1], math.min(tonumber(ARGV[2]), 2000) -- Lua cannot unpack 8,000, and what is popped must be held
 local MOST_GHOSTS = 500 -- a call stays near 4 ms: skipping 100,000 at once would stop Redis for 0.4 to 0.8 s
 local now = now_ms()
@@ -19,7 +21,7 @@ end
 
 local ids, more, skipped = {}, false, 0
 local haunted = redis.call('HLEN', ghosts) > 0
-for level = 8, #KEYS do
+for level = 11, #KEYS do
   while #ids < want and skipped < MOST_GHOSTS do
     local popped = redis.call('LPOP', KEYS[level], want - #ids)
     if not popped then break end
@@ -41,6 +43,13 @@ if more then wake(wake_list) end
 if #ids == 0 then return {now, redis.call('SCARD', running) - 1, {}, {}, {}} end
 
 redis.call('SADD', running, unpack(ids))
+if redis.call('HLEN', unique_start) > 0 then -- unique until they are started, that is: until now
+  local begun = {}
+  for i, key in ipairs(redis.call('HMGET', unique_start, unpack(ids))) do
+    if key then begun[#begun + 1] = ids[i] end
+  end
+  release_unique(unique, unique_of, begun)
+end
 local envelopes = redis.call('HMGET', jobs, unpack(ids))
 local suspects = {}
 if redis.call('HLEN', deliveries) > 0 then

@@ -187,6 +187,8 @@ def test_one_live_job_holds_a_unique_key(lab: Lab) -> None:
         "wake": ["1"],
         "due:wake": ["1"],
         "producers": {"p": b"2"},
+        "said:p:1": b"1 unique a",
+        "said:p:2": b"0 unique a",
     }
 
 

@@ -47,6 +47,7 @@ class Lossy:
 def lossy(redis_server: EmbeddedServer, lab: Lab) -> Iterator[Lossy]:
     for command in (  # every script is known: one that is not is sent again by its text, which the proxy does not know
         lab.enqueue_command("a"),
+        lab.enqueue_command(NewJob("u", E, unique="k")),
         commands.register(lab.q, "w", LEASE, b"info"),
         commands.reserve(lab.q, "w", 1),
         lab.settle_command(succeeded=["a"]),
@@ -74,7 +75,7 @@ def lossy(redis_server: EmbeddedServer, lab: Lab) -> Iterator[Lossy]:
 def test_enqueue(lab: Lab, lossy: Lossy, job: Callable[[int], NewJob]) -> None:
     for i in range(TIMES):
         assert lossy.repeat(lab.enqueue_command(job(i))) == []
-    assert lossy.proxy.dropped["enqueue"] == TIMES
+    assert lossy.proxy.dropped["enqueue"] + lossy.proxy.dropped["enqueue_once"] == TIMES
     assert len(lab.jobs()) == TIMES
     assert len(lab.ready()) + len(lab.value("due") or ()) == TIMES
 
@@ -85,6 +86,19 @@ def test_enqueue_of_a_unique_key_that_is_held(lab: Lab, lossy: Lossy) -> None:
     for i in range(20):
         assert lossy.repeat(lab.enqueue_command(NewJob(f"j{i}", E, unique="k"))) == [Refused(0, "unique", b"holder")]
     assert lab.jobs() == {"holder"}
+
+
+def test_enqueue_of_a_unique_key_whose_holder_ends_meanwhile(lab: Lab, lossy: Lossy) -> None:
+    """What the first call refused is said again, although the key is free by now."""
+    lab.register()
+    for i in range(20):
+        lab.enqueue(NewJob(f"holder{i}", E, unique="k"))
+        command = lab.enqueue_command(NewJob(f"j{i}", E, unique="k"))
+        lossy.lose(command)
+        lab.reserve()
+        lab.settle(succeeded=[f"holder{i}"])
+        assert lossy.connection.call(command) == [Refused(0, "unique", f"holder{i}".encode())]
+    assert lab.jobs() == set()
 
 
 def test_enqueue_while_the_jobs_are_run_at_once(lab: Lab, lossy: Lossy) -> None:

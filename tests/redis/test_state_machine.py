@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from fastq import job
 from fastq.broker import commands, scripts
-from fastq.broker.commands import Held, NewJob, Parked, Promoted, Recovered, Refused, Settled
+from fastq.broker.commands import Held, NewJob, Once, Parked, Promoted, Recovered, Refused, Settled
 from fastq.broker.keys import PAD
 from fastq.errors import FastQError
 from tests.redis.lab import FAR, LEASE, Lab, batch, texts
@@ -39,7 +39,12 @@ some = st.lists(numbers, max_size=5)
 limits = st.sampled_from((1, 2, 100))
 chosen = st.sampled_from("abcd")
 outcomes = st.lists(st.tuples(numbers, st.sampled_from(OUTCOMES), priorities, delays), min_size=1, max_size=5)
-new_jobs = st.lists(st.tuples(chosen, delays, st.sampled_from(("", "k", "l"))), min_size=1, max_size=4)
+ONCE = (
+    Once(), Once("started"), Once("executed", 0, "replace"), Once("started", 0, "replace"), Once("ttl", FAR), Once("both", FAR),
+)  # fmt: skip
+onces = st.sampled_from(ONCE)
+new_jobs = st.lists(st.tuples(chosen, delays, st.sampled_from(("", "k", "l")), onces), min_size=1, max_size=4)
+NOW = -1  # a due time that Redis chose just now
 
 
 LIMITS = ("x/~all", "y/~all")
@@ -48,15 +53,18 @@ KINDS = {
     "parked": "zset",
     "parked:of": "hash",
     **{f"parked:by:{limit}": "zset" for limit in LIMITS},
-    **dict.fromkeys(("jobs", "ghosts", "deliveries", "unique", "unique:of", "info", "ticks", "producers"), "hash"),
+    **dict.fromkeys(
+        ("jobs", "ghosts", "deliveries", "unique", "unique:of", "unique:start", "info", "ticks", "producers"), "hash"
+    ),
     **dict.fromkeys(("dead:jobs", "dead:errors", "done:1000:1"), "hash"),
     **dict.fromkeys(("due", "workers", "dead", "done"), "zset"),
     **dict.fromkeys(("wake", "due:wake", *(f"ready:{priority}" for priority in PRIORITIES)), "list"),
+    **dict.fromkeys(("unique:ttl:k", "unique:ttl:l"), "string"),
     **dict.fromkeys((f"running:{worker}" for worker in WORKERS), "set"),
 }
 DUMP = """
 local read = {
-  hash = {'HGETALL'}, zset = {'ZRANGE', 0, -1, 'WITHSCORES'}, list = {'LRANGE', 0, -1}, set = {'SMEMBERS'}
+  hash = {'HGETALL'}, zset = {'ZRANGE', 0, -1, 'WITHSCORES'}, list = {'LRANGE', 0, -1}, set = {'SMEMBERS'}, string = {'GET'}
 }
 local found = {}
 for i, key in ipairs(redis.call('KEYS', '*')) do
@@ -80,6 +88,8 @@ class Model:
         self.late: set[str] = set()  # workers whose lease has run out
         self.deliveries: Counter[str] = Counter()
         self.unique: dict[str, str] = {}
+        self.unstarted: set[str] = set()  # whose key ends when a worker takes them
+        self.remembered: dict[str, str] = {}  # keys that live for a time
         self.dead: dict[str, bytes] = {}
         self.done: dict[str, bytes] = {}
         self.ticks: dict[str, int] = {}
@@ -111,8 +121,13 @@ class Model:
     def end(self, job_id: str) -> bytes:
         """The job is over: what goes with it goes."""
         self.deliveries.pop(job_id, None)
-        self.unique = {key: holder for key, holder in self.unique.items() if holder != job_id}
+        self.free(job_id)
         return self.jobs.pop(job_id)
+
+    def free(self, job_id: str) -> None:
+        """Its unique key may be taken."""
+        self.unique = {key: holder for key, holder in self.unique.items() if holder != job_id}
+        self.unstarted.discard(job_id)
 
     def holder(self, job_id: str) -> str | None:
         return next((worker for worker, held in self.running.items() if job_id in held), None)
@@ -137,7 +152,9 @@ class Protocol(RuleBasedStateMachine):
     def begin(self, under_way: bool) -> None:
         """Mostly with a queue in which much has happened: two workers, one of them back from the dead with its jobs."""
         if under_way:
-            self.enqueue_full([("a", 0, "k"), ("b", 0, "l"), ("c", FAR, "")], 10, again=False)
+            self.enqueue_full(
+                [("a", 0, "k", ONCE[0]), ("b", 0, "l", ONCE[1]), ("c", FAR, "", ONCE[0])], 10, again=False
+            )
             self.enqueue_plain(3, 5, again=False)
             self.register("w", late=False)
             self.reserve("w", 3)
@@ -183,22 +200,22 @@ class Protocol(RuleBasedStateMachine):
             assert self.call(command) == []
 
     @rule(specs=new_jobs, priority=priorities, again=st.booleans())
-    def enqueue_full(self, specs: list[tuple[str, int, str]], priority: int, again: bool) -> None:
-        jobs = [NewJob(i, self.envelope(priority), delay, key, chosen=True) for i, delay, key in specs]
+    def enqueue_full(self, specs: list[tuple[str, int, str, Once]], priority: int, again: bool) -> None:
+        jobs = [NewJob(i, self.envelope(priority), delay, key, True, once) for i, delay, key, once in specs]
         command = self.lab.enqueue_command(*jobs, priority=priority)
         refused = [Refused(n, *why) for n, new in enumerate(jobs) if (why := self.accept(new))]
         assert self.call(command) == refused
         self.adopt_due_times()
         if again:
-            held = ((n, new.id, self.model.unique.get(new.unique)) for n, new in enumerate(jobs))
-            still = [Refused(n, "unique", holder.encode()) for n, i, holder in held if holder and holder != i]
+            still = refused if any(new.unique for new in jobs) else []
             assert self.call(command) == still
 
     def accept(self, new: NewJob) -> tuple[str, bytes] | None:
         """Why a job is refused; None when the model has taken it."""
         model = self.model
-        if new.unique in model.unique:
-            return "unique", model.unique[new.unique].encode()
+        holder = model.unique.get(new.unique) or model.remembered.get(new.unique)
+        if holder:
+            return self.replace(holder, new), holder.encode()
         if new.id in model.jobs:
             return "exists", b""
         if new.id in model.dead:
@@ -206,21 +223,35 @@ class Protocol(RuleBasedStateMachine):
         if new.id in model.done:
             return "finished", model.done[new.id]
         model.jobs[new.id] = new.envelope
-        if new.unique:
+        if new.unique and new.once.hold in ("ttl", "both"):
+            model.remembered[new.unique] = new.id
+        if new.unique and new.once.hold != "ttl":
             model.unique[new.unique] = new.id
+        if new.unique and new.once.hold == "started":
+            model.unstarted.add(new.id)
         if new.delay_ms:
             model.due[new.id] = new.delay_ms  # the delay, until `adopt_due_times`
         else:
             model.push(new.id)
         return None
 
+    def replace(self, holder: str, new: NewJob) -> str:
+        """A job that no worker has gets the arguments of its duplicate, if that was asked for."""
+        model = self.model
+        if new.once.on_duplicate != "replace" or holder not in model.jobs or model.holder(holder):
+            return "unique"
+        model.jobs[holder] = new.envelope
+        if holder in model.due:
+            model.due[holder] = new.delay_ms or NOW
+        return "replaced"
+
     def adopt_due_times(self) -> None:
         """Redis chose the times; they must be where the delays say."""
         for job_id, value in self.model.due.items():
-            if value == FAR:
+            if value in (FAR, NOW):
                 score = self.lab.raw.zscore(self.lab.q.due, job_id)
                 assert score is not None
-                assert self.lab.near(FAR) == int(score)
+                assert self.lab.near(FAR if value == FAR else 0) == int(score)
                 self.model.due[job_id] = int(score)
 
     @rule(schedule=st.sampled_from("st"), tick=st.integers(1, 4), priority=priorities)
@@ -256,6 +287,8 @@ class Protocol(RuleBasedStateMachine):
             return
         ids = list(model.pop(want))
         model.running[worker].update(ids)
+        for job_id in model.unstarted.intersection(ids):
+            model.free(job_id)
         suspects = [model.deliveries[i] for i in ids] if ids and +model.deliveries else []
         assert texts(reserved.ids) == ids
         assert reserved.envelopes == [model.jobs[i] for i in ids]
@@ -563,6 +596,8 @@ class Protocol(RuleBasedStateMachine):
         live = {name: {} if kind == "hash" else [] for name, kind in KINDS.items()}
         for key, kind, value in self.lab.raw.eval(DUMP, 0):
             name = key.decode().removeprefix(self.lab.q.base)
+            if name.startswith("said:"):
+                continue
             assert KINDS[name] == kind.decode(), "a key that should not be there"
             live[name] = _decoded(KINDS[name], value)
         return live
@@ -576,6 +611,7 @@ class Protocol(RuleBasedStateMachine):
         by = {i: limit.encode() for limit in LIMITS for i, _ in live[f"parked:by:{limit}"]}
         assert live["parked:of"] == by
         assert {limit.encode() for limit, _ in live["parked"]} == set(by.values())
+        assert live["unique:start"].items() <= live["unique:of"].items()
         assert {i for i, _ in live["dead"]} == set(live["dead:jobs"]) == set(live["dead:errors"])
         assert not jobs & set(live["dead:jobs"])
         registered = {worker for worker, _ in live["workers"]}
@@ -594,12 +630,16 @@ class Protocol(RuleBasedStateMachine):
         assert {worker: set(ids) - {PAD} for worker, ids in held.items()} == model.running
         assert {i: int(n) for i, n in live["deliveries"].items()} == dict(+model.deliveries)
         assert {key: i.decode() for key, i in live["unique"].items()} == model.unique
+        assert set(live["unique:start"]) == model.unstarted
+        assert {k: i for k in "kl" if (i := live[f"unique:ttl:{k}"])} == model.remembered
         assert {name: int(tick) for name, tick in live["ticks"].items()} == model.ticks
         assert live["dead:jobs"] == model.dead
         assert live["done:1000:1"] == model.done
 
 
 def _decoded(kind: str, value: Any) -> Any:
+    if kind == "string":
+        return value.decode()
     pairs = zip(value[::2], value[1::2], strict=True) if kind in {"hash", "zset"} else ()
     if kind == "hash":
         return {field.decode(): data for field, data in pairs}
@@ -650,8 +690,18 @@ BUGS: dict[str, Mutation] = {
     "reserve without a lease": ("reserve", "if not redis.call('ZSCORE', workers, worker)", "if false"),
     "reserve from a paused queue": ("reserve", " or redis.call('EXISTS', paused) == 1", ""),
     "enqueue that repeats": ("enqueue", "tonumber(last) >= tonumber(ARGV[2])", "false"),
-    "enqueue that forgets the holder": ("enqueue", "if holder and holder ~= ARGV[i]", "if false"),
-    "enqueue over a dead letter": ("enqueue", "elseif redis.call('ZSCORE', dead, id)", "elseif false"),
+    "enqueue over a dead letter": ("enqueue", "if redis.call('ZSCORE', dead, id)", "if false"),
+    "enqueue_once that repeats": ("enqueue_once", "tonumber(last) >= tonumber(ARGV[2])", "false"),
+    "enqueue_once that forgets what it said": (
+        "enqueue_once",
+        "if #words > 0 then redis.call('SET', said",
+        "if false then redis.call('SET', said",
+    ),
+    "enqueue_once with two holders": ("enqueue_once", "local holder = key ~= ''", "local holder = false"),
+    "enqueue_once that forgets the time": ("enqueue_once", " or redis.call('GET', unique .. ':ttl:' .. key)", ""),
+    "enqueue_once that replaces what runs": ("enqueue_once", " or is_running(holder)", ""),
+    "reserve that keeps the key of a started job": ("reserve", "release_unique(unique, unique_of, begun)", ""),
+    "release_unique that leaves the start": ("cancel", "redis.call('HDEL', unique .. ':start', id)", ""),
     "promote that leaves the job due": ("promote", "redis.call('ZREMRANGEBYRANK', due, 0, #ids - 1)", ""),
     "promote before the time": ("promote", "'-inf', now, 'BYSCORE'", "'-inf', '+inf', 'BYSCORE'"),
     "replay that leaves the letter": ("replay", "redis.call('ZREM', dead, id) == 1", "redis.call('ZSCORE', dead, id)"),

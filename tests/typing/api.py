@@ -36,6 +36,16 @@ def sync_with_context(job: fastq.JobContext, number: int) -> None:
     job.snooze(number)
 
 
+@app.task(unique=fastq.Unique("until_started", by=["user"], on_duplicate="replace", debounce=5))
+async def unique_task(user: int) -> str:
+    return str(user)
+
+
+@app.task(idempotent=86_400)
+def idempotent_task(order: str) -> bytes:
+    return order.encode()
+
+
 @app.cron("30 4 * * 1-5", tz="Europe/Berlin")
 @app.every(dt.timedelta(minutes=5))
 @app.task
@@ -62,6 +72,9 @@ async def right() -> None:
     assert_type(await configured.enqueue("a"), fastq.JobHandle[bool])
     await send_email.options(at=dt.datetime.now(dt.UTC), max_retries=2).enqueue("a")
     await send_email.enqueue_many([("a",), {"to": "b", "subject": "x"}])
+    assert_type(await unique_task.options(unique="until_executed").enqueue(1), fastq.JobHandle[str])
+    key = fastq.make_idempotency_key("charge", ("o",), {"amount": 1})
+    assert_type(idempotent_task.options(idempotency_key=key).enqueue_sync("o"), fastq.JobHandle[bytes])
     assert_type(await app.get_status(job.id), fastq.JobStatus | None)
     await app.enqueue("send_email", to="a")
     await app.options(delay=1).enqueue("send_email", to="a")
@@ -76,6 +89,8 @@ async def wrong() -> None:
     await send_email.options(delay=5).enqueue(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     send_email.options(dealy=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     send_email.options(delay="soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    send_email.options(unique="until_dawn")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    fastq.Unique(on_duplicate="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     resize.enqueue_sync("x", 3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await with_context.enqueue("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     sync_with_context.enqueue_sync("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -23,6 +23,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "clamp": lambda: c.clamp(Q, [("w", 1)]),
     "discard": lambda: c.discard(Q, ids=["a"]),
     "enqueue": lambda: c.enqueue(Q, 5, "p", 1, [NewJob("a", b"e")]),
+    "enqueue_once": lambda: c.enqueue(Q, 5, "p", 1, [NewJob("a", b"A", unique="k")]),
     "extend": lambda: c.extend(Q, 1_000, ["v", "w"]),
     "fire": lambda: c.fire(Q, 5, "s", 1, "a", b"e"),
     "lead": lambda: c.lead(GlobalKeys("fastq"), "s", 1),
@@ -111,12 +112,16 @@ def test_plain_jobs_take_the_short_path() -> None:
     assert command.keys[1] == b"fastq:{q}:ready:7"
 
 
-@pytest.mark.parametrize(
-    "job", [NewJob("b", b"B", delay_ms=1), NewJob("b", b"B", unique="k"), NewJob("b", b"B", chosen=True)]
-)
+@pytest.mark.parametrize("job", [NewJob("b", b"B", delay_ms=1), NewJob("b", b"B", chosen=True)])
 def test_one_job_that_is_not_plain_makes_the_call_full(job: NewJob) -> None:
     command = c.enqueue(Q, 5, "p", 3, [NewJob("a", b"A"), job])
-    assert command.args == ["p", 3, "full", "a", b"A", 0, "", "b", b"B", job.delay_ms, job.unique]
+    assert command.args == ["p", 3, "full", "a", b"A", 0, "b", b"B", job.delay_ms]
+
+
+def test_one_job_with_a_unique_key_makes_it_another_script() -> None:
+    command = c.enqueue(Q, 5, "p", 3, [NewJob("a", b"A"), NewJob("b", b"B", 9, "k", once=c.Once("ttl", 60, "keep", 7))])
+    assert command.script == "enqueue_once"
+    assert command.args == ["p", 3, "a", b"A", 0, "", "executed", 0, "keep", 0, "b", b"B", 9, "k", "ttl", 60, "keep", 7]
 
 
 def test_settle_lays_its_sections_out_in_order() -> None:

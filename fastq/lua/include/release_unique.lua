@@ -5,6 +5,7 @@ local function release_unique(unique, unique_of, ids)
     local key = redis.call('HGET', unique_of, id)
     if key then
       redis.call('HDEL', unique_of, id)
+      redis.call('HDEL', unique .. ':start', id)
       if redis.call('HGET', unique, key) == id then redis.call('HDEL', unique, key) end
     end
   end
