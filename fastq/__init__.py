@@ -45,7 +45,13 @@ if TYPE_CHECKING:
     from fastq.job import DeadLetter, JobPriority, JobState, JobStatus
     from fastq.lease import Lease, SyncLease, SyncTerm, Term
     from fastq.limiter.api import Limiter, LimiterState, SyncLimiter, acquire_all
-    from fastq.limiter.catalogue import configure_limiter, configure_store, get_or_clone_limiter, rate_limited
+    from fastq.limiter.catalogue import (
+        configure_limiter,
+        configure_store,
+        get_or_clone_limiter,
+        monitored_acquire,
+        rate_limited,
+    )
     from fastq.limits import CostTooHigh
     from fastq.once import Unique, make_idempotency_key
     from fastq.registry import Tasks
@@ -63,7 +69,7 @@ _HOMES = {
     "fastq.job": "DeadLetter JobPriority JobState JobStatus",
     "fastq.lease": "Lease SyncLease SyncTerm Term",
     "fastq.limiter.api": "Limiter LimiterState SyncLimiter acquire_all",
-    "fastq.limiter.catalogue": "configure_limiter configure_store get_or_clone_limiter rate_limited",
+    "fastq.limiter.catalogue": "configure_limiter configure_store get_or_clone_limiter monitored_acquire rate_limited",
     "fastq.limits": "CostTooHigh",
     "fastq.once": "Unique make_idempotency_key",
     "fastq.registry": "Tasks",
@@ -134,6 +140,7 @@ __all__ = [
     "configure_store",
     "get_or_clone_limiter",
     "make_idempotency_key",
+    "monitored_acquire",
     "rate_limited",
 ]
 

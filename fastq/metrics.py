@@ -1,39 +1,31 @@
 """Every metric in one table, counted in shared memory by the processes and summed by the monitor.
 
 A process counts into the cells of its board slot: ``WorkerMetrics``, one compiled call per job. The monitor sums all slots
-(``aggregate``) and writes them in Prometheus's text format (``Exposition``). Cells outlive the process that filled them, so
+(``aggregate``); fastq/exposition.py writes them in Prometheus's text format. Cells outlive the process that filled them, so
 the sums only grow as long as the supervisor lives.
 
 Labels (F-A15): a label value is a queue or task name that the worker registered, or ``other``; at most ``SERIES_LIMIT``
-pairs of queue and task per process. Job ids, errors and text of users are never labels.
+pairs of queue and task per process. Of limiters: their ids and the types of jobs, at most ``LIMIT_SERIES`` pairs. Job ids, errors and text of users are never labels.
 
-``python -m fastq.metrics`` prints the table of docs/metrics.md. The only module that knows prometheus_client, which it imports with the
-first ``render()``; beside limits.py the only one that knows the compiled core.
+``python -m fastq.metrics`` prints the table of docs/metrics.md. Beside limits.py the only module that knows the compiled core.
 """
 
 from __future__ import annotations
 
-import functools
-import platform
 import sys
+import threading
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
 
 from fastq._core import RUN_BUCKETS, RUN_CELL, SERIES_CELLS, STATUS_COUNT, WAIT_BUCKETS, WAIT_CELL, Ledger
 from fastq.board import Slot, SlotState
-from fastq.errors import FastQError
-
-if TYPE_CHECKING:
-    from prometheus_client.core import Metric as Family
 
 __all__ = [
-    "CONTENT_TYPE",
     "COUNTERS",
+    "LIMIT_COUNTERS",
     "METRICS",
     "NOT_RUN",
     "OTHER",
@@ -42,11 +34,11 @@ __all__ = [
     "WAIT_BUCKETS",
     "Change",
     "CounterName",
-    "Exposition",
     "Histogram",
+    "LimitCounter",
+    "LimitWaits",
     "Metric",
     "ProcessGauge",
-    "QueueGauge",
     "SeriesTable",
     "Snapshot",
     "Status",
@@ -54,6 +46,7 @@ __all__ = [
     "WorkerMetrics",
     "aggregate",
     "change",
+    "count_limits_in",
 ]
 
 Status = Literal["success", "retry", "failed", "cancelled", "snoozed", "released", "lost"]
@@ -66,11 +59,14 @@ OTHER: Final = "other"
 NOT_RUN: Final = float("nan")
 """A waiting or run time that is not to be observed: the job was handed back before it ran."""
 
+LIMIT_SERIES: Final = 200
+"""Pairs of limiter and job type that one process counts apart; the rest is ``other``. A part of ``SERIES_LIMIT``."""
+
+NOTED_WAIT: Final = 0.1
+"""Seconds: waits for a limiter above this are what ``background_job_rate_limit_waits_total`` counts."""
+
 SERIES_LIMIT: Final = 1_000
 """Pairs of queue and task that one process counts apart; the rest is ``other`` (F-A15)."""
-
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-"""Of what ``Exposition.render`` returns."""
 
 # -- the table ------------------------------------------------------------------------------------
 
@@ -117,12 +113,44 @@ COUNTERS: Final[dict[CounterName, Metric]] = {
 }
 """Process-wide counters of workers, scheduler and monitor; position = cell."""
 
+LimitCounter = Literal[
+    "granted", "returned", "expired", "denied", "requests", "penalties", "errors", "passed", "late"
+]  # fmt: skip
+
+
+def _of_limiter(name: str, text: str) -> Metric:
+    return Metric(f"fastq_limit_{name}_total", "counter", ("limiter",), text)
+
+
+LIMIT_COUNTERS: Final[dict[LimitCounter, Metric]] = {
+    "granted": _of_limiter("units_granted", "Units that Redis granted; used are those neither returned nor expired."),
+    "returned": _of_limiter(
+        "units_returned", "Units given back unused: a waiter was cancelled, or others were missing."
+    ),
+    "expired": _of_limiter("units_expired", "Units that nobody used within `use_within`, given back then."),
+    "denied": _of_limiter("denials", "Requests that Redis granted nothing: units or slots are short, or a penalty."),
+    "requests": _of_limiter("requests", "Round trips to Redis for the limiter."),
+    "penalties": _of_limiter("penalties", "Calls of `penalize`."),
+    "errors": _of_limiter("errors", "Requests without an answer, or answered with an error."),
+    "passed": _of_limiter("passed", "Acquires that passed unchecked, `on_error` being `open`."),
+    "late": _of_limiter("late", "Answers that came too late for their units to be used: raise `use_within`."),
+}
+"""Counters of one limiter, all its partitions together; position = cell of its series."""
+
 _JOB = ("queue", "task")
+_LIMIT = ("limiter", "job_type")
+_ALIAS = ("limiter_id", "job_type")
 
 METRICS: Final[tuple[Metric, ...]] = (
     Metric("fastq_jobs_finished_total", "counter", (*_JOB, "status"), "Runs of jobs that ended, by how."),
     Metric("fastq_job_duration_seconds", "histogram", _JOB, "Run time of the handler."),
     Metric("fastq_job_wait_seconds", "histogram", _JOB, "Time from ready, or due, to the start of the handler."),
+    Metric("fastq_limit_wait_seconds", "histogram", _LIMIT, "Acquires that could not be served at once: their waits."),
+    Metric("fastq_limit_timeouts_total", "counter", _LIMIT, "Acquires that ended with LimitTimeout."),
+    *LIMIT_COUNTERS.values(),
+    Metric("background_job_rate_limit_waits_total", "counter", _ALIAS, "Waits for a limiter above 0.1 s."),
+    Metric("background_job_rate_limit_wait_seconds", "histogram", _ALIAS, "Waits for a limiter above 0.1 s."),
+    Metric("background_job_rate_limit_timeouts_total", "counter", _ALIAS, "As `fastq_limit_timeouts_total`."),
     *COUNTERS.values(),
     Metric("fastq_workers", "gauge", ("state",), "Worker processes."),
     Metric("fastq_worker_slots", "gauge", ("state",), "Jobs that the workers run (`busy`) and could start (`free`)."),
@@ -143,12 +171,24 @@ _FIRST_SERIES: Final = 64  # room for counters to come; checked below
 _CELL: Final[dict[CounterName, int]] = {name: i for i, name in enumerate(COUNTERS)}
 _WAIT = slice(WAIT_CELL, WAIT_CELL + len(WAIT_BUCKETS) + 1)
 _RUN = slice(RUN_CELL, RUN_CELL + len(RUN_BUCKETS) + 1)
-_LAYOUT: Final = zlib.crc32(repr((STATUSES, tuple(COUNTERS), _FIRST_SERIES, WAIT_BUCKETS, RUN_BUCKETS)).encode()) | 1
+_LAYOUT: Final = (
+    zlib.crc32(
+        repr((STATUSES, tuple(COUNTERS), tuple(LIMIT_COUNTERS), _FIRST_SERIES, WAIT_BUCKETS, RUN_BUCKETS)).encode()
+    )
+    | 1
+)
 """Written into each slot: after an upgrade and SIGHUP a new worker writes another layout than the old monitor reads."""
 
 if len(STATUSES) != STATUS_COUNT or len(COUNTERS) > _FIRST_SERIES:
     raise AssertionError("fastq/_core.pyx and fastq/metrics.py disagree on the layout of the cells")
 
+# Series of limiters have names that no queue has, and put other things into the same cells:
+# ("limit/", limiter): LIMIT_COUNTERS in their order | ("limit/<limiter>", job type): waits as status 0 and "wait", those
+# above NOTED_WAIT as "run", timeouts as status 1
+_OF_LIMIT: Final = "limit/"
+_WAITED: Final = 0
+_TIMED_OUT: Final = 1
+_LIMIT_CELL: Final[dict[LimitCounter, int]] = {name: i for i, name in enumerate(LIMIT_COUNTERS)}
 # names of a slot: bytes used (4), layout (4), then per series a length (2) and "queue\0task"
 _NAMES_AT: Final = 8
 
@@ -195,10 +235,17 @@ class SeriesTable:
             )
         self._bases = {name: _FIRST_SERIES + i * SERIES_CELLS for i, name in enumerate(_read_names(slot))}
         self._other = self._bases.get((OTHER, OTHER)) or self._append(OTHER, OTHER)
+        self._lock = threading.Lock()
+        self._limit_series = sum(name.startswith(_OF_LIMIT) for name, _ in self._bases)
         self.dropped = 0
 
     def __len__(self) -> int:
         return len(self._bases)
+
+    @property
+    def other(self) -> int:
+        """The base cell of what has no series."""
+        return self._other
 
     def series(self, queue: str, task: str) -> int:
         """The base cell of ``queue`` and ``task``; names that are not registered share ``other``."""
@@ -210,6 +257,27 @@ class SeriesTable:
         base = self._bases.get((known_queue, known_task)) or self._append(known_queue, known_task)
         self.dropped += base == self._other or (known_queue, known_task) != (queue, task)
         return base
+
+    def of_limiter(self, limiter: str) -> int:
+        """The base cell of the counters of a limiter."""
+        return self._of_limits(_OF_LIMIT, limiter)
+
+    def of_waits(self, limiter: str, job_type: str) -> int:
+        """The base cell of the waits for a limiter by jobs of a type."""
+        return self._of_limits(_OF_LIMIT + limiter, job_type)
+
+    def _of_limits(self, first: str, second: str) -> int:
+        base = self._bases.get((first, second))
+        if base is not None:
+            return base
+        with self._lock:  # blocking code acquires in threads
+            if self._limit_series >= LIMIT_SERIES:
+                first, second = (_OF_LIMIT if first == _OF_LIMIT else _OF_LIMIT + OTHER), OTHER
+            base = self._bases.get((first, second))
+            if base is None:
+                self._limit_series += 1
+                base = self._append(first, second)
+            return base
 
     def _append(self, queue: str, task: str) -> int:
         name = f"{queue}\0{task}".encode(errors="replace")
@@ -265,6 +333,37 @@ class WorkerMetrics:
     def count(self, name: CounterName, n: int = 1) -> None:
         """Add ``n`` to a counter of this process."""
         self._add(_CELL[name], n)
+
+    def limit_count(self, limiter: str, name: LimitCounter, n: float = 1) -> None:
+        """Add ``n`` to a counter of a limiter."""
+        table = self._table
+        base = table.of_limiter(limiter)
+        if base != table.other:
+            self._add(base + _LIMIT_CELL[name], n)
+
+    def limit_wait(self, limiter: str, job_type: str, seconds: float) -> None:
+        """An acquire for a job of that type (a task's name, "" outside of jobs) could not be served at once."""
+        table = self._table
+        base = table.of_waits(limiter, job_type)
+        if base != table.other:
+            self.observe(base, _WAITED, seconds, seconds if seconds > NOTED_WAIT else NOT_RUN)
+
+    def limit_timeout(self, limiter: str, job_type: str) -> None:
+        """An acquire ended with LimitTimeout."""
+        table = self._table
+        base = table.of_waits(limiter, job_type)
+        if base != table.other:
+            self._add(base + _TIMED_OUT, 1)
+
+
+limits: WorkerMetrics | None = None
+"""Where limiters of this process count; None: nowhere. A worker sets it."""
+
+
+def count_limits_in(metrics: WorkerMetrics | None) -> None:
+    """Let all limiters of this process count there."""
+    global limits  # noqa: PLW0603 - limiters belong to the process, as its place on the board does
+    limits = metrics
 
 
 # -- reading: the side of the monitor ---------------------------------------------------------------------
@@ -323,6 +422,18 @@ class TaskCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitWaits:
+    """Waits for one limiter by jobs of one type ("": outside of jobs)."""
+
+    limiter: str
+    job_type: str
+    all: Histogram
+    noted: Histogram
+    """Those above ``NOTED_WAIT``."""
+    timeouts: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessGauge:
     """One child of the supervisor as the board shows it."""
 
@@ -347,6 +458,8 @@ class Snapshot:
     tasks: tuple[TaskCounts, ...]
     counters: dict[CounterName, int]
     processes: tuple[ProcessGauge, ...]
+    limiters: dict[str, dict[LimitCounter, int]] = field(default_factory=dict)
+    waits: tuple[LimitWaits, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,9 +497,11 @@ def aggregate(board: Iterable[Slot], *, now: float | None = None) -> Snapshot:
             counters[counter] += n
     return Snapshot(
         at=now,
-        tasks=tuple(_task_counts(*name, sums[name]) for name in sorted(sums)),
+        tasks=tuple(_task_counts(*name, sums[name]) for name in sorted(sums) if not name[0].startswith(_OF_LIMIT)),
         counters={name: int(n) for name, n in counters.items()},
         processes=tuple(_process(slot, now) for slot in board if slot.state != SlotState.FREE),
+        limiters={name[1]: _limit_counts(sums[name]) for name in sorted(sums) if name[0] == _OF_LIMIT},
+        waits=tuple(_limit_waits(*name, sums[name]) for name in sorted(sums) if _OF_LIMIT == name[0][:6] != name[0]),
     )
 
 
@@ -407,6 +522,15 @@ def _task_counts(queue: str, task: str, cells: Sequence[float]) -> TaskCounts:
         wait=Histogram(WAIT_BUCKETS, tuple(numbers[_WAIT]), cells[_WAIT.stop]),
         run=Histogram(RUN_BUCKETS, tuple(numbers[_RUN]), cells[_RUN.stop]),
     )
+
+
+def _limit_counts(cells: Sequence[float]) -> dict[LimitCounter, int]:
+    return {name: int(cells[at]) for name, at in _LIMIT_CELL.items()}
+
+
+def _limit_waits(name: str, job_type: str, cells: Sequence[float]) -> LimitWaits:
+    counts = _task_counts(name, job_type, cells)
+    return LimitWaits(name.removeprefix(_OF_LIMIT), job_type, counts.wait, counts.run, int(cells[_TIMED_OUT]))
 
 
 _TURNS = frozenset({SlotState.RUNNING, SlotState.QUIET, SlotState.DRAINING})
@@ -430,138 +554,6 @@ def _process(slot: Slot, now: float) -> ProcessGauge:
     )
 
 
-# -- exposition ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class QueueGauge:
-    """One configured queue as Redis has it now."""
-
-    queue: str
-    pending: int
-    scheduled: int
-    parked: int
-    running: int
-    dead: int
-    oldest_age: float
-    """Seconds that the oldest ready job has waited; 0 if there is none."""
-    paused: bool = False
-
-
-Value = float | Histogram
-Samples = Iterator[tuple[str, tuple[str, ...], Value]]
-
-
-class Exposition:
-    """The metrics of one board in Prometheus's text format; also a collector for a registry of one's own.
-
-    ``gauges`` reads the configured queues from Redis, once per scrape, in the thread that scrapes. While it raises a
-    FastQError or OSError the queue gauges are missing and ``fastq_redis_up`` is 0: what the processes counted is still told.
-    """
-
-    def __init__(self, board: Iterable[Slot], gauges: Callable[[], Iterable[QueueGauge]] | None = None) -> None:
-        self._board = board
-        self._gauges = gauges
-
-    def render(self) -> bytes:
-        """The answer to a scrape; its type is ``CONTENT_TYPE``."""
-        from prometheus_client import CollectorRegistry, generate_latest
-
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
-        return generate_latest(registry)
-
-    def collect(self) -> Iterator[Family]:
-        """One family per metric that has a sample, in the order of ``METRICS``."""
-        samples: dict[str, list[tuple[tuple[str, ...], Value]]] = {}
-        for name, labels, value in self._samples():
-            samples.setdefault(name, []).append((labels, value))
-        return (_family(metric, samples[metric.name]) for metric in METRICS if metric.name in samples)
-
-    def _samples(self) -> Samples:
-        snapshot = aggregate(self._board)
-        for counts in snapshot.tasks:
-            yield from _task_samples(counts)
-        for name, count in snapshot.counters.items():
-            yield COUNTERS[name].name, (), count
-        yield from _process_samples(snapshot.processes)
-        if self._gauges is not None:
-            yield from _queue_samples(self._gauges)
-        yield "fastq_build_info", (_version(), platform.python_version()), 1
-
-
-def _task_samples(counts: TaskCounts) -> Samples:
-    labels = (counts.queue, counts.task)
-    for status, n in counts.finished.items():
-        yield "fastq_jobs_finished_total", (*labels, status), n
-    yield "fastq_job_duration_seconds", labels, counts.run
-    yield "fastq_job_wait_seconds", labels, counts.wait
-
-
-def _process_samples(processes: Iterable[ProcessGauge]) -> Samples:
-    workers = [p for p in processes if p.role == "worker"]
-    states = Counter(p.state for p in workers)
-    for state in SlotState:
-        if state != SlotState.FREE:
-            yield "fastq_workers", (state.name.lower(),), states[state.name.lower()]
-    serving = [p for p in workers if p.state in ("running", "quiet", "draining")]
-    busy = sum(p.busy for p in serving)
-    yield "fastq_worker_slots", ("busy",), busy
-    yield "fastq_worker_slots", ("free",), sum(max(p.concurrency - p.busy, 0) for p in serving if p.state == "running")
-    for p in serving:
-        yield "fastq_worker_resident_bytes", (str(p.slot),), p.rss
-        yield "fastq_loop_blocked_seconds", (str(p.slot),), p.blocked
-
-
-def _queue_samples(read: Callable[[], Iterable[QueueGauge]]) -> Samples:
-    try:
-        gauges = list(read())[:SERIES_LIMIT]
-    except (FastQError, OSError):
-        yield "fastq_redis_up", (), 0
-        return
-    yield "fastq_redis_up", (), 1
-    for gauge in gauges:
-        yield "fastq_queue_depth", (gauge.queue, "pending"), gauge.pending
-        yield "fastq_queue_depth", (gauge.queue, "scheduled"), gauge.scheduled
-        yield "fastq_queue_depth", (gauge.queue, "parked"), gauge.parked
-        yield "fastq_queue_depth", (gauge.queue, "running"), gauge.running
-        yield "fastq_queue_oldest_age_seconds", (gauge.queue,), gauge.oldest_age
-        yield "fastq_queue_paused", (gauge.queue,), gauge.paused
-        yield "fastq_dead_letters", (gauge.queue,), gauge.dead
-
-
-def _family(metric: Metric, samples: Iterable[tuple[tuple[str, ...], Value]]) -> Family:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-
-    if metric.kind == "histogram":
-        histogram = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
-        for labels, value in samples:
-            if isinstance(value, Histogram):
-                histogram.add_metric(labels, _cumulative(value), value.total)
-        return histogram
-    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-    family = kind(metric.name, metric.help, labels=metric.labels)
-    for labels, value in samples:
-        if not isinstance(value, Histogram):
-            family.add_metric(labels, value)
-    return family
-
-
-def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
-    bounds = (*(repr(bound) for bound in histogram.bounds), "+Inf")
-    return list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True))
-
-
-@functools.cache
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("fastq-jobs")
-    except PackageNotFoundError:  # a checkout that was never installed
-        return "unknown"
-
-
 # -- docs/metrics.md ------------------------------------------------------------------------------------------
 
 
@@ -575,8 +567,8 @@ def document() -> str:
             *rows,
             "",
             f"- `status`: {', '.join(f'`{status}`' for status in STATUSES)}.",
-            f"- Buckets of `fastq_job_duration_seconds`: {', '.join(f'{bound:g}' for bound in RUN_BUCKETS)}.",
-            f"- Buckets of `fastq_job_wait_seconds`: {', '.join(f'{bound:g}' for bound in WAIT_BUCKETS)}.",
+            f"- Buckets of `fastq_job_duration_seconds` and `background_job_rate_limit_wait_seconds`: {', '.join(f'{bound:g}' for bound in RUN_BUCKETS)}.",
+            f"- Buckets of `fastq_job_wait_seconds` and of `fastq_limit_wait_seconds`: {', '.join(f'{bound:g}' for bound in WAIT_BUCKETS)}.",
             "",
         )
     )

@@ -27,10 +27,11 @@ from fastq.broker.keys import QueueKeys
 from fastq.broker.url import Endpoint, parse_url
 from fastq.config import Settings
 from fastq.errors import BrokerError, ConfigError, ExitCode
+from fastq.exposition import CONTENT_TYPE, Exposition, QueueGauge
 from fastq.job import ErrorInfo, culprits, encode
 from fastq.launch import Launch
 from fastq.logs import fields
-from fastq.metrics import CONTENT_TYPE, Exposition, QueueGauge, WorkerMetrics
+from fastq.metrics import WorkerMetrics
 
 __all__ = ["Keeper", "main", "serve_http"]
 

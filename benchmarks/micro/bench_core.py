@@ -16,7 +16,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from fastq._core import ROW_SIZE, RUN_BUCKETS, RUN_CELL, STATUS_COUNT, WAIT_BUCKETS, WAIT_CELL
 from fastq.board import Board, Slot
-from fastq.metrics import OTHER, Exposition, WorkerMetrics, aggregate
+from fastq.exposition import Exposition
+from fastq.metrics import OTHER, WorkerMetrics, aggregate
 
 JOB_ID = "0123456789abcdef0123456789abcdef"
 LEAST_RATIO = 5.0  # measured: 13 to 19, on a busy machine of two cores once 9

@@ -20,7 +20,8 @@ import msgspec
 
 from fastq.broker.commands import override_rule, penalize
 from fastq.errors import ConfigError, LimitTimeout
-from fastq.limiter.gate import Counts, Gate, Plan, Waiter
+from fastq.limiter.counts import Counts
+from fastq.limiter.gate import Gate, Plan, Waiter
 from fastq.limiter.stores import Store, this_process
 from fastq.limits import CostTooHigh, FixedWindow, Rule, SlidingWindow, TokenBucket, read_rule
 from fastq.logs import fields, log_context
@@ -69,7 +70,7 @@ class Limiter:
         self.key = key
         self.scope = scope
         self.plan = plan
-        self.counts: Counts = parent.counts if parent else Counts()
+        self.counts: Counts = parent.counts if parent else Counts(plan.id)
         self._store = store
         self._gates: dict[asyncio.AbstractEventLoop, Gate] = {}
         self._parts: WeakValueDictionary[str, Limiter] = WeakValueDictionary()
@@ -93,6 +94,17 @@ class Limiter:
         if len(self._recent) > _KEPT:
             self._recent.popitem(last=False)
         return part
+
+    def named(self, scope: str) -> Limiter:
+        """The same limiter, with the same quota, for a caller that the logs and metrics name ``scope``.
+
+        The metrics name a running job by its task; ``scope`` counts outside of jobs, and everywhere if it is ``job:<type>``.
+        """
+        if not scope:
+            return self
+        view = Limiter(self.plan, self._store, self.key, parent=self, scope=scope)
+        view._gates, view._parts, view._recent = self._gates, self._parts, self._recent
+        return view
 
     async def acquire(self, timeout: float | None = None, cost: int = 1) -> None:
         """Wait for ``cost`` units, and for a slot if the limiter has ``max_concurrent`` (then :meth:`release` it).
@@ -149,7 +161,7 @@ class Limiter:
         """
         gate = self._gate()
         gate.forget_tokens()
-        self.counts.penalties += 1
+        self.counts.note("penalties")
         await self._store.ask(penalize(gate.keys, gate.terms(), retry_after))
         gate.look()
 
@@ -204,7 +216,7 @@ class Limiter:
         try:
             return await self._join_and_wait(math.inf if timeout is None else timeout, cost, told)
         except LimitTimeout as error:
-            self.counts.timeouts += 1
+            self.counts.timed_out(self._job_type())
             job = log_context.get()
             log.warning(
                 "Rate limit timeout",
@@ -236,8 +248,17 @@ class Limiter:
             gate.leave(waiter)
             raise
         finally:
-            self.counts.wait_seconds += time.monotonic() - start
+            waited = time.monotonic() - start
+            self.counts.wait_seconds += waited
+        self.counts.waited(self._job_type(), waited)
         return gate, waiter
+
+    def _job_type(self) -> str:
+        """Who waits, as the metrics say it: see :meth:`named`."""
+        if self.scope.startswith("job:"):
+            return self.scope[4:]
+        job = log_context.get()
+        return job.task if job else self.scope
 
     def __repr__(self) -> str:
         return f"<Limiter {self.id}{'/' + self.key if self.key else ''} {self.plan.rule}>"

@@ -21,7 +21,15 @@ from fastq.limiter.gate import Plan
 from fastq.limiter.stores import MemoryStore, RedisStore, Store
 from fastq.limits import RULE_OPTIONS, check_limiter_id, read_rule
 
-__all__ = ["Catalogue", "configure_limiter", "configure_store", "default", "get_or_clone_limiter", "rate_limited"]
+__all__ = [
+    "Catalogue",
+    "configure_limiter",
+    "configure_store",
+    "default",
+    "get_or_clone_limiter",
+    "monitored_acquire",
+    "rate_limited",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -110,7 +118,7 @@ class Catalogue:
         limiter = self._scoped.get(key)
         if limiter is None:
             base = self.find(name)
-            limiter = base.for_key(scope) if partition else base
+            limiter = base.for_key(scope) if partition else base.named(scope)
             if len(self._scoped) < 10_000:
                 self._scoped[key] = limiter
         return limiter
@@ -328,6 +336,19 @@ async def get_or_clone_limiter(limiter_id: str, scope: str = "", *, partition: b
     Raises ConfigError: no such limiter, or faulty files.
     """
     return _default.scoped(limiter_id, scope, partition=partition)
+
+
+async def monitored_acquire(limiter_id: str, job_type: str, timeout: float | None = None, cost: int = 1) -> None:
+    """:meth:`Limiter.acquire` whose wait and timeout are counted under ``job_type`` instead of the running job's task.
+
+    In a worker the monitor serves them as ``background_job_rate_limit_waits_total`` (those above 0.1 s),
+    ``background_job_rate_limit_wait_seconds`` and ``background_job_rate_limit_timeouts_total``; see docs/metrics.md.
+    ``job_type`` is one of a few names, not an id: each is a label.
+
+    Raises as ``acquire``; ConfigError: no such limiter.
+    """
+    limiter = await get_or_clone_limiter(limiter_id, f"job:{job_type}")
+    await limiter.acquire(timeout, cost)
 
 
 def rate_limited(

@@ -20,11 +20,12 @@ import msgspec
 from fastq.broker.commands import acquire, give_back, limit_state
 from fastq.broker.keys import LimitKeys
 from fastq.errors import BrokerError, BrokerUnavailable, LimitTimeout
+from fastq.limiter.counts import Counts
 from fastq.limiter.stores import Slot, Store, this_process
 from fastq.limits import Acquired, CostTooHigh, LimitState, Rule, Terms, Tokens, block, check_cost
 from fastq.logs import fields
 
-__all__ = ["Counts", "Gate", "Plan", "Waiter"]
+__all__ = ["Gate", "Plan", "Waiter"]
 
 log = logging.getLogger("fastq.limits")
 
@@ -36,6 +37,7 @@ _TOGETHER: Final = 0.002  # seconds: several waiters of a fast limit are served 
 _MOST_SLOTS: Final = 100  # per request
 _SCAN: Final = 1_000  # waiters of whom each is told at once that its wait is too long
 _LATE: Final = 5  # replies in a row that came too late to be used, until that is logged
+_DENIED: Final = frozenset([b"short", b"full", b"penalized"])
 _UNKNOWN: Final = -math.inf
 
 
@@ -52,28 +54,6 @@ class Plan(msgspec.Struct):
     timeout: float | None = None
     on_error: str = "closed"
     lease: float = 15.0
-
-
-class Counts(msgspec.Struct):
-    """What happened at a limiter in this process, all its partitions and event loops together."""
-
-    units: int = 0
-    """Units used."""
-    waits: int = 0
-    """Acquires that could not be served at once."""
-    wait_seconds: float = 0.0
-    timeouts: int = 0
-    requests: int = 0
-    """Requests to the store."""
-    returned: int = 0
-    """Units given back unused."""
-    late: int = 0
-    """Replies that came later than their units may be used."""
-    errors: int = 0
-    """Requests that failed."""
-    passed: int = 0
-    """Acquires that passed unchecked because of ``on_error="open"``."""
-    penalties: int = 0
 
 
 class Waiter:
@@ -190,7 +170,7 @@ class Gate:
 
     async def learn(self) -> LimitState:
         """What the store knows; a rule that overrides the one known here is taken on."""
-        self.counts.requests += 1
+        self.counts.note("requests")
         _, state = await self.store.ask(limit_state(self._keys, self.terms()))
         if state.rule == self._override:
             return state
@@ -254,7 +234,7 @@ class Gate:
         waiter.future.set_result(True)
 
     def _pass(self, waiter: Waiter) -> None:
-        self.counts.passed += 1
+        self.counts.note("passed")
         waiter.future.set_result(False)
 
     def _refuse(self, waiter: Waiter, error: Exception) -> None:
@@ -363,11 +343,15 @@ class Gate:
         return False
 
     async def _request(self, command: Any) -> tuple[float, Acquired]:
-        self.counts.requests += 1
+        self.counts.note("requests")
         sent, reply = await self.store.ask(command)
         if self._failure is not None:
             log.info("limiter asks again", extra=fields(limiter_id=self.plan.id))
             self._failure, self._pause = None, 0.0
+        if reply.units:
+            self.counts.note("granted", reply.units)
+        elif reply.status in _DENIED:
+            self.counts.note("denied")
         return sent, reply
 
     async def _not_granted(self, reply: Acquired, terms: Terms, need: float) -> bool:
@@ -418,7 +402,7 @@ class Gate:
             self._late = 0
             return
         self._late += 1
-        self.counts.late += 1
+        self.counts.note("late")
         if self._late == _LATE:
             use = self._terms.use_within
             log.warning(
@@ -509,15 +493,20 @@ class Gate:
         if self.tokens.left(time.monotonic()):
             return
         granted, units, terms = self.tokens.granted, self.tokens.drain(), self._terms
-        if terms.kind == "bucket" and units * terms.a <= terms.use_within * 1e6:
-            self.counts.returned += units  # as many have flowed in since: the bucket is where it would be
-        else:
-            await self._return(units, granted, ())
+        self.counts.note("expired", units)
+        if terms.kind != "bucket" or units * terms.a > terms.use_within * 1e6:
+            await self._give_back(
+                units, granted, ()
+            )  # else as many have flowed in since: the bucket is where it would be
 
     async def _return(self, units: int, granted: float, holders: Sequence[str]) -> None:
+        if units:
+            self.counts.note("returned", units)
+        await self._give_back(units, granted, holders)
+
+    async def _give_back(self, units: int, granted: float, holders: Sequence[str]) -> None:
         if not units and not holders:
             return
-        self.counts.returned += units
         ticket = self._process.ticket()
         command = give_back(self._keys, self._terms, ticket, units=units, granted_us=int(granted), holders=holders)
         for _ in range(2):  # the ticket makes a repetition harmless
@@ -533,7 +522,7 @@ class Gate:
 
     def _failed(self, error: BrokerError) -> None:
         """Open: everybody passes. Closed: those who wait do so until their time is up, and the store is asked again."""
-        self.counts.errors += 1
+        self.counts.note("errors")
         if self._failure is None:
             log.warning(
                 "limiter cannot ask its store",

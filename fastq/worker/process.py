@@ -29,7 +29,7 @@ from fastq.broker.connection import AsyncConnection
 from fastq.errors import ExitCode, FastQError
 from fastq.job import WorkerCard
 from fastq.launch import Launch, load_app, report
-from fastq.metrics import WorkerMetrics
+from fastq.metrics import WorkerMetrics, count_limits_in
 from fastq.worker.loop import IDLE_WAIT, WorkerLoop
 
 __all__ = ["main", "run_alone"]
@@ -139,6 +139,7 @@ class _Worker:
         settings, slot = self._settings, self._slot
         order = config.parse_queues(settings.queues)
         metrics = WorkerMetrics(slot, queues=order.names, tasks=self._app.tasks)
+        count_limits_in(metrics)
         slot.concurrency = settings.concurrency
         slot.ticked_at = time.monotonic()
         from fastq import __version__

@@ -15,7 +15,7 @@ from fastq.broker.commands import extend, promote
 from fastq.broker.connection import AsyncConnection
 from fastq.config import parse_queues
 from fastq.job import WorkerCard
-from fastq.metrics import WorkerMetrics, aggregate
+from fastq.metrics import WorkerMetrics, aggregate, count_limits_in
 from fastq.worker.loop import WorkerLoop
 
 _numbers = itertools.count(1)
@@ -36,6 +36,7 @@ class Workshop:
         self.waker = AsyncConnection(app.endpoint(), response_timeout=settings.response_timeout)
         self.helper = AsyncConnection(app.endpoint())
         self.metrics = WorkerMetrics(slot, queues=order.names, tasks=app.tasks)
+        count_limits_in(self.metrics)
         card = WorkerCard("test", 1, settings.concurrency, int(time.time() * 1_000), "0")
         name = f"test.{next(_numbers)}"
         self.loop = WorkerLoop(app, self.connection, self.waker, order, slot, self.metrics, card, name)
@@ -86,6 +87,7 @@ async def working(app: FastQ, *, grace: float = 5.0, state: Any = None) -> Async
         try:
             await asyncio.wait_for(task, 15)
         finally:
+            count_limits_in(None)
             await shop.helper.close()
             await app.aclose()
             app.close()

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fastq import metrics
 from fastq.board import Board, Slot, SlotState
 from fastq.errors import BrokerUnavailable
+from fastq.exposition import Exposition, QueueGauge
 from fastq.metrics import (
     COUNTERS,
     METRICS,
@@ -28,9 +29,7 @@ from fastq.metrics import (
     STATUSES,
     WAIT_BUCKETS,
     CounterName,
-    Exposition,
     Histogram,
-    QueueGauge,
     SeriesTable,
     WorkerMetrics,
     aggregate,
@@ -77,10 +76,21 @@ def test_the_table_follows_the_rules_of_names() -> None:
     names = [metric.name for metric in METRICS]
     assert len(names) == len(set(names))
     for metric in METRICS:
-        assert metric.name.startswith("fastq_")
+        assert metric.name.startswith(("fastq_", "background_job_rate_limit_"))
         assert metric.name.endswith("_total") == (metric.kind == "counter")
         assert not metric.name.endswith(("_ms", "_milliseconds", "_count", "_sum", "_bucket"))
-        assert set(metric.labels) <= {"queue", "task", "status", "state", "worker", "version", "python"}
+        assert set(metric.labels) <= {
+            "queue",
+            "task",
+            "status",
+            "state",
+            "worker",
+            "version",
+            "python",
+            "limiter",
+            "limiter_id",
+            "job_type",
+        }
         assert metric.help.endswith(".")
 
 
@@ -375,6 +385,8 @@ def full_board() -> Board:
     counting = worker(board[0])
     counting.observe(counting.series("mail", "send"), SUCCESS, 0.001, 0.3)
     counting.observe(counting.series("mail", "send"), SUCCESS, 3.0, 0.0001)
+    counting.limit_count("stripe", "granted", 5)
+    counting.limit_wait("stripe", "send", 0.02)
     for slot, state in zip(board, (SlotState.RUNNING, SlotState.DRAINING, SlotState.RUNNING), strict=True):
         slot.role, slot.state, slot.concurrency, slot.busy, slot.rss = "worker", state, 10, 4, 5_000_000
     board[2].role = "scheduler"
@@ -468,6 +480,65 @@ def test_a_blocked_loop_shows_in_the_seconds(board: Board) -> None:
     board[1].role, board[1].state, board[1].ticked_at = "worker", SlotState.RUNNING, 99.95
     board[2].role, board[2].state = "monitor", SlotState.RUNNING
     assert [p.blocked for p in aggregate(board, now=100.0).processes] == [pytest.approx(9.9), 0.0, 0.0]
+
+
+# -- limiters --------------------------------------------------------------------------------------------
+
+
+def test_what_limiters_count_is_summed_over_the_workers(board: Board) -> None:
+    """F045-F047: by limiter and job type, in our names and in the document's; waits above 0.1 s have the latter."""
+    for slot in board:
+        counting = worker(slot)
+        counting.limit_wait("stripe", "send", 0.02)
+        counting.limit_wait("stripe", "send", 0.1)
+        counting.limit_wait("stripe", "send", 2.0)
+        counting.limit_wait("github", "", 0.3)
+        counting.limit_timeout("stripe", "send")
+        counting.limit_count("stripe", "granted", 7)
+        counting.limit_count("stripe", "expired")
+    text = Exposition(board).render()
+    ours, theirs = {"limiter": "stripe", "job_type": "send"}, {"limiter_id": "stripe", "job_type": "send"}
+    assert value(text, "fastq_limit_wait_seconds_count", **ours) == 9
+    assert value(text, "fastq_limit_wait_seconds_sum", **ours) == pytest.approx(6.36)
+    assert value(text, "fastq_limit_wait_seconds_bucket", le="0.05", **ours) == 3
+    assert value(text, "fastq_limit_timeouts_total", **ours) == 3
+    assert value(text, "background_job_rate_limit_waits_total", **theirs) == 3
+    assert value(text, "background_job_rate_limit_wait_seconds_sum", **theirs) == pytest.approx(6.0)
+    assert value(text, "background_job_rate_limit_wait_seconds_bucket", le="1.0", **theirs) == 0
+    assert value(text, "background_job_rate_limit_wait_seconds_bucket", le="2.5", **theirs) == 3
+    assert value(text, "background_job_rate_limit_timeouts_total", **theirs) == 3
+    assert value(text, "fastq_limit_wait_seconds_count", limiter="github", job_type="") == 3
+    assert value(text, "fastq_limit_units_granted_total", limiter="stripe") == 21
+    assert value(text, "fastq_limit_units_expired_total", limiter="stripe") == 3
+    assert value(text, "fastq_limit_denials_total", limiter="stripe") == 0
+    snapshot = aggregate(board)
+    assert [t.queue for t in snapshot.tasks] == ["other"], "a limiter is no queue"
+    assert snapshot.limiters["stripe"]["granted"] == 21
+
+
+def test_series_of_limiters_are_bounded(board: Board) -> None:
+    """F-A15: limiters named after users, job types made up per call."""
+    counting = worker(board[0])
+    for n in range(1_000):
+        counting.limit_count(f"user-{n}", "granted")
+        counting.limit_wait("api", f"type-{n}", 0.2)
+    snapshot = aggregate(board)
+    assert len(snapshot.limiters) + len(snapshot.waits) <= metrics.LIMIT_SERIES + 3
+    assert sum(counts["granted"] for counts in snapshot.limiters.values()) == 1_000
+    assert sum(waits.all.count for waits in snapshot.waits) == 1_000
+    assert {waits.limiter for waits in snapshot.waits} == {"api", "other"}
+    counting.observe(counting.series("mail", "send"), SUCCESS, 0.001, 0.3)
+    assert [t.queue for t in aggregate(board).tasks] == ["mail", "other"]
+    assert sum(aggregate(board).tasks[1].finished.values()) == 0
+
+
+def test_names_of_an_earlier_worker_keep_their_cells(board: Board) -> None:
+    worker(board[0]).limit_wait("api", "send", 0.2)
+    again = worker(board[0])
+    again.limit_wait("api", "send", 0.2)
+    again.limit_count("api", "granted")
+    (waits,) = aggregate(board).waits
+    assert (waits.limiter, waits.job_type, waits.all.count) == ("api", "send", 2)
 
 
 def test_render_of_a_full_table_is_bounded() -> None:
