@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from fastq import config
 from fastq.arguments import encode_untyped
-from fastq.broker.commands import Operation
+from fastq.broker.commands import Command, Operation
 from fastq.broker.keys import QueueKeys
 from fastq.broker.url import Endpoint, parse_url
 from fastq.context import JobContext, running_job
 from fastq.dead_letters import DeadLetters
 from fastq.errors import ConfigError, InvalidArguments, TaskDefinitionError, UnknownTask
 from fastq.handle import Bulk, JobHandle
-from fastq.job import TASK_NAME, JobStatus
+from fastq.job import TASK_NAME, JobStatus, is_id
 from fastq.registry import Tasks
 from fastq.sender import Sender
 from fastq.task import Call, JobOptions, TaskOptions, check_options, make_once
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fastq.limiter.api import Limiter
     from fastq.limiter.catalogue import Catalogue
     from fastq.limiter.stores import RedisStore
+    from fastq.waiting import Waits
 
 __all__ = ["FastQ", "Middleware"]
 
@@ -224,6 +225,58 @@ class FastQ(Tasks):
         """:meth:`get_status` from blocking code."""
         return self.run_sync(self.inspector.status(job_id, queue))
 
+    async def wait_for(
+        self, job_id: str, *, timeout: float | None = None, queue: str | None = None
+    ) -> JobStatus | None:
+        """How a job has ended, as soon as it has: success, failed or cancelled. None when its id is unknown, its record has
+        expired, or it ended without leaving one (``result_ttl=0``).
+
+        The end is pushed by Redis; nothing polls, and workers pay nothing for jobs that nobody waits for.
+
+        Args:
+            timeout: seconds to wait; None: as long as it takes. A Redis that is away meanwhile is waited for, too.
+            queue: saves asking all queues.
+
+        Raises:
+            WaitTimeout: it had not ended in time; a ``TimeoutError``. The job goes on.
+
+        Example::
+
+            status = await app.wait_for(job_id, timeout=60)
+            if status is not None and status.state == "success":
+                return status.result
+        """
+        if queue is None:
+            status = await self.get_status(job_id)
+            if status is None or status.state.final:
+                return status
+            queue = status.queue
+        return await self._waits.wait(queue, job_id, timeout) if is_id(job_id) else None
+
+    def wait_for_sync(self, job_id: str, *, timeout: float | None = None, queue: str | None = None) -> JobStatus | None:
+        """:meth:`wait_for` from blocking code; all threads share one connection that listens."""
+        if queue is None:
+            status = self.get_status_sync(job_id)
+            if status is None or status.state.final:
+                return status
+            queue = status.queue
+        return self._waits.wait_sync(queue, job_id, timeout) if is_id(job_id) else None
+
+    @functools.cached_property
+    def _waits(self) -> Waits:
+        from fastq.waiting import Waits
+
+        return Waits(self, self._sender.aclose)
+
+    def typed_result(self, status: JobStatus) -> Any:
+        """The result of a job in the type that its task's handler is annotated with, if the task is registered here.
+
+        Raises:
+            UndecodableJob: it does not fit.
+        """
+        task = self.tasks.get(status.task or "")
+        return status.result if task is None else task.returned.convert(status.result)
+
     async def cancel(self, job_id: str, *, queue: str | None = None) -> bool:
         """Take a scheduled or pending job out. False when it is unknown, finished, or runs already."""
         return await self.run(self.inspector.cancel(job_id, queue)) == "cancelled"
@@ -360,14 +413,22 @@ class FastQ(Tasks):
         """:meth:`run` from blocking code."""
         return self._sender.run_sync(operation)
 
+    def call(self, command: Command[T]) -> Coroutine[Any, Any, T]:
+        """Send one command on this event loop's connection."""
+        return self._sender.call(command)
+
     async def aclose(self) -> None:
-        """Close this event loop's connection; jobs still on their way get BrokerUnavailable."""
+        """Close this event loop's connections; jobs still on their way get BrokerUnavailable, waiters are cancelled."""
+        if "_waits" in self.__dict__:
+            await self._waits.aclose()
         await self._sender.aclose()
         if self._limit_store is not None:
             await self._limit_store.aclose()
 
     def close(self) -> None:
         """Close the connections of blocking code and of leases. What is still held goes on being renewed, over a new one."""
+        if "_waits" in self.__dict__:
+            self._waits.close()
         self._sender.close()
         for store in (self._limit_store, self._lease_store):
             if store is not None:

@@ -15,7 +15,7 @@ import msgspec
 
 from fastq.errors import BodyTooLarge, InvalidArguments, TaskDefinitionError, UndecodableJob, did_you_mean
 
-__all__ = ["Arguments", "encode_untyped"]
+__all__ = ["Arguments", "Returned", "encode_untyped"]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -216,6 +216,33 @@ class Arguments:
         match = _INDEX.search(str(error))
         name = self._names[int(match[1])] if match else "?"
         return InvalidArguments(f"argument {name!r} of task {self.task!r}: {str(error).split(' - at `$')[0]}")
+
+
+class Returned:
+    """What a handler says it returns: results come back as msgpack knows them, and leave here in the annotated type.
+
+    A type that msgspec does not know (a class of one's own that is no dataclass) leaves values as they are.
+    """
+
+    def __init__(self, task: str, fn: Callable[..., Any]) -> None:
+        self.task = task
+        self.type = _hints(task, fn).get("return", Any)
+
+    def convert(self, value: Any) -> Any:
+        """The value in the annotated type.
+
+        Raises:
+            UndecodableJob: it does not fit.
+        """
+        if self.type is Any:
+            return value
+        try:
+            return msgspec.convert(value, self.type)
+        except TypeError:
+            return value
+        except Exception as error:  # noqa: BLE001 - also what a user's own type raises
+            shown = getattr(self.type, "__name__", self.type)
+            raise UndecodableJob(f"the result of task {self.task!r} is not the {shown} that it says: {error}") from None
 
 
 def _undecodable(error: Exception) -> UndecodableJob:

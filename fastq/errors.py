@@ -27,6 +27,8 @@ __all__ = [
     "InvalidJobId",
     "InvalidOption",
     "InvalidQueueName",
+    "JobCancelled",
+    "JobFailed",
     "JobIdReused",
     "JobTimeout",
     "LeaseLost",
@@ -34,11 +36,14 @@ __all__ = [
     "LimitTimeout",
     "MissingExtra",
     "QueueFull",
+    "ResultExpired",
+    "ResultNotKept",
     "Retry",
     "Snooze",
     "TaskDefinitionError",
     "UndecodableJob",
     "UnknownTask",
+    "WaitTimeout",
 ]
 
 
@@ -238,6 +243,44 @@ class LimitTimeout(FastQError, TimeoutError):
 
 class UndecodableJob(FastQError, ValueError):
     """The stored bytes of a job, or of its arguments, cannot be read."""
+
+
+# -- raised where a result is waited for --------------------------------------------------------
+
+
+class JobFailed(FastQError):
+    """The job whose result was asked for has failed for good; what is known of its error is text, never a class.
+
+    Attributes:
+        job_id: the job.
+        type_name, message, traceback: of the error of its last run.
+        attempts: runs that it had.
+    """
+
+    def __init__(self, job_id: str, type_name: str, message: str, traceback: str = "", attempts: int = 0) -> None:
+        said = f"{type_name}: {message}" if type_name else message
+        super().__init__(f"job {job_id!r} failed after {attempts} attempts: {said}")
+        self.job_id = job_id
+        self.type_name = type_name
+        self.message = message
+        self.traceback = traceback
+        self.attempts = attempts
+
+
+class JobCancelled(FastQError):
+    """The job whose result was asked for was cancelled, or had expired before it started."""
+
+
+class ResultExpired(FastQError, LookupError):
+    """The job has left no trace: ``result_ttl`` is over, or 0; or there never was a job of this id."""
+
+
+class ResultNotKept(FastQError, ValueError):
+    """The job has succeeded, and what it returned could not be kept: too large, or no msgpack."""
+
+
+class WaitTimeout(FastQError, TimeoutError):
+    """The job had not ended when the time to wait for it was over. The job goes on."""
 
 
 def _delay(delay: float | None) -> float | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
-from fastq.job import JobStatus
+from fastq.errors import JobCancelled, JobFailed, ResultExpired, ResultNotKept
+from fastq.job import JobState, JobStatus
 
 __all__ = ["Bulk", "JobHandle", "StatusReader"]
 
@@ -13,7 +14,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class StatusReader(Protocol):
-    """Who can look a job up (the application)."""
+    """Who can look a job up and wait for it (the application)."""
 
     async def get_status(self, job_id: str, *, queue: str | None = None) -> JobStatus | None:
         """See :meth:`fastq.FastQ.get_status`."""
@@ -21,6 +22,20 @@ class StatusReader(Protocol):
 
     def get_status_sync(self, job_id: str, *, queue: str | None = None) -> JobStatus | None:
         """See :meth:`fastq.FastQ.get_status_sync`."""
+        ...
+
+    async def wait_for(
+        self, job_id: str, *, timeout: float | None = None, queue: str | None = None
+    ) -> JobStatus | None:
+        """See :meth:`fastq.FastQ.wait_for`."""
+        ...
+
+    def wait_for_sync(self, job_id: str, *, timeout: float | None = None, queue: str | None = None) -> JobStatus | None:
+        """See :meth:`fastq.FastQ.wait_for_sync`."""
+        ...
+
+    def typed_result(self, status: JobStatus) -> Any:
+        """The result in the type that its task's handler is annotated with."""
         ...
 
 
@@ -48,6 +63,59 @@ class JobHandle(Generic[R_co]):
     def status_sync(self) -> JobStatus | None:
         """:meth:`status` from blocking code."""
         return self._reader.get_status_sync(self.id, queue=self.queue)
+
+    async def exists(self) -> bool:
+        """Whether anything is known of the job: it is still to run, runs, or its record is kept."""
+        return await self.status() is not None
+
+    def exists_sync(self) -> bool:
+        """:meth:`exists` from blocking code."""
+        return self.status_sync() is not None
+
+    async def result(self, timeout: float | None = None) -> R_co:
+        """What the handler returned, in the type that it is annotated with. Waits for the end of the job: told by a message,
+        not by polling, and any number of waiters of a process share one connection.
+
+        Args:
+            timeout: seconds to wait; None: as long as it takes.
+
+        Raises:
+            JobFailed: the job has failed for good, with the error's type, message and traceback as text.
+            JobCancelled: it was cancelled, or had expired before it started.
+            ResultExpired: it has left no trace (``result_ttl``); at once when it is gone already.
+            ResultNotKept: it has succeeded, and its result was too large or could not be encoded.
+            WaitTimeout: it had not ended in time; a ``TimeoutError``.
+            UndecodableJob: what was stored is not of the annotated type.
+
+        Example::
+
+            job = await render.enqueue("page-1")
+            page = await job.result(timeout=60)
+        """
+        return self._outcome(await self._reader.wait_for(self.id, queue=self.queue, timeout=timeout))
+
+    def result_sync(self, timeout: float | None = None) -> R_co:
+        """:meth:`result` from blocking code."""
+        return self._outcome(self._reader.wait_for_sync(self.id, queue=self.queue, timeout=timeout))
+
+    def _outcome(self, status: JobStatus | None) -> R_co:
+        if status is None:
+            raise ResultExpired(
+                f"job {self.id!r} of queue {self.queue!r} has left no trace: its result_ttl is over, or was 0"
+            )
+        if status.state is JobState.CANCELLED:
+            raise JobCancelled(f"job {self.id!r} was cancelled{': ' + status.last_error if status.last_error else ''}")
+        if status.state is JobState.FAILED:
+            raise JobFailed(
+                self.id,
+                status.error_type or "",
+                status.error_message or "",
+                status.traceback or "",
+                status.attempts,
+            )
+        if status.last_error:
+            raise ResultNotKept(f"job {self.id!r} has succeeded, but {status.last_error}")
+        return cast(R_co, self._reader.typed_result(status))
 
     def __repr__(self) -> str:
         return f"<JobHandle {self.id} queue={self.queue}{'' if self.created else ' existed'}>"

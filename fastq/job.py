@@ -26,6 +26,7 @@ __all__ = [
     "Extra",
     "JobPriority",
     "JobRecord",
+    "JobResult",
     "JobState",
     "JobStatus",
     "Outcome",
@@ -172,9 +173,14 @@ def check_id(job_id: str) -> str:
     Raises:
         InvalidJobId: see there for what is allowed.
     """
-    if not isinstance(job_id, str) or not _JOB_ID.match(job_id):
+    if not is_id(job_id):
         raise InvalidJobId(f"job_id={job_id!r:.150} is not 1 to 120 characters of A-Z a-z 0-9 _ . : @ / + = -")
     return job_id
+
+
+def is_id(job_id: str) -> bool:
+    """Whether a job can have this id."""
+    return isinstance(job_id, str) and _JOB_ID.match(job_id) is not None
 
 
 def check_priority(priority: int) -> int:
@@ -270,7 +276,11 @@ class WorkerCard(msgspec.Struct, array_like=True):
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a job. Times are seconds since the epoch, on Redis's clock."""
+    """What is known of a job. Times are seconds since the epoch, on Redis's clock.
+
+    ``result`` is what the handler returned as msgpack gives it back (``job.result()`` has the annotated type).
+    ``error_type``, ``error_message`` and ``traceback`` are there for a failed job.
+    """
 
     id: str
     queue: str
@@ -286,6 +296,66 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str | None = None
     worker: str | None = None
     limit: str | None = None  # for which a parked job waits
+    error_type: str | None = None
+    error_message: str | None = None
+    traceback: str | None = None
+
+    @property
+    def status(self) -> JobState:
+        """The same as ``state``: ``status.status == "success"``."""
+        return self.state
+
+    @property
+    def error(self) -> str | None:
+        """The same as ``last_error``: "Type: message" of the last run that failed; why a result was not kept."""
+        return self.last_error
+
+    def ready(self) -> bool:
+        """Whether the job has ended, well or not."""
+        return self.state.final
+
+    def to_dict(self) -> dict[str, Any]:
+        """What an HTTP endpoint answers: JSON types only, times in seconds since the epoch, no traceback.
+
+        ``result`` is None until the job has succeeded; bytes in it become base64 text.
+
+        Example::
+
+            status = await app.get_status(job_id)
+            if status is None:
+                raise HTTPException(404)
+            return status.to_dict()
+        """
+        return {
+            "id": self.id,
+            "status": self.state.value,
+            "queue": self.queue,
+            "task": self.task,
+            "result": msgspec.to_builtins(self.result, str_keys=True) if self.state is JobState.SUCCESS else None,
+            "error": self.last_error,
+            "attempts": self.attempts,
+            "priority": self.priority,
+            "limit": self.limit,
+            "enqueued_at": self.enqueued_at,
+            "due_at": self.due_at,
+            "started_at": self.started_at,
+            "finished_at": self.finished_at,
+        }
+
+
+class JobResult(msgspec.Struct, kw_only=True):
+    """A shape for what handlers return, for those who have none of their own.
+
+    Example::
+
+        @app.task
+        async def charge(order: int) -> fastq.JobResult:
+            return fastq.JobResult(success=True, message="charged", details={"order": order})
+    """
+
+    success: bool
+    message: str = ""
+    details: dict[str, Any] | None = None
 
 
 _record_decoder = msgspec.msgpack.Decoder(JobRecord)

@@ -142,6 +142,10 @@ class Sender:
         """Run an operation on this event loop's connection."""
         return await self._side().connection.run(operation)
 
+    async def call(self, command: Command[T]) -> T:
+        """Send one command on this event loop's connection."""
+        return await self._side().connection.call(command)
+
     def run_sync(self, operation: Operation[T]) -> T:
         """The same from blocking code."""
         return self._sync_side().connection.run(operation)

@@ -19,7 +19,7 @@ from typing import (
 
 import msgspec
 
-from fastq.arguments import Arguments, check_size
+from fastq.arguments import Arguments, Returned, check_size
 from fastq.broker.commands import NewJob, Once
 from fastq.config import check_queue_name
 from fastq.context import is_injected
@@ -345,6 +345,11 @@ class Task(_Enqueues[P, R]):
     def arguments(self) -> Arguments:
         """The signature as a codec; built at first use, when forward references can be resolved."""
         return Arguments(self.name, self.fn, is_injected)
+
+    @functools.cached_property
+    def returned(self) -> Returned:
+        """The return annotation as a codec."""
+        return Returned(self.name, self.fn)
 
     def _producer(self) -> Producer:
         return self.owner.producer()

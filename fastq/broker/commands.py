@@ -150,7 +150,7 @@ def reserve(q: QueueKeys, worker: str, want: int) -> Command[Reserved]:
     """Take up to ``want`` (at most 2,000) jobs under this worker's lease."""
     keys = (
         q.workers, q.running(worker), q.jobs, q.paused, q.wake, q.ghosts, q.deliveries, q.unique, q.unique_of,
-        q.unique_start, *q.levels,
+        q.unique_start, q.awaited, q.events, *q.levels,
     )  # fmt: skip
     return Command("reserve", keys, (worker, want), Reserved._make)
 
@@ -235,7 +235,7 @@ def settle(q: QueueKeys, worker: str, batch: Batch, dead_max: int) -> Command[Se
         args += (name, expires)
     keys = (
         q.running(worker), q.jobs, q.due, q.due_wake, q.wake, q.dead, q.dead_jobs, q.dead_errors, q.deliveries,
-        q.unique, q.unique_of, q.done, *q.levels, *(q.bucket(name) for name, _ in buckets),
+        q.unique, q.unique_of, q.done, q.awaited, q.events, *q.levels, *(q.bucket(name) for name, _ in buckets),
     )  # fmt: skip
     return Command("settle", keys, args, Settled._make)
 
@@ -303,7 +303,7 @@ def recover(
     """Hand a worker's jobs back. ``charge`` is "all", "started" (the ids in ``started``) or "none"."""
     keys = (
         q.workers, q.running(worker), q.jobs, q.deliveries, q.wake, q.info, q.dead, q.dead_jobs, q.dead_errors,
-        q.unique, q.unique_of, *q.levels,
+        q.unique, q.unique_of, q.awaited, q.events, *q.levels,
     )  # fmt: skip
     when = "expired" if expired else "now"
     args = (worker, when, charge, max_deliveries, limit, PAD, dead_max, error, *started)
@@ -362,7 +362,7 @@ def cancel(q: QueueKeys, job_id: str, workers: Sequence[str], record: bytes, buc
     name, expires = bucket
     keys = (
         q.jobs, q.due, q.ghosts, q.workers, q.unique, q.unique_of, q.deliveries, q.done, q.bucket(name),
-        q.parked, q.parked_of, *(q.running(worker) for worker in workers),
+        q.parked, q.parked_of, q.awaited, q.events, *(q.running(worker) for worker in workers),
     )  # fmt: skip
     return Command("cancel", keys, (job_id, record, name, expires), _text)
 
@@ -374,6 +374,12 @@ def status(q: QueueKeys, job_id: str, workers: Sequence[str]) -> Command[list[by
         *(q.running(worker) for worker in workers),
     )  # fmt: skip
     return Command("status", keys, (job_id, *workers), _same)
+
+
+def follow(q: QueueKeys, channel: str, job_ids: Sequence[str], ttl_ms: int) -> Command[list[list[bytes]]]:
+    """How each of these jobs has ended; of an open one, ``channel`` gets a message at its end. Replies as in follow.lua."""
+    keys = (q.jobs, q.dead, q.dead_jobs, q.dead_errors, q.done, q.awaited)
+    return Command("follow", keys, (channel, ttl_ms, *job_ids), _same)
 
 
 def replay(q: QueueKeys, entries: Iterable[tuple[str, bytes]]) -> Command[int]:
@@ -389,7 +395,10 @@ def discard(q: QueueKeys, *, before_ms: int = 0, limit: int = 500, ids: Sequence
 
 def purge(q: QueueKeys, limit: int = 500) -> Command[tuple[int, bool]]:
     """Drop pending, scheduled and parked jobs. Returns how many, and whether to call again."""
-    keys = (q.jobs, q.due, q.ghosts, q.deliveries, q.unique, q.unique_of, q.parked, q.parked_of, *q.levels)
+    keys = (
+        q.jobs, q.due, q.ghosts, q.deliveries, q.unique, q.unique_of, q.parked, q.parked_of, q.awaited, q.events,
+        *q.levels,
+    )  # fmt: skip
     return Command("purge", keys, (limit,), lambda reply: (reply[0], reply[1] == 1))
 
 

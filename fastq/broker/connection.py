@@ -31,7 +31,7 @@ from fastq.errors import (
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["AsyncConnection", "SyncConnection"]
+__all__ = ["AsyncConnection", "SyncConnection", "Wire"]
 
 T = TypeVar("T")
 
@@ -152,13 +152,13 @@ def client_name() -> str:
 # -- asyncio ----------------------------------------------------------------------------------
 
 
-class _Wire:
+class Wire:
     """An asyncio protocol: replies are matched to their futures in the order of the commands."""
 
     __slots__ = ("_reader", "failure", "lost", "on_lost", "pending", "progress", "transport")
 
-    def __init__(self, on_lost: Callable[[_Wire], None]) -> None:
-        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+    def __init__(self, on_lost: Callable[[Wire], None]) -> None:
+        self._reader: Any = hiredis.Reader(notEnoughData=_NOTHING)
         self.pending: deque[asyncio.Future[Any]] = deque()
         self.transport: asyncio.Transport | None = None
         self.progress = time.monotonic()
@@ -166,10 +166,10 @@ class _Wire:
         self.failure: str = ""
         self.lost = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # noqa: D102 - asyncio's
         self.transport = transport
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:  # noqa: D102 - asyncio's
         reader, pending = self._reader, self.pending
         self.progress = time.monotonic()
         reply: Any = None
@@ -184,7 +184,7 @@ class _Wire:
         except hiredis.ProtocolError as error:
             self.abort(f"the reply is not of Redis's protocol: {error}")
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # noqa: D102 - asyncio's
         return False
 
     def pause_writing(self) -> None:
@@ -193,7 +193,7 @@ class _Wire:
     def resume_writing(self) -> None:
         """See :meth:`pause_writing`."""
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: D102 - asyncio's
         self.lost = True
         self.failure = self.failure or (str(error) if error else "the connection was closed")
         pending, self.pending = self.pending, deque()
@@ -228,7 +228,7 @@ class AsyncConnection:
         self.connects = 0
         self._connect_timeout = connect_timeout
         self._response_timeout = response_timeout
-        self._wire: _Wire | None = None
+        self._wire: Wire | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -260,6 +260,9 @@ class AsyncConnection:
                 raise unreachable(self.endpoint, "closed while connecting") from None  # nobody cancelled the caller
             raise
 
+    def _make_wire(self) -> Wire:
+        return Wire(self._lost)
+
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._connecting = None
         if not task.cancelled():
@@ -269,7 +272,7 @@ class AsyncConnection:
         import asyncio
 
         self._loop = loop = asyncio.get_running_loop()
-        wire = _Wire(self._lost)
+        wire = self._make_wire()
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await self._dial(loop, wire)
@@ -287,7 +290,7 @@ class AsyncConnection:
         self.connects += 1
         self._watch = loop.call_later(self._response_timeout / 4, self._check)
 
-    async def _shake_hands(self, wire: _Wire, loop: asyncio.AbstractEventLoop) -> None:
+    async def _shake_hands(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> None:
         import asyncio
 
         if wire.lost or wire.transport is None:
@@ -307,7 +310,7 @@ class AsyncConnection:
         if wire.lost:  # since its last reply; nobody would tell us again
             raise ConnectionResetError(wire.failure)
 
-    async def _dial(self, loop: asyncio.AbstractEventLoop, wire: _Wire) -> None:
+    async def _dial(self, loop: asyncio.AbstractEventLoop, wire: Wire) -> None:
         endpoint = self.endpoint
         factory: Any = lambda: wire  # noqa: E731 - Any: a protocol by shape, asyncio is not imported in this module
         if endpoint.path:
@@ -322,7 +325,7 @@ class AsyncConnection:
         if sock is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
-    def _lost(self, wire: _Wire) -> None:
+    def _lost(self, wire: Wire) -> None:
         if self._wire is wire:
             self._wire = None
             if self._watch is not None:
@@ -337,7 +340,7 @@ class AsyncConnection:
             return
         self._watch = loop.call_later(self._response_timeout / 4, self._check)
 
-    def _send(self, wire: _Wire, data: bytes) -> asyncio.Future[Any]:
+    def _send(self, wire: Wire, data: bytes) -> asyncio.Future[Any]:
         assert self._loop is not None
         future: asyncio.Future[Any] = self._loop.create_future()
         if wire.lost or wire.transport is None:

@@ -40,8 +40,8 @@ from fastq.broker.views import (
     worker_info,
 )
 from fastq.config import check_queue_name
-from fastq.errors import BrokerReplyError, InvalidJobId, InvalidOption, InvalidQueueName, UndecodableJob, did_you_mean
-from fastq.job import DeadLetter, Envelope, JobRecord, JobState, JobStatus, check_id, decode_envelope, encode
+from fastq.errors import BrokerReplyError, InvalidOption, InvalidQueueName, UndecodableJob, did_you_mean
+from fastq.job import DeadLetter, Envelope, JobRecord, JobState, JobStatus, decode_envelope, encode, is_id
 
 __all__ = ["PAGE", "Inspector", "QueueInfo", "Replayed", "WorkerInfo"]
 
@@ -212,7 +212,7 @@ class Inspector:
 
     def _locate(self, job_id: str, queue: str | None) -> Operation[Found | None]:
         """Where a job is; of several queues that know the id, one where it is still to run."""
-        if not _is_job_id(job_id):
+        if not is_id(job_id):
             return None
         names = [queue] if queue is not None else (yield from self.queues())
         best: Found | None = None
@@ -398,10 +398,10 @@ class Inspector:
         now = yield clock()
         if ids is not None:
             wanted = list(dict.fromkeys(ids))
-            known = [job_id.encode() for job_id in wanted if _is_job_id(job_id)]
+            known = [job_id.encode() for job_id in wanted if is_id(job_id)]
             for chunk in _chunks(known, _CHUNK):
                 total = _sum(total, (yield from self._replay_some(q, chunk, now, dry_run=dry_run)))
-            return _sum(total, Replayed(0, [], [job_id for job_id in wanted if not _is_job_id(job_id)]))
+            return _sum(total, Replayed(0, [], [job_id for job_id in wanted if not is_id(job_id)]))
         skip = 0  # what stays where it is
         while limit is None or total.replayed < limit:
             size = _CHUNK if limit is None else min(_CHUNK, limit - total.replayed)
@@ -436,7 +436,7 @@ class Inspector:
         """Delete dead letters: these ids, those that died more than ``older_than`` seconds ago, or all there are now."""
         q, count = self._keys(queue), 0
         if ids is not None:
-            for chunk in _chunks([job_id for job_id in ids if _is_job_id(job_id)], _STEP):
+            for chunk in _chunks([job_id for job_id in ids if is_id(job_id)], _STEP):
                 count += yield commands.discard(q, ids=chunk)
             return count
         now: int = yield clock()
@@ -487,14 +487,6 @@ def _state(name: str) -> JobState:
         raise InvalidOption(
             f"state={name!r:.100} is none of {', '.join(states)}{did_you_mean(str(name), states)}"
         ) from None
-
-
-def _is_job_id(text: str) -> bool:
-    try:
-        check_id(text)
-    except InvalidJobId:
-        return False
-    return True
 
 
 def _is_queue_name(text: str) -> bool:

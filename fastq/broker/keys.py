@@ -73,6 +73,14 @@ TABLE: tuple[KeyInfo, ...] = (
     KeyInfo("{q}:dead:errors", "hash", "worker", "bounded", "job id -> error (msgpack)"),
     KeyInfo("{q}:done", "zset", "worker", "bounded", "names of the buckets of finished jobs by their expiry in ms"),
     KeyInfo("{q}:done:<ttl>:<n>", "hash", "worker", "ttl", "job id -> record of a finished job"),
+    KeyInfo("{q}:awaited", "hash", "follow", "ttl", "job id -> channels of the processes that wait for its end"),
+    KeyInfo(
+        "{q}:events",
+        "stream",
+        "worker",
+        "ttl",
+        "what happened to watched jobs, the last 10,000; gone 10 minutes after the last one",
+    ),
     KeyInfo("{l}:rule", "string", "operator", "limiter", "the rule (msgpack) that overrides the configured one"),
     KeyInfo(
         "{l}:state:<key>",
@@ -142,6 +150,8 @@ class QueueKeys:
         self.dead_jobs = self._name("dead:jobs")
         self.dead_errors = self._name("dead:errors")
         self.done = self._name("done")
+        self.awaited = self._name("awaited")
+        self.events = self._name("events")
 
     def _name(self, name: str) -> bytes:
         return (self.base + name).encode()

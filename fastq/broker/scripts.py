@@ -16,7 +16,8 @@ FOLDER = Path(__file__).parent.parent / "lua"
 _INCLUDE = re.compile(r'^--- @include "([a-z_]+)"\n', re.MULTILINE)
 
 NAMES = (
-    "acquire", "cancel", "clamp", "discard", "enqueue", "enqueue_once", "extend", "fire", "give_back", "hold", "lead", "lease",
+    "acquire", "cancel", "clamp", "discard", "enqueue", "enqueue_once", "extend", "fire", "follow", "give_back", "hold",
+    "lead", "lease",
     "limit_state", "park", "penalize", "promote", "prune", "purge", "recover", "register", "replay", "reserve",
     "resume", "settle", "status", "unpark", "unpark_due",
 )  # fmt: skip

@@ -226,6 +226,11 @@ def status_of(queue: str, job_id: str, reply: list[Any]) -> JobStatus:
     return unfinished(queue, job_id, JobState(state), reply[1], **more)
 
 
+def ended_status(queue: str, job_id: str, reply: list[Any]) -> JobStatus | None:
+    """A reply of follow.lua about a job that is not open; None when nothing is known of it."""
+    return None if reply[0] == b"unknown" else status_of(queue, job_id, reply)
+
+
 def unfinished(queue: str, job_id: str, state: JobState, data: bytes, **more: Any) -> JobStatus:
     """A job that is still to run, by its envelope."""
     try:
@@ -320,6 +325,9 @@ def dead_status(letter: DeadLetter) -> JobStatus:
         enqueued_at=letter.enqueued_at,
         finished_at=letter.failed_at,
         last_error=f"{letter.error_type}: {letter.error_message}" if letter.error_type else letter.error_message,
+        error_type=letter.error_type,
+        error_message=letter.error_message,
+        traceback=letter.traceback,
     )
 
 

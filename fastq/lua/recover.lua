@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- recover: hand the jobs of a worker back to the front of their ready lists
 -- KEYS {q}:workers {q}:running:<worker> {q}:jobs {q}:deliveries {q}:wake {q}:info {q}:dead {q}:dead:jobs {q}:dead:errors
---      {q}:unique {q}:unique:of {q}:ready:10 ... {q}:ready:0
+--      {q}:unique {q}:unique:of {q}:awaited {q}:events {q}:ready:10 ... {q}:ready:0
 -- ARGV worker when charge max_deliveries limit pad dead_max error [started id ...]
 --   when 'expired': only if its lease has run out; 'now': its death is known, or it says goodbye
 --   charge 'all' | 'started' | 'none': whose delivery counts; at max_deliveries a job is poison and goes to the dead letters
@@ -11,6 +11,7 @@
 --- @include "ready"
 --- @include "release_unique"
 --- @include "bury"
+--- @include "tell"
 local workers, running, jobs, deliveries, wake_list, info, dead, dead_jobs, dead_errors = unpack(KEYS, 1, 9)
 local worker, charge, most, limit, pad = ARGV[1], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local now = now_ms()
@@ -32,12 +33,13 @@ for _, id in ipairs(redis.call('SRANDMEMBER', running, limit + 1)) do
       bury(dead, dead_jobs, dead_errors, now, id, envelope, ARGV[8], tonumber(ARGV[7]))
       buried[#buried + 1] = id
     elseif envelope then
-      redis.call('LPUSH', ready_list(envelope, KEYS, 12), id)
+      redis.call('LPUSH', ready_list(envelope, KEYS, 14), id)
       ready = ready + 1
     end
   end
 end
 release_unique(KEYS[10], KEYS[11], buried)
+if #buried > 0 and redis.call('HLEN', KEYS[12]) > 0 then tell(KEYS[12], KEYS[13], now, 'failed', buried) end
 if ready > 0 then wake(wake_list) end
 
 local remaining = math.max(redis.call('SCARD', running) - 1, 0)

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- reserve: hand up to `want` pending jobs to a worker, highest priority first
 -- KEYS {q}:workers {q}:running:<worker> {q}:jobs {q}:paused {q}:wake {q}:ghosts {q}:deliveries {q}:unique {q}:unique:of
---      {q}:unique:start {q}:ready:10 ... {q}:ready:0
+--      {q}:unique:start {q}:awaited {q}:events {q}:ready:10 ... {q}:ready:0
 -- ARGV worker want
 -- Sent twice: the jobs of a lost reply are in the running set; the worker sees that it holds more than it knows (held)
 -- and asks for them with resume.lua.
@@ -10,6 +10,7 @@
 --- @include "now"
 --- @include "wake"
 --- @include "release_unique"
+--- @include "tell"
 local workers, running, jobs, paused, wake_list, ghosts, deliveries, unique, unique_of, unique_start = unpack(KEYS, 1, 10)
 local worker, want = ARGV[1], math.min(tonumber(ARGV[2]), 2000) -- Lua cannot unpack 8,000, and what is popped must be held
 local MOST_GHOSTS = 500 -- a call stays near 4 ms: skipping 100,000 at once would stop Redis for 0.4 to 0.8 s
@@ -21,7 +22,7 @@ end
 
 local ids, more, skipped = {}, false, 0
 local haunted = redis.call('HLEN', ghosts) > 0
-for level = 11, #KEYS do
+for level = 13, #KEYS do
   while #ids < want and skipped < MOST_GHOSTS do
     local popped = redis.call('LPOP', KEYS[level], want - #ids)
     if not popped then break end
@@ -50,6 +51,7 @@ if redis.call('HLEN', unique_start) > 0 then -- unique until they are started, t
   end
   release_unique(unique, unique_of, begun)
 end
+if redis.call('HLEN', KEYS[11]) > 0 then tell(KEYS[11], KEYS[12], now, 'started', ids) end
 local envelopes = redis.call('HMGET', jobs, unpack(ids))
 local suspects = {}
 if redis.call('HLEN', deliveries) > 0 then

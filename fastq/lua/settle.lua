@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- settle: write a batch of outcomes of jobs that this worker holds
 -- KEYS {q}:running:<worker> {q}:jobs {q}:due {q}:due:wake {q}:wake {q}:dead {q}:dead:jobs {q}:dead:errors {q}:deliveries
---      {q}:unique {q}:unique:of {q}:done {q}:ready:10 ... {q}:ready:0 {q}:done:<ttl>:<n> ...
+--      {q}:unique {q}:unique:of {q}:done {q}:awaited {q}:events {q}:ready:10 ... {q}:ready:0 {q}:done:<ttl>:<n> ...
 -- ARGV dead_max, then five sections (job.Outcome), each a count and its rows:
 --   succeeded: id | recorded: bucket_number id record | later: id delay_ms envelope | failed: id envelope error | released: id
 --   and last, per bucket: its name and the time in ms at which it expires
@@ -14,10 +14,12 @@
 --- @include "many"
 --- @include "release_unique"
 --- @include "bury"
+--- @include "tell"
 local running, jobs, due, due_wake, wake_list, dead, dead_jobs, dead_errors, deliveries = unpack(KEYS, 1, 9)
-local unique, unique_of, done = KEYS[10], KEYS[11], KEYS[12]
-local LEVELS, BUCKETS = 13, 23
+local unique, unique_of, done, awaited, events = unpack(KEYS, 10, 14)
+local LEVELS, BUCKETS = 15, 25
 local stale, finished, position = {}, {}, 2
+local heard = redis.call('HLEN', awaited) > 0 -- somebody waits for jobs of this queue, or watches them
 
 -- the rows of the next section whose jobs this worker still holds, the id at `field` of each row
 local function section(width, field)
@@ -55,6 +57,7 @@ end
 position = position + 1 + count
 
 local recorded, recorded_ids = section(3, 2)
+local kinds = {} -- job id -> its event, when that is not `succeeded`
 local fields = {}
 for _, row in ipairs(recorded) do
   local bucket = tonumber(row[1])
@@ -62,10 +65,12 @@ for _, row in ipairs(recorded) do
   table.insert(fields[bucket], row[2])
   table.insert(fields[bucket], row[3])
   finished[#finished + 1] = row[2]
+  if heard and string.sub(row[3], 3, 11) == 'cancelled' then kinds[row[2]] = 'cancelled' end -- it had expired
 end
 if #recorded > 0 then many('HDEL', jobs, recorded_ids) end
 
-local later, now, earliest = section(3, 1), now_ms(), false
+local later, later_ids = section(3, 1)
+local now, earliest = now_ms(), false
 for _, row in ipairs(later) do
   redis.call('HSET', jobs, row[1], row[3])
   if tonumber(row[2]) > 0 then
@@ -81,7 +86,7 @@ if earliest and tonumber(redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')[2]) >= ea
 for _, row in ipairs((section(3, 1))) do
   redis.call('HDEL', jobs, row[1])
   bury(dead, dead_jobs, dead_errors, now, row[1], row[2], row[3], tonumber(ARGV[1]))
-  finished[#finished + 1] = row[1]
+  finished[#finished + 1], kinds[row[1]] = row[1], 'failed'
 end
 
 local released = section(1, 1)
@@ -101,5 +106,7 @@ end
 if #finished > 0 then
   release_unique(unique, unique_of, finished)
   if redis.call('HLEN', deliveries) > 0 then many('HDEL', deliveries, finished) end
+  if heard then tell(awaited, events, now, 'succeeded', finished, kinds) end
 end
+if heard and #later > 0 then tell(awaited, events, now, 'retried', later_ids) end
 return {redis.call('SCARD', running) - 1, stale}

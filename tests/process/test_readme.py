@@ -19,7 +19,7 @@ SNIPPETS = dict(re.findall(r"<!-- test: (\S+) -->\n```python\n(.*?)```", README,
 def test_every_python_snippet_is_known() -> None:
     """The two at the top show the same code that `calls` runs; the others carry a test mark."""
     assert len(re.findall(r"```python\n", README)) == len(SNIPPETS) + 2
-    assert set(SNIPPETS) == {"tasks.py", "calls", "handlers", "schedules", "limits"}
+    assert set(SNIPPETS) == {"tasks.py", "calls", "handlers", "schedules", "limits", "results", "once"}
 
 
 def top_of_readme(url: str) -> dict[str, object]:
@@ -71,6 +71,20 @@ async def test_the_handlers_do_what_is_said(redis_url: str) -> None:
     assert status.due_at - status.enqueued_at > 55
 
 
+async def test_the_results(redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    app = fastq.FastQ(redis_url, log_level="error")
+
+    @app.task
+    async def count_words(text: str) -> int:
+        return len(text.split())
+
+    names: dict[str, object] = {"app": app, "fastq": fastq, "count_words": count_words}
+    exec("async def results():\n" + textwrap.indent(SNIPPETS["results"], "    ") + "\n    return words\n", names)
+    async with working(app):
+        assert await names["results"]() == 3  # type: ignore[operator]
+    assert "'status': 'success'" in capsys.readouterr().out
+
+
 def test_the_schedule_is_valid(redis_url: str) -> None:
     app = fastq.FastQ(redis_url)
     exec(SNIPPETS["schedules"], {"app": app})
@@ -85,3 +99,9 @@ async def test_the_limits(redis_url: str) -> None:
     assert stripe.counts.units == 5
     assert (await pool.state()).holders == 0
     await app.aclose()
+
+
+def test_the_once_snippet_is_valid(redis_url: str) -> None:
+    app = fastq.FastQ(redis_url)
+    exec(SNIPPETS["once"], {"app": app})
+    assert list(app.tasks) == ["sync_account", "charge"]

@@ -56,7 +56,7 @@ KINDS = {
     **dict.fromkeys(
         ("jobs", "ghosts", "deliveries", "unique", "unique:of", "unique:start", "info", "ticks", "producers"), "hash"
     ),
-    **dict.fromkeys(("dead:jobs", "dead:errors", "done:1000:1"), "hash"),
+    **dict.fromkeys(("dead:jobs", "dead:errors", "done:1000:1", "awaited"), "hash"),
     **dict.fromkeys(("due", "workers", "dead", "done"), "zset"),
     **dict.fromkeys(("wake", "due:wake", *(f"ready:{priority}" for priority in PRIORITIES)), "list"),
     **dict.fromkeys(("unique:ttl:k", "unique:ttl:l"), "string"),
@@ -93,6 +93,7 @@ class Model:
         self.dead: dict[str, bytes] = {}
         self.done: dict[str, bytes] = {}
         self.ticks: dict[str, int] = {}
+        self.awaited: set[str] = set()
 
     def push(self, job_id: str, *, front: bool = False) -> None:
         """Into the ready list of its priority."""
@@ -122,6 +123,7 @@ class Model:
         """The job is over: what goes with it goes."""
         self.deliveries.pop(job_id, None)
         self.free(job_id)
+        self.awaited.discard(job_id)
         return self.jobs.pop(job_id)
 
     def free(self, job_id: str) -> None:
@@ -163,6 +165,7 @@ class Protocol(RuleBasedStateMachine):
             self.register("w", late=False)
             self.reserve("w", 5)
             self.park(0, [3, 4], LIMITS[1], 1, again=False)
+            self.follow([0, 1, 2, 4], "told:1", again=False)
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -512,6 +515,22 @@ class Protocol(RuleBasedStateMachine):
             return "again"
         return "running" if self.model.holder(job_id) else "cancelled"
 
+    @rule(some=some, channel=st.sampled_from(("told:1", "told:2")), again=st.booleans())
+    def follow(self, some: list[int], channel: str, again: bool) -> None:
+        """An answer, or a registration that lasts exactly as long as the job."""
+        model = self.model
+        ids = sorted({pick(n, [*self.known(), *model.dead, *model.done]) for n in some}) or ["gone"]
+        command = commands.follow(self.lab.q, channel, ids, FAR)
+        for _ in range(2 if again else 1):
+            for job_id, answer in zip(ids, self.call(command), strict=True):
+                if job_id in model.jobs:
+                    assert answer == [b"open"]
+                elif job_id in model.dead:
+                    assert answer[:2] == [b"failed", model.dead[job_id]]
+                else:
+                    assert answer == ([b"finished", model.done[job_id]] if job_id in model.done else [b"unknown"])
+        model.awaited.update(model.jobs.keys() & set(ids))
+
     @rule(some=some, priority=priorities, again=st.booleans())
     def replay(self, some: list[int], priority: int, again: bool) -> None:
         ids = {pick(n, [*sorted(self.model.dead) * 3, *self.known()]) for n in some}
@@ -634,6 +653,7 @@ class Protocol(RuleBasedStateMachine):
         assert {k: i for k in "kl" if (i := live[f"unique:ttl:{k}"])} == model.remembered
         assert {name: int(tick) for name, tick in live["ticks"].items()} == model.ticks
         assert live["dead:jobs"] == model.dead
+        assert set(live["awaited"]) == model.awaited, "a waiter who was not told, or was too early"
         assert live["done:1000:1"] == model.done
 
 
@@ -675,7 +695,7 @@ BUGS: dict[str, Mutation] = {
     "unpark from a paused queue": ("unpark", "if redis.call('EXISTS', paused) == 1 then", "if false then"),
     "unpark_due before the time": ("unpark_due", "'-inf', now, 'BYSCORE'", "'-inf', '+inf', 'BYSCORE'"),
     "cancel that forgets the parked": ("cancel", " and not unpark_one(KEYS[10], KEYS[11], id)", ""),
-    "recover that drops": ("recover", "redis.call('LPUSH', ready_list(envelope, KEYS, 12), id)", ""),
+    "recover that drops": ("recover", "redis.call('LPUSH', ready_list(envelope, KEYS, 14), id)", ""),
     "recover without asking for the lease": ("recover", "tonumber(deadline) > now", "false"),
     "recover that charges everybody": ("recover", "(charge == 'started' and started[id])", "true"),
     "recover that never buries": ("recover", ">= most", "> most + 1000"),
@@ -683,7 +703,7 @@ BUGS: dict[str, Mutation] = {
     "cancel of a running job": ("cancel", "if redis.call('SISMEMBER', KEYS[i], id) == 1 then return 'running' end", ""),
     "cancel with an old list of workers": (
         "cancel",
-        "if redis.call('ZCARD', workers) ~= #KEYS - 11 then return 'again' end",
+        "if redis.call('ZCARD', workers) ~= #KEYS - 13 then return 'again' end",
         "",
     ),
     "reserve that does not hold": ("reserve", "redis.call('SADD', running, unpack(ids))", ""),
@@ -706,6 +726,16 @@ BUGS: dict[str, Mutation] = {
     "promote before the time": ("promote", "'-inf', now, 'BYSCORE'", "'-inf', '+inf', 'BYSCORE'"),
     "replay that leaves the letter": ("replay", "redis.call('ZREM', dead, id) == 1", "redis.call('ZSCORE', dead, id)"),
     "purge that keeps the unique key": ("purge", "release_unique(KEYS[5], KEYS[6], ids)", ""),
+    "settle that tells nobody": (
+        "settle",
+        "if heard then tell(awaited, events, now, 'succeeded', finished, kinds) end",
+        "",
+    ),
+    "a retry that counts as an end": ("settle", "'retried', later_ids)", "'succeeded', later_ids)"),
+    "cancel that tells nobody": ("cancel", "if redis.call('HLEN', KEYS[12]) > 0", "if false"),
+    "purge that tells nobody": ("purge", "if redis.call('HLEN', KEYS[9]) > 0", "if false"),
+    "poison that tells nobody": ("recover", "if #buried > 0 and redis.call('HLEN', KEYS[12]) > 0", "if false"),
+    "follow that does not look": ("follow", "if redis.call('HEXISTS', jobs, id) == 1", "if true"),
     "fire without compare": ("fire", "tonumber(last) >= tonumber(ARGV[2])", "false"),
     "extend that revives": (
         "extend",

@@ -80,6 +80,11 @@ async def right() -> None:
     await app.options(delay=1).enqueue("send_email", to="a")
     await report.enqueue()
     assert_type(app.job().attempt, int)
+    assert_type(await job.result(timeout=60), bool)
+    assert_type(resize.enqueue_sync("x").result_sync(), int)
+    assert_type(await job.exists(), bool)
+    assert_type(await app.wait_for(job.id, timeout=60), fastq.JobStatus | None)
+    assert_type(app.wait_for_sync(job.id), fastq.JobStatus | None)
 
 
 async def wrong() -> None:
@@ -96,7 +101,8 @@ async def wrong() -> None:
     sync_with_context.enqueue_sync("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     text: str = resize("x")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     handle: fastq.JobHandle[str] = await send_email.enqueue("a")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
-    del text, handle
+    size: int = await (await with_context.enqueue(1)).result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    del text, handle, size
 
 
 _both: tuple[AsyncTask[..., bool], SyncTask[..., int]] = (send_email, resize)

@@ -26,6 +26,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "enqueue_once": lambda: c.enqueue(Q, 5, "p", 1, [NewJob("a", b"A", unique="k")]),
     "extend": lambda: c.extend(Q, 1_000, ["v", "w"]),
     "fire": lambda: c.fire(Q, 5, "s", 1, "a", b"e"),
+    "follow": lambda: c.follow(Q, "told", ["a", "b"], 1_000),
     "lead": lambda: c.lead(GlobalKeys("fastq"), "s", 1),
     "park": lambda: c.park(Q, "w", [c.Parked("a", "x/~all", 1, 5), c.Parked("b", "y/k", 1, 5)]),
     "lease": lambda: c.take_lease(LeaseKeys("fastq", "leader", "x"), "o", 1_000),
@@ -169,7 +170,7 @@ def test_the_counts_of_settle_always_fit(
         found += [args[position + 1 + i * width + field] for i in range(count)]
         position += 1 + count * width
     assert found == batch.ids()
-    buckets = len(command.keys) - 23
+    buckets = len(command.keys) - 25
     assert len(args) - position == 2 * buckets
 
 

@@ -38,7 +38,7 @@ def test_all_keys_of_a_queue_carry_its_hash_tag(partition: int | None) -> None:
     """One slot of a cluster: every script is legal there."""
     tag = "{mail}" if partition is None else f"{{mail:{partition}}}"
     found = names(QueueKeys("app:x", "mail", partition))
-    assert len(found) == len(set(found)) == 35
+    assert len(found) == len(set(found)) == 37
     assert all(name.startswith(f"app:x:{tag}:") for name in found)
     assert all(name.count("{") == name.count("}") == 1 for name in found)
 
@@ -131,6 +131,6 @@ def test_it_is_printed_by_the_module() -> None:
 
 def test_every_key_is_explained() -> None:
     for info in TABLE:
-        assert info.type in {"hash", "list", "zset", "set", "string"}
+        assert info.type in {"hash", "list", "zset", "set", "stream", "string"}
         assert f"`{info.lifetime}`" in keys.document()
         assert info.meaning
