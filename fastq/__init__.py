@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastq.app import FastQ, Middleware
     from fastq.config import Settings
-    from fastq.context import JobContext, State
+    from fastq.context import JobContext, State, requeue
     from fastq.errors import (
         BodyTooLarge,
         BrokerError,
@@ -68,7 +68,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "fastq.app": "FastQ Middleware",
     "fastq.config": "Settings",
-    "fastq.context": "JobContext State",
+    "fastq.context": "JobContext State requeue",
     "fastq.errors": "BodyTooLarge BrokerError BrokerOutOfMemory BrokerReplyError BrokerUnavailable ConfigError DuplicateJob EnqueueError Fail FastQError InvalidArguments InvalidJobId InvalidOption InvalidQueueName JobCancelled JobFailed JobIdReused JobTimeout LeaseLost LeaseTimeout LimitTimeout MissingExtra QueueFull ResultExpired ResultNotKept Retry Snooze TaskDefinitionError UndecodableJob UnknownTask WaitTimeout",
     "fastq.handle": "Bulk JobHandle",
     "fastq.job": "DeadLetter JobPriority JobResult JobState JobStatus",
@@ -153,6 +153,7 @@ __all__ = [
     "make_idempotency_key",
     "monitored_acquire",
     "rate_limited",
+    "requeue",
 ]
 
 

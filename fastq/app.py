@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fastq.lease import Lease
     from fastq.limiter.api import Limiter
     from fastq.limiter.catalogue import Catalogue
+    from fastq.limiter.jobs import JobLimiter
     from fastq.limiter.stores import RedisStore
     from fastq.waiting import Waits
 
@@ -328,6 +329,24 @@ class FastQ(Tasks):
         if before is None:
             catalogue.default().adopt(self._limits.add_limiter(limiter_id, options, self._limit_store), options)
         return self._limits.find(limiter_id)
+
+    def limits_of(self, task: str, queue: str) -> list[JobLimiter]:
+        """The limiters that a task's jobs have to pass in a queue.
+
+        Raises:
+            ConfigError: one of them does not exist, or an option does not fit the handler.
+        """
+        found = self.tasks[task]
+        asked = [(f"queue:{queue}", self.queue_limits.get(queue)), (f"task:{task}", found.defaults.limits)]
+        if not any(options for _, options in asked):
+            return []
+        from fastq.limiter.jobs import bind
+
+        bound = []
+        for owner, options in asked:
+            if options is not None:
+                bound += bind(owner, options, self.limiter, found.arguments.signature)
+        return bound
 
     # -- leaders ----------------------------------------------------------------------------------
 

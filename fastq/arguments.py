@@ -88,6 +88,11 @@ class Arguments:
         self._decoders = [self._decoder(n) for n in range(self._most + 1)]
 
     @property
+    def signature(self) -> inspect.Signature:
+        """The parameters that a call fills: those of the handler without the injected ones."""
+        return self._signature
+
+    @property
     def names(self) -> list[str]:
         """The parameters that positional arguments of a call fill, in order."""
         return self._names

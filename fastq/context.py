@@ -47,6 +47,9 @@ class JobContext(msgspec.Struct, eq=False):
     abandoned: bool = False
     row: int = -1
     runner: Any = None  # the asyncio task
+    permits: Any = None  # what its limits granted: (gate, holder) of each slot; None: it was not asked for
+    arguments: Any = None  # decoded already, or the exception that the run raises instead
+    unparked: bool = False  # fetched from behind a limit
 
     @property
     def task(self) -> str:
@@ -106,6 +109,22 @@ def running_job() -> JobContext:
     if not isinstance(job, JobContext):
         raise FastQError("no job is running here: app.job() works inside a handler only")
     return job
+
+
+def requeue(delay: float = 0.0) -> NoReturn:
+    """Inside a handler: end this run and run again in ``delay`` seconds; no attempt is charged. It does not return.
+
+    Raises:
+        FastQError: called outside a handler.
+
+    Example::
+
+        try:
+            await limiter.acquire(timeout=30)
+        except TimeoutError:
+            fastq.requeue(delay=60)
+    """
+    running_job().snooze(delay)
 
 
 class _State:

@@ -120,12 +120,20 @@ def _answer(writing: int, app: str, options: Mapping[str, object], file: Path | 
         if given.get("queues") == ALL_QUEUES:
             given["queues"] = ",".join(_queues_of(opened))
         settings = config.load(arguments={**opened.arguments, **given}, file=file).settings
+        _check_limits(opened)
         os.write(writing, msgspec.msgpack.encode(settings))
         code = ExitCode.OK
     except BaseException as error:  # noqa: BLE001 - whatever the modules of an application raise
         report(error, app)
     finally:
         os._exit(code)
+
+
+def _check_limits(app: FastQ) -> None:
+    """Tell of limits that do not exist, or do not fit their handlers, before a worker is forked."""
+    default = app.default_queue()
+    for name, task in app.tasks.items():
+        app.limits_of(name, task.defaults.queue or default)
 
 
 def _queues_of(app: FastQ) -> list[str]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar, get_args, overload
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar, get_args, overload
 
 from fastq.config import check_queue_name
 from fastq.context import JobContext
 from fastq.cron import Cron, Every, MisfirePolicy, Schedule
-from fastq.errors import FastQError, InvalidOption, TaskDefinitionError, UnknownTask, did_you_mean
+from fastq.errors import ConfigError, FastQError, InvalidOption, TaskDefinitionError, UnknownTask, did_you_mean
 from fastq.job import TASK_NAME, JobPriority, Seconds, check_priority, seconds
+from fastq.limiter.options import JOB_LIMITS, JobLimits, read_job_limits
 from fastq.once import IDEMPOTENT_TTL, as_unique
 from fastq.retry import RetryPolicy, RetryRule, as_policy, attempts_in_all
 from fastq.task import AsyncTask, Producer, SyncTask, Task, TaskOptions, UniqueOption
+
+if TYPE_CHECKING:
+    from fastq.limiter.api import Limiter
 
 __all__ = ["Periodic", "Tasks"]
 
@@ -53,6 +57,7 @@ class Tasks:
     def __init__(self) -> None:
         self.tasks: dict[str, Task[..., Any]] = {}
         self.periodic: dict[str, Periodic] = {}
+        self.queue_limits: dict[str, JobLimits] = {}
         self._bound: Producer | None = None
 
     def producer(self) -> Producer:
@@ -75,6 +80,9 @@ class Tasks:
             self._add(name, task)
         for name, periodic in other.periodic.items():
             self._add_periodic(name, periodic)
+        for name, limits in other.queue_limits.items():
+            if self.queue_limits.setdefault(name, limits) != limits:
+                raise TaskDefinitionError(f"queue {name!r} was given other limits before: {self.queue_limits[name]}")
         other._bound = self._bound
 
     def _add(self, name: str, task: Task[..., Any]) -> None:
@@ -124,6 +132,11 @@ class Tasks:
         never_on: ErrorTypes = (),
         unique: UniqueOption = None,
         idempotent: Seconds | bool | None = None,
+        rate_limit: str | None = None,
+        concurrency: int | None = None,
+        limits: Sequence[str | Limiter] = (),
+        limit_key: str | Callable[..., str] | None = None,
+        cost: int | Callable[..., int] = 1,
     ) -> _Decorator: ...
     def task(self, fn: Any = None, /, **options: Any) -> Any:  # type: ignore[misc]  # pyright: ignore[reportInconsistentOverload]  # the fifth overload has no fn
         """Register a handler, as a decorator with or without options.
@@ -146,6 +159,16 @@ class Tasks:
                 :class:`fastq.Unique`; see docs/once.md.
             idempotent: seconds for which the same arguments (or the same ``idempotency_key``) name one job, which is run
                 once and whose result all callers get; True: a day.
+            rate_limit: "100/s", "10/m", "5000/h", "100/s burst 200": how many runs may begin, in the whole fleet.
+            concurrency: how many may run at once, in the whole fleet.
+            limits: limiters, or their names, that each run has to pass, too; "api:{user_id}" is the partition of
+                ``api`` by an argument.
+            limit_key: "tenant:{tenant_id}", or a function of the job's arguments: rate_limit and concurrency hold for
+                each value alone.
+            cost: units that a run takes of each rate, or a function of the job's arguments (default 1).
+
+        A job that its limits do not let run now waits in the worker without a slot, or aside in Redis; no attempt is
+        charged and no other job waits behind it. See docs/limits.md.
 
         Raises:
             TaskDefinitionError: an option or the name cannot be used, or the name is taken.
@@ -174,9 +197,43 @@ class Tasks:
         if not isinstance(name, str) or not TASK_NAME.match(name):
             raise TaskDefinitionError(f"the task name {name!r:.250} is not 1 to 200 characters of A-Z a-z 0-9 _ . : -")
         kind = AsyncTask if _is_async(fn) else SyncTask
-        task: Task[..., Any] = kind(self, name, fn, _task_options(name, options))
+        task: Task[..., Any] = kind(self, name, fn, _task_options(name, fn, options))
         self._add(name, task)
         return task
+
+    # -- queues -----------------------------------------------------------------------------
+
+    def queue(
+        self,
+        name: str,
+        *,
+        rate_limit: str | None = None,
+        concurrency: int | None = None,
+        limits: Sequence[str | Limiter] = (),
+    ) -> None:
+        """Set what holds for all jobs of a queue, whatever their task.
+
+        Args:
+            rate_limit: "100/m", "50/s burst 200": how many of its jobs may begin, in the whole fleet.
+            concurrency: how many may run at once, in the whole fleet.
+            limits: limiters, or their names, that each of its jobs has to pass, too.
+
+        Raises:
+            TaskDefinitionError: an option makes no sense, or the queue was given others before.
+            InvalidQueueName: it cannot be the name of a queue.
+
+        Example::
+
+            app.queue("emails", rate_limit="100/m", concurrency=20)
+        """
+        check_queue_name(name)
+        given = {"rate_limit": rate_limit, "concurrency": concurrency, "limits": limits or None}
+        try:
+            options = read_job_limits(given)
+        except ConfigError as error:
+            raise TaskDefinitionError(f"queue {name!r}: {error}") from None
+        if options is not None and self.queue_limits.setdefault(name, options) != options:
+            raise TaskDefinitionError(f"queue {name!r} was given other limits before: {self.queue_limits[name]}")
 
     # -- schedules ------------------------------------------------------------------------------
 
@@ -275,23 +332,23 @@ class _Decorator(Protocol):
 
 _TASK_OPTIONS = (
     "queue", "priority", "max_attempts", "max_retries", "timeout", "expires", "result_ttl",
-    "retry", "retry_on", "never_on", "unique", "idempotent",
+    "retry", "retry_on", "never_on", "unique", "idempotent", *JOB_LIMITS,
 )  # fmt: skip
 
 
-def _task_options(name: str, given: dict[str, Any]) -> TaskOptions:
+def _task_options(name: str, fn: Callable[..., Any], given: dict[str, Any]) -> TaskOptions:
     for option in given:
         if option not in _TASK_OPTIONS:
             raise TaskDefinitionError(
                 f"task {name!r} has an unknown option {option!r}{did_you_mean(option, _TASK_OPTIONS)}"
             )
     try:
-        return _read_options(given)
+        return _read_options(fn, given)
     except FastQError as error:
         raise TaskDefinitionError(f"task {name!r}: {error}") from None
 
 
-def _read_options(given: Mapping[str, Any]) -> TaskOptions:
+def _read_options(fn: Callable[..., Any], given: Mapping[str, Any]) -> TaskOptions:
     def duration(option: str, least: float) -> float | None:
         return None if given.get(option) is None else seconds(option, given[option], least=least)
 
@@ -318,6 +375,7 @@ def _read_options(given: Mapping[str, Any]) -> TaskOptions:
         retry=rule,
         unique=as_unique(given.get("unique")),
         idempotent=idempotent,
+        limits=read_job_limits(given, inspect.signature(fn)),
     )
 
 

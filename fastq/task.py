@@ -91,6 +91,7 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     retry: RetryRule = RetryRule()
     unique: Unique | None = None
     idempotent: float | None = None
+    limits: Any = None  # fastq.limiter.options.JobLimits
 
 
 class Call(NamedTuple):

@@ -8,7 +8,6 @@ import inspect
 import logging
 import math
 import random
-import string
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -19,9 +18,10 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from fastq.broker.commands import override_rule, penalize
-from fastq.errors import ConfigError, LimitTimeout
+from fastq.errors import LimitTimeout
 from fastq.limiter.counts import Counts
 from fastq.limiter.gate import Gate, Plan, Waiter
+from fastq.limiter.options import key_of_call
 from fastq.limiter.stores import Store, this_process
 from fastq.limits import CostTooHigh, FixedWindow, Rule, SlidingWindow, TokenBucket, read_rule
 from fastq.logs import fields, log_context
@@ -118,19 +118,21 @@ class Limiter:
             CostTooHigh: more than the limiter can ever grant at once.
             BrokerError: Redis cannot be asked, and the limiter is not ``on_error="open"``.
         """
+        if not self.take_at_hand(cost):
+            await self._wait(self.plan.timeout if timeout is None else timeout, cost)
+
+    def take_at_hand(self, cost: int) -> bool:
+        """Whether ``cost`` units, more than 0, were here already and nobody waits; they are taken."""
         gate = self._gates.get(asyncio.get_running_loop())
-        if gate is not None and cost > 0 and not gate.waiters and gate.tokens.take(cost, time.monotonic()):
-            gate.used += cost
-            self.counts.units += cost
-            return
-        await self._wait(self.plan.timeout if timeout is None else timeout, cost)
+        if gate is None or cost < 1 or gate.waiters or not gate.tokens.take(cost, time.monotonic()):
+            return False
+        gate.used += cost
+        self.counts.units += cost
+        return True
 
     async def try_acquire(self, timeout: float = 0, cost: int = 1) -> bool:
         """As :meth:`acquire`, with False instead of LimitTimeout. By default it does not wait."""
-        gate = self._gates.get(asyncio.get_running_loop())
-        if gate is not None and cost > 0 and not gate.waiters and gate.tokens.take(cost, time.monotonic()):
-            gate.used += cost
-            self.counts.units += cost
+        if self.take_at_hand(cost):
             return True
         try:
             await self._join_and_wait(timeout, cost)
@@ -368,31 +370,49 @@ class _Together:
                 await gate.release(waiter.holder)
 
     async def _acquire(self) -> None:
-        deadline = time.monotonic() + (math.inf if self._timeout is None else self._timeout)
-        scarce = next(iter(self._limiters), None)
-        pause = 0.0
-        while scarce is not None:
-            scarce = await self._try_all(scarce, deadline)
-            if scarce is not None and pause:  # two that take the same ones in turn would do so for ever
-                await asyncio.sleep(min(random.uniform(0, pause), max(0.0, deadline - time.monotonic())))
-            pause = min(max(0.002, 2 * pause), 0.1)
+        wanted = [(limiter, self._cost) for limiter in self._limiters]
+        self._got = await take_all(wanted, self._timeout)
 
-    async def _try_all(self, scarce: Limiter, deadline: float) -> Limiter | None:
-        """Wait for one, then take the others if they are there at once; else which one was not."""
-        other = scarce
-        got = [await scarce._wait(max(0.0, deadline - time.monotonic()), self._cost, self._timeout)]
-        try:
-            for other in self._limiters:
-                if other is not scarce:
-                    got.append(await other._join_and_wait(0, self._cost))
-        except BaseException as error:
-            undone = [gate.undo(waiter) for gate, waiter in got]
-            await asyncio.shield(asyncio.gather(*undone))
-            if isinstance(error, LimitTimeout):
-                return other
-            raise
-        self._got = got
-        return None
+
+async def take_all(
+    wanted: Sequence[tuple[Limiter, int]], timeout: float | None, *, quiet: bool = False
+) -> list[tuple[Gate, Waiter]]:
+    """What each limiter gave for its cost; all or none. ``quiet``: a timeout is part of the plan, not an event.
+
+    Raises as :meth:`Limiter.acquire`.
+    """
+    deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+    scarce, pause = 0, 0.0
+    while wanted:
+        got = await _try_all(wanted, scarce, deadline, timeout, quiet)
+        if not isinstance(got, int):
+            return got
+        scarce = got
+        if pause:  # two that take the same ones in turn would do so for ever
+            await asyncio.sleep(min(random.uniform(0, pause), max(0.0, deadline - time.monotonic())))
+        pause = min(max(0.002, 2 * pause), 0.1)
+    return []
+
+
+async def _try_all(
+    wanted: Sequence[tuple[Limiter, int]], scarce: int, deadline: float, timeout: float | None, quiet: bool
+) -> list[tuple[Gate, Waiter]] | int:
+    """Wait for one, then take the others if they are there at once; else which one was not."""
+    limiter, cost = wanted[scarce]
+    wait = limiter._join_and_wait if quiet else limiter._wait
+    got = [await wait(max(0.0, deadline - time.monotonic()), cost, timeout)]
+    index = scarce
+    try:
+        for index, (limiter, cost) in enumerate(wanted):
+            if index != scarce:
+                got.append(await limiter._join_and_wait(0, cost))
+    except BaseException as error:
+        undone = [gate.undo(waiter) for gate, waiter in got]
+        await asyncio.shield(asyncio.gather(*undone))
+        if isinstance(error, LimitTimeout):
+            return index
+        raise
+    return got
 
 
 def acquire_all(limiters: Sequence[Limiter], timeout: float | None = None, cost: int = 1) -> _Together:
@@ -419,20 +439,12 @@ def limited(
 
     ``template`` is the partition's key, with the function's parameters in braces; "" is the limiter as a whole.
     """
-    names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        signature = inspect.signature(function)
-        strange = [name for name in names if name.partition(".")[0].partition("[")[0] not in signature.parameters]
-        if strange:
-            raise ConfigError(f"{function.__qualname__}() has no parameter {strange[0]!r}, which {template!r} names")
+        key = key_of_call(template, inspect.signature(function), f"{function.__qualname__}()")
 
         def limiter(args: Any, kwargs: Any) -> Limiter:
-            if not names:
-                return find().for_key(template)
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            return find().for_key(template.format(**bound.arguments))
+            return find().for_key(key(args, kwargs))
 
         if inspect.iscoroutinefunction(function):
 

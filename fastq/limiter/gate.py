@@ -168,6 +168,11 @@ class Gate:
         """Give a slot back."""
         await asyncio.shield(self._spawn(self._return(0, 0, self._drop_holder(holder))))
 
+    def free(self, holders: Sequence[str]) -> None:
+        """Give slots back, without waiting for it."""
+        dropped = [holder for name in holders for holder in self._drop_holder(name)]
+        self._spawn(self._return(0, 0, dropped))
+
     async def learn(self) -> LimitState:
         """What the store knows; a rule that overrides the one known here is taken on."""
         self.counts.note("requests")

@@ -1,4 +1,4 @@
-"""What a queue needs as time passes: due jobs promoted, jobs of lost workers recovered, old traces pruned."""
+"""What a queue needs as time passes: due jobs promoted, parked ones not forgotten, jobs of lost workers recovered, old traces pruned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from fastq.broker.commands import Command, Pruned, Recovered, clamp, discard, promote, prune, raw, recover
+from fastq.broker.commands import Command, Pruned, Recovered, clamp, discard, promote, prune, raw, recover, unpark_due
 from fastq.broker.keys import PAD, QueueKeys
 from fastq.config import Settings
 from fastq.errors import BrokerError, BrokerUnavailable
@@ -18,12 +18,18 @@ from fastq.job import ErrorInfo, WorkerCard, culprits, encode
 from fastq.logs import fields
 from fastq.scheduler.link import Leadership, Link, Roster
 
-__all__ = ["Promoter", "Pruner", "Recoverer", "Waker"]
+__all__ = ["Promoter", "Pruner", "Recoverer", "Unparker", "Waker"]
 
 log = logging.getLogger("fastq.scheduler")
 
 BATCH = 250
 """Jobs in one call of promote.lua: about 1 ms of Redis's time, also with a million scheduled."""
+
+UNPARK = 1.0
+"""Seconds between two looks for limits whose parked jobs no worker fetches."""
+
+UNPARK_BATCH = 200
+"""Limits in one call of unpark_due.lua: about 1 ms of Redis's time."""
 
 SPACING = 0.005
 """Seconds between two promotions of a queue that moved something: a dense queue costs 200 calls a second, not 2,000."""
@@ -300,6 +306,32 @@ def _host(worker: str, data: object) -> str:
 def _lease(data: object) -> int:
     card = _card(data)
     return card.lease if card is not None else 0
+
+
+# -- parked ------------------------------------------------------------------------------------
+
+
+class Unparker:
+    """Sends one job of each limit that no worker looks after back to its queue: the worker that had parked it has gone,
+    or has no slot. Whoever gets that job looks after its limit and fetches the others.
+    """
+
+    def __init__(self, leadership: Leadership, link: Link, roster: Roster) -> None:
+        self.service = leadership.follow("unpark", self.step)
+        self._link = link
+        self._roster = roster
+
+    async def step(self) -> float:
+        """One batch of each queue; seconds until the next look."""
+        more = False
+        for chunk in self._roster.chunks():
+            for keys, unparked in zip(
+                chunk, await self._link.ask([unpark_due(keys, UNPARK_BATCH) for keys in chunk]), strict=True
+            ):
+                if self._link.went_well("unpark_due", keys.queue, unparked) and unparked.moved:
+                    log.debug("unparked", extra=fields(queue=keys.queue, jobs=unparked.moved))
+                    more = more or unparked.moved >= UNPARK_BATCH
+        return SHORTEST if more else UNPARK
 
 
 # -- prune --------------------------------------------------------------------------------------

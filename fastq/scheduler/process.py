@@ -26,7 +26,7 @@ from fastq.launch import Launch, load_app, report
 from fastq.logs import fields
 from fastq.metrics import WorkerMetrics
 from fastq.scheduler.link import Leadership, Link, Roster
-from fastq.scheduler.maintenance import WAIT, Promoter, Pruner, Recoverer, Waker
+from fastq.scheduler.maintenance import WAIT, Promoter, Pruner, Recoverer, Unparker, Waker
 from fastq.scheduler.periodic import Entry, Ticker, entries_of, shown
 from fastq.service import Service
 
@@ -131,6 +131,7 @@ class _Scheduler:
             promoter.service,
             self._waker,
             self._ticker.service,
+            Unparker(self._leadership, link, self._roster).service,
             Recoverer(self._leadership, link, self._roster, settings).service,
             Pruner(self._leadership, link, self._roster, settings).service,
         ]

@@ -27,7 +27,7 @@ from fastq.app import FastQ
 from fastq.broker.commands import Batch
 from fastq.broker.keys import bucket_of
 from fastq.context import JobContext, current, injection
-from fastq.errors import Fail, InvalidArguments, JobTimeout, Retry, Snooze, UndecodableJob, safe_text
+from fastq.errors import Fail, InvalidArguments, JobTimeout, LimitTimeout, Retry, Snooze, UndecodableJob, safe_text
 from fastq.job import ErrorInfo, Extra, JobRecord, JobState, encode
 from fastq.metrics import NOT_RUN, STATUSES, WorkerMetrics
 from fastq.task import Task
@@ -54,7 +54,17 @@ _NOT_THE_HANDLERS = frozenset({__file__, concurrent.futures.thread.__file__})
 class Plan:
     """What running a task's jobs needs, looked up once."""
 
-    __slots__ = ("injected", "is_async", "max_attempts", "result_ttl", "rule", "series", "task", "timeout")
+    __slots__ = (
+        "hands_back",
+        "injected",
+        "is_async",
+        "max_attempts",
+        "result_ttl",
+        "rule",
+        "series",
+        "task",
+        "timeout",
+    )
 
     def __init__(self, task: Task[..., Any], app: FastQ, series: dict[str, int]) -> None:
         settings, defaults = app.settings, task.defaults
@@ -62,6 +72,9 @@ class Plan:
         self.is_async = task.is_async
         self.injected = bool(task.arguments.injected)
         self.rule = defaults.retry
+        # A limiter without room is no failure, unless the task has a word on such errors itself.
+        own_word = (*self.rule.retry_on, *self.rule.never_on)
+        self.hands_back = not any(kind is not Exception and issubclass(LimitTimeout, kind) for kind in own_word)
         self.timeout = settings.default_timeout if defaults.timeout is None else defaults.timeout
         self.max_attempts = defaults.max_attempts or settings.default_max_attempts
         self.result_ttl = settings.result_ttl if defaults.result_ttl is None else defaults.result_ttl
@@ -108,6 +121,7 @@ class Executor:
         self._pool: ThreadPoolExecutor | None = None
         self._rows = list(range(app.settings.concurrency))
         self.state: Any = None
+        self.give_back: Callable[[JobContext], None] = _nothing_to_give_back
         self.running: dict[JobContext, float] = {}  # -> monotonic time at which a stop was asked for, 0: none
         self.finished = 0
         self.stuck = 0  # abandoned handlers that still occupy a thread or a task
@@ -155,10 +169,18 @@ class Executor:
     async def _run(self, job: JobContext, plan: Plan) -> None:
         current.set(job)
         try:
-            args, kwargs = plan.task.arguments.decode(job.envelope.body)
+            if job.arguments is None:
+                args, kwargs = plan.task.arguments.decode(job.envelope.body)
+            elif isinstance(job.arguments, BaseException):
+                raise job.arguments
+            else:  # decoded for its limits
+                args, kwargs = job.arguments
         except (InvalidArguments, UndecodableJob) as error:
             reason = "arguments" if isinstance(error, InvalidArguments) else "undecodable"
             self._fail(job, Ending(reason, type(error).__name__, str(error), ""))
+            return
+        except Exception as error:  # noqa: BLE001 - the user's own limit_key or cost
+            self._raised(job, plan, error)
             return
         try:
             if self._app.middlewares:
@@ -267,6 +289,9 @@ class Executor:
         elif isinstance(error, Snooze):
             self._later(job, error.delay, job.envelope.attempt, snoozed=True)
             self._done(job, plan, _SNOOZED)
+        elif isinstance(error, LimitTimeout) and plan.hands_back:
+            self._later(job, self._room_after(job, error), job.envelope.attempt, snoozed=True)
+            self._done(job, plan, _SNOOZED)
         elif why == "timeout" and isinstance(error, asyncio.CancelledError | JobTimeout):
             self._failure(job, plan, JobTimeout(f"ran longer than its timeout of {job.timeout:g} s"), "timeout")
         else:
@@ -295,6 +320,11 @@ class Executor:
             },
         )
         self._done(job, plan, _RETRY)
+
+    def _room_after(self, job: JobContext, error: LimitTimeout) -> float:
+        """Seconds until a job that gave up on a limiter runs again: when it may have room, longer each time."""
+        least = min(2.0 ** min(job.extra.snoozes, 6), 60.0)
+        return max(error.retry_after or 0.0, least) * self._rng.uniform(1.0, 1.25)
 
     def _later(
         self, job: JobContext, delay: float, attempts: int, *, error: str | None = None, snoozed: bool = False
@@ -349,6 +379,8 @@ class Executor:
             self._batches[job.queue].succeeded.append(job.id)
         log.info("job expired", extra={"fields": _fields(job)})
         self._metrics.observe(plan.series[job.queue], _CANCELLED, NOT_RUN, NOT_RUN)
+        if job.permits:
+            self.give_back(job)
         self._on_outcome()
 
     def _stray(self, job: JobContext) -> None:
@@ -376,6 +408,8 @@ class Executor:
         self._rows.append(job.row)
         del self.running[job]
         job.runner = None
+        if job.permits:
+            self.give_back(job)
         envelope = job.envelope
         now = time.monotonic()
         ready_at = envelope.enqueued_at if envelope.extra is None else envelope.extra.due_at or envelope.enqueued_at
@@ -417,21 +451,28 @@ class Executor:
         """The handler did not stop: record the outcome, free its slot; what is left of it dies with the process."""
         plan = self._plans[job.task]
         log.error("handler does not stop", extra={"fields": _fields(job) | {"why": job.stopping}})
+        permits, job.permits = job.permits, None  # it still runs: it keeps its slots
         if job.stopping == "timeout":
             self._raised(job, plan, JobTimeout(""))
         else:
             self._raised(job, plan, asyncio.CancelledError())
-        job.abandoned = True
+        job.abandoned, job.permits = True, permits
         self.stuck += 1
 
     def _unstick(self, job: JobContext) -> None:
         self.stuck -= 1
+        if job.permits:
+            self.give_back(job)
         log.warning("abandoned handler ended", extra={"fields": _fields(job)})
 
     def close(self) -> None:
         """Let the threads go; those that still run do not hold the process up."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _nothing_to_give_back(job: JobContext) -> None:
+    """Until the worker's turnstile says what to do with slots."""
 
 
 def _thread_main(job: JobContext, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:

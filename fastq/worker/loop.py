@@ -13,31 +13,32 @@ import random
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 from fastq.app import FastQ
 from fastq.board import Slot, SlotState
 from fastq.broker.commands import (
     Batch,
-    Command,
     Held,
     Recovered,
     Reserved,
+    Unparked,
     raw,
     recover,
     register,
     reserve,
     resume,
-    settle,
+    unpark,
 )
 from fastq.broker.connection import AsyncConnection
-from fastq.broker.keys import GlobalKeys, QueueKeys
+from fastq.broker.keys import GlobalKeys
 from fastq.config import QueueOrder
 from fastq.context import JobContext
 from fastq.errors import BrokerError, BrokerReplyError, UndecodableJob
 from fastq.job import WorkerCard, decode_envelope, encode
 from fastq.metrics import WorkerMetrics
 from fastq.worker.executor import Executor
+from fastq.worker.lane import Lane
+from fastq.worker.turnstile import LOOKED_AFTER, Turnstile
 
 __all__ = ["WorkerLoop"]
 
@@ -62,22 +63,6 @@ GLANCE = 0.02
 """A busy worker looks into its other, supposedly empty queues every so many seconds; an idle one waits for their tokens."""
 
 RESERVE_MOST = 2_000
-
-
-class Lane:
-    """One queue of this worker: its keys, the outcomes to settle, the jobs held in it."""
-
-    __slots__ = ("asked_at", "batch", "held", "hungry", "keys", "name", "sent", "weight")
-
-    def __init__(self, keys: QueueKeys, weight: int) -> None:
-        self.keys = keys
-        self.name = keys.queue
-        self.weight = weight
-        self.batch = Batch()
-        self.sent: Batch | None = None  # written, its reply not seen yet
-        self.held: dict[str, JobContext | None] = {}  # every id that Redis should have in our running set
-        self.hungry = True  # whether the queue may have something for us
-        self.asked_at = 0.0  # monotonic time of the last reserve
 
 
 class WorkerLoop:
@@ -117,16 +102,18 @@ class WorkerLoop:
         self._lanes = [Lane(app.keys(name), weight) for name, weight in zip(order.names, weights, strict=True)]
         self._by_name = {lane.name: lane for lane in self._lanes}
         self._weighted = order.weights is not None
+        self._event = asyncio.Event()
         batches = {lane.name: lane.batch for lane in self._lanes}
         self._batches = batches
         self.executor = Executor(app, metrics, batches, connection.clock.now_ms, self._on_outcome)
+        self._turnstile = Turnstile(app, batches, self._start_waiting, self._wake_up)
+        self.executor.give_back = self._turnstile.give_back
         self._backlog: deque[JobContext] = deque()
         self._backlog_since = 0.0
         self._aside: JobContext | None = None  # waits until it is the only one here on its last life
         self._last_life = max(self._settings.max_deliveries - 1, 1)
         self._free = slots(app)
         self._filling = False
-        self._event = asyncio.Event()
         self._idle = asyncio.Event()
         self._registered = False
         self.quiet = False
@@ -196,6 +183,7 @@ class WorkerLoop:
         finally:
             waker.cancel()
             ticker.cancel()
+            self._turnstile.close()
             self.executor.close()
             await asyncio.gather(waker, ticker, return_exceptions=True)
             await self._connection.close()
@@ -210,14 +198,14 @@ class WorkerLoop:
         return self._unsure and self._stop_at is not None and time.monotonic() > self._stop_at + 1.0
 
     async def _step(self) -> None:
-        want = self._want()
-        if not want and not any(len(lane.batch) for lane in self._lanes):
+        want, wanting = self._want(), self._turnstile.wanting and self._free > 0
+        if not want and not wanting and not any(len(lane.batch) for lane in self._lanes):
             await self._sleep()
             return
         now = time.monotonic()
         for lane in self._order():
             ask = min(want, RESERVE_MOST) if lane.hungry or now - lane.asked_at > GLANCE else 0
-            if ask > 0 or len(lane.batch):
+            if ask > 0 or wanting or len(lane.batch):
                 want -= await self._turn(lane, max(ask, 0))
         if not self._backlog and not any(lane.hungry for lane in self._lanes):
             await self._sleep()
@@ -255,30 +243,24 @@ class WorkerLoop:
 
     async def _turn(self, lane: Lane, ask: int) -> int:
         """Settle the lane's outcomes and reserve up to ``ask`` jobs in one write. Returns how many came."""
-        sent = []
-        commands: list[Command[Any]] = []
-        batch = lane.batch
-        if len(batch):
-            lane.sent, lane.batch = batch, Batch()
-            self._batches[lane.name] = lane.batch
-            commands.append(settle(lane.keys, self.worker_id, batch, self._settings.dead_max))
+        commands = lane.outcomes(self._batches, self.worker_id, self._settings.dead_max)
+        outcomes = len(commands)
         if ask:
             commands.append(reserve(lane.keys, self.worker_id, ask))
+        fetches = self._turnstile.fetches(lane.name, self._free) if self._turnstile.wanting else ()
+        for door, want in fetches:
+            commands.append(unpark(lane.keys, self.worker_id, door.name, want, LOOKED_AFTER))
+        if not commands:
+            return 0
         sent = [self._connection.send(command) for command in commands]
         self._metrics.count("round_trips")
         replies = [await self._connection.finish(c, future) for c, future in zip(commands, sent, strict=True)]
-        got, held = 0, -2
-        if lane.sent is not None:
-            settled = replies[0]
-            held = settled.held
-            self._confirm(lane, lane.sent, settled.stale)
-        if ask:
-            reserved: Reserved = replies[-1]
-            held = reserved.held
-            got = self._take_in(lane, reserved)
-            lane.hungry = got >= ask
-            lane.asked_at = time.monotonic()
-            self._slot.reserved_at = time.monotonic()
+        if outcomes:
+            self._confirm(lane, [job_id for settled in replies[:outcomes] for job_id in settled.stale])
+        got = self._reserved(lane, replies[outcomes], ask) if ask else 0
+        for (door, _), unparked in zip(fetches, replies[outcomes + (ask > 0) :], strict=True):
+            self._turnstile.fetched(door, self._take_in(lane, unparked), unparked.left)
+        held = replies[-1].held
         if held == -1:
             self._lost_lease()
         elif held != len(lane.held):
@@ -286,11 +268,14 @@ class WorkerLoop:
         self._fill()
         return got
 
-    def _confirm(self, lane: Lane, batch: Batch, stale: list[bytes]) -> None:
-        lane.sent = None
-        held = lane.held
-        for job_id in batch.ids():
-            held.pop(job_id, None)
+    def _reserved(self, lane: Lane, reserved: Reserved, ask: int) -> int:
+        got = self._take_in(lane, reserved)
+        lane.hungry = got >= ask
+        lane.asked_at = self._slot.reserved_at = time.monotonic()
+        return got
+
+    def _confirm(self, lane: Lane, stale: list[bytes]) -> None:
+        lane.confirm()
         if stale:
             self._metrics.count("stale_outcomes", len(stale))
             ids = [job_id.decode("utf-8", "replace") for job_id in stale[:5]]
@@ -298,15 +283,16 @@ class WorkerLoop:
                 "outcomes dropped, lease lost", extra={"fields": {"queue": lane.name, "count": len(stale), "jobs": ids}}
             )
 
-    def _take_in(self, lane: Lane, reserved: Reserved) -> int:
+    def _take_in(self, lane: Lane, reserved: Reserved | Unparked) -> int:
         ids, envelopes, deliveries = reserved.ids, reserved.envelopes, reserved.deliveries
         if not self._backlog:
             self._backlog_since = time.monotonic()
+        unparked = isinstance(reserved, Unparked)
         for index, raw_id in enumerate(ids):
-            self._admit(lane, raw_id, envelopes[index], deliveries[index] if deliveries else 0)
+            self._admit(lane, raw_id, envelopes[index], deliveries[index] if deliveries else 0, unparked=unparked)
         return len(ids)
 
-    def _admit(self, lane: Lane, raw_id: bytes, data: bytes | None, deliveries: int) -> None:
+    def _admit(self, lane: Lane, raw_id: bytes, data: bytes | None, deliveries: int, *, unparked: bool = False) -> None:
         job_id = raw_id.decode("utf-8", "replace")
         lane.held[job_id] = None
         if not data:  # somebody removed the envelope by hand: nothing to run, nothing to keep
@@ -321,6 +307,8 @@ class WorkerLoop:
             self.executor.undecodable(job_id, lane.name, data, error)
             return
         job = JobContext(job_id, lane.name, envelope, deliveries)
+        if unparked:
+            job.unparked = True
         lane.held[job_id] = job
         self._backlog.append(job)
 
@@ -333,10 +321,13 @@ class WorkerLoop:
             return
         self._filling = True
         backlog, start, last_life = self._backlog, self.executor.start, self._last_life
+        limited, passes = self._turnstile.limited, self._turnstile.passes
         try:
             while self._free > 0 and (backlog or self._bring_back()):
                 job = backlog.popleft()
                 if job.deliveries >= last_life and self._wait_for_trial(job):
+                    continue
+                if limited and job.permits is None and job.task in limited and not passes(job):
                     continue
                 self._free -= 1
                 start(job)
@@ -349,7 +340,21 @@ class WorkerLoop:
             self._fill()
         self._event.set()
 
+    def _start_waiting(self, job: JobContext) -> bool:
+        """A job has waited for its limits and has them; False: there is no slot now, it has to wait for both."""
+        if self._free > 0 and not self._stopping and not self.quiet:
+            self._free -= 1
+            self.executor.start(job)
+            return True
+        self._backlog.appendleft(job)
+        self._fill()  # releases it, if this worker stops
+        return False
+
+    def _wake_up(self) -> None:
+        self._event.set()
+
     def _release_backlog(self) -> None:
+        self._backlog.extendleft(self._turnstile.drop())
         if self._aside is not None:
             self._backlog.appendleft(self._aside)
             self._aside = None
@@ -424,28 +429,19 @@ class WorkerLoop:
             job_id.decode("utf-8", "replace"): data for job_id, data in zip(reply.ids, reply.envelopes, strict=True)
         }
         if lane.sent is not None:  # its reply was lost
-            unsettled, lane.sent = lane.sent, None
-            self._put_back(lane, unsettled, theirs)
+            lane.put_back(theirs)
         gone = [lane.held.pop(job_id) for job_id in list(lane.held) if job_id not in theirs]
         for job in gone:
             if job is not None and job in self.executor.running:
                 self._lose(job)
         if gone:
+            self._turnstile.drop(job for job in gone if job is not None)
             self._backlog = deque(job for job in self._backlog if job not in gone)
             self._aside = None if self._aside in gone else self._aside
         for job_id, data in theirs.items():
             if job_id not in lane.held:
                 self._admit(lane, job_id.encode(), data, 0)
         self._fill()
-
-    def _put_back(self, lane: Lane, batch: Batch, theirs: dict[str, bytes]) -> None:
-        """Outcomes whose jobs Redis still has in our running set are settled again; the others were settled."""
-        new = lane.batch
-        new.succeeded += [job_id for job_id in batch.succeeded if job_id in theirs]
-        new.recorded += [row for row in batch.recorded if row[2] in theirs]
-        new.later += [row for row in batch.later if row[0] in theirs]
-        new.failed += [row for row in batch.failed if row[0] in theirs]
-        new.released += [job_id for job_id in batch.released if job_id in theirs]
 
     def _lose(self, job: JobContext) -> None:
         self._metrics.count("leases_lost")
@@ -463,6 +459,7 @@ class WorkerLoop:
             lane.held.clear()
             lane.batch = self._batches[lane.name] = Batch()
             lane.sent = None
+        self._turnstile.drop()
         self._backlog.clear()
         self._aside = None
         self._registered = False

@@ -1,0 +1,62 @@
+"""One queue of a worker: its outcomes on their way to Redis, and what it holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastq.broker.commands import Batch, Command, park, settle
+from fastq.broker.keys import QueueKeys
+from fastq.context import JobContext
+
+__all__ = ["Lane"]
+
+
+class Lane:
+    """One queue of this worker: its keys, the outcomes to settle, the jobs held in it."""
+
+    __slots__ = ("asked_at", "batch", "held", "hungry", "keys", "name", "sent", "weight")
+
+    def __init__(self, keys: QueueKeys, weight: int) -> None:
+        self.keys = keys
+        self.name = keys.queue
+        self.weight = weight
+        self.batch = Batch()
+        self.sent: Batch | None = None  # written, its reply not seen yet
+        self.held: dict[str, JobContext | None] = {}  # every id that Redis should have in our running set
+        self.hungry = True  # whether the queue may have something for us
+        self.asked_at = 0.0  # monotonic time of the last reserve
+
+    def outcomes(self, batches: dict[str, Batch], worker: str, dead_max: int) -> list[Command[Any]]:
+        """The commands that write the outcomes so far; new ones go into a new batch, which ``batches`` learns of."""
+        batch = self.batch
+        if not len(batch):
+            return []
+        self.sent, self.batch = batch, Batch()
+        batches[self.name] = self.batch
+        commands: list[Command[Any]] = []
+        if batch.to_settle():
+            commands.append(settle(self.keys, worker, batch, dead_max))
+        if batch.parked:
+            commands.append(park(self.keys, worker, batch.parked))
+        return commands
+
+    def confirm(self) -> None:
+        """What was sent has been written: this worker holds those jobs no more."""
+        held = self.held
+        if self.sent is not None:
+            for job_id in self.sent.ids():
+                held.pop(job_id, None)
+        self.sent = None
+
+    def put_back(self, theirs: dict[str, bytes]) -> None:
+        """After a lost reply: outcomes of jobs that Redis still has in our running set are written again."""
+        batch, new = self.sent, self.batch
+        self.sent = None
+        if batch is None:
+            return
+        new.succeeded += [job_id for job_id in batch.succeeded if job_id in theirs]
+        new.recorded += [row for row in batch.recorded if row[2] in theirs]
+        new.later += [row for row in batch.later if row[0] in theirs]
+        new.failed += [row for row in batch.failed if row[0] in theirs]
+        new.parked += [row for row in batch.parked if row.id in theirs]
+        new.released += [job_id for job_id in batch.released if job_id in theirs]
