@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         InvalidJobId,
         InvalidOption,
         InvalidQueueName,
+        JobAlreadyRunning,
         JobCancelled,
         JobFailed,
         JobIdReused,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
         rate_limited,
     )
     from fastq.limits import CostTooHigh
+    from fastq.lock import Lock
     from fastq.once import Unique, make_idempotency_key
     from fastq.registry import Tasks
     from fastq.retry import Additive, Custom, Exponential, Fixed, Linear, RetryPolicy, Steps
@@ -69,13 +71,14 @@ _HOMES = {
     "fastq.app": "FastQ Middleware",
     "fastq.config": "Settings",
     "fastq.context": "JobContext State requeue",
-    "fastq.errors": "BodyTooLarge BrokerError BrokerOutOfMemory BrokerReplyError BrokerUnavailable ConfigError DuplicateJob EnqueueError Fail FastQError InvalidArguments InvalidJobId InvalidOption InvalidQueueName JobCancelled JobFailed JobIdReused JobTimeout LeaseLost LeaseTimeout LimitTimeout MissingExtra QueueFull ResultExpired ResultNotKept Retry Snooze TaskDefinitionError UndecodableJob UnknownTask WaitTimeout",
+    "fastq.errors": "BodyTooLarge BrokerError BrokerOutOfMemory BrokerReplyError BrokerUnavailable ConfigError DuplicateJob EnqueueError Fail FastQError InvalidArguments InvalidJobId InvalidOption InvalidQueueName JobAlreadyRunning JobCancelled JobFailed JobIdReused JobTimeout LeaseLost LeaseTimeout LimitTimeout MissingExtra QueueFull ResultExpired ResultNotKept Retry Snooze TaskDefinitionError UndecodableJob UnknownTask WaitTimeout",
     "fastq.handle": "Bulk JobHandle",
     "fastq.job": "DeadLetter JobPriority JobResult JobState JobStatus",
     "fastq.lease": "Lease SyncLease SyncTerm Term",
     "fastq.limiter.api": "Limiter LimiterState SyncLimiter acquire_all",
     "fastq.limiter.catalogue": "configure_limiter configure_store get_or_clone_limiter monitored_acquire rate_limited",
     "fastq.limits": "CostTooHigh",
+    "fastq.lock": "Lock",
     "fastq.once": "Unique make_idempotency_key",
     "fastq.registry": "Tasks",
     "fastq.retry": "Additive Custom Exponential Fixed Linear RetryPolicy Steps",
@@ -106,6 +109,7 @@ __all__ = [
     "InvalidJobId",
     "InvalidOption",
     "InvalidQueueName",
+    "JobAlreadyRunning",
     "JobCancelled",
     "JobContext",
     "JobFailed",
@@ -124,6 +128,7 @@ __all__ = [
     "Limiter",
     "LimiterState",
     "Linear",
+    "Lock",
     "Middleware",
     "MissingExtra",
     "QueueFull",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastq.limiter.catalogue import Catalogue
     from fastq.limiter.jobs import JobLimiter
     from fastq.limiter.stores import RedisStore
+    from fastq.lock import Lock
     from fastq.waiting import Waits
 
 __all__ = ["FastQ", "Middleware"]
@@ -367,6 +368,28 @@ class FastQ(Tasks):
         from fastq.lease import Lease
 
         return Lease(self.lease_store(), "leader", name, ttl)
+
+    def lock(self, name: str, *, timeout: float = 60.0, wait: float = 0.0) -> Lock:
+        """Let one block of code of the whole fleet at a time hold ``name``: ``async with`` or ``with``.
+
+        Args:
+            timeout: seconds after which another one can have it when its holder was killed; it is renewed while it is held,
+                however long that is (0.5 s to a day).
+            wait: seconds to wait for it.
+
+        Raises:
+            ConfigError: an impossible name or time. On entering the block:
+            JobAlreadyRunning: somebody else holds it.
+
+        Example::
+
+            async with app.lock("sync:42", timeout=600) as held:
+                await sync(42, fence=held.token)
+        """
+        from fastq.lease import Lease
+        from fastq.lock import Lock
+
+        return Lock(Lease(self.lease_store(), "lock", name, timeout), wait)
 
     def lease_store(self) -> RedisStore:
         """Where leases are kept."""

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import msgspec
 
-from fastq.errors import FastQError, Retry, Snooze
-from fastq.job import Envelope, Extra
+from fastq.broker.commands import Command, Operation, recall, remember
+from fastq.broker.keys import QueueKeys
+from fastq.errors import Fail, FastQError, InvalidOption, Retry, Snooze
+from fastq.job import Envelope, Extra, encode, seconds
 from fastq.logs import log_context
 
 __all__ = ["JobContext", "State", "current"]
+
+
+STEP_TTL = 7 * 86_400.0
+"""Seconds for which the steps of a job are remembered: longer than anyone waits with a replay. They are not deleted when the
+job succeeds: should its lease have been lost, another worker runs it again."""
 
 
 class JobContext(msgspec.Struct, eq=False):
@@ -46,6 +55,7 @@ class JobContext(msgspec.Struct, eq=False):
     stopping: str = ""  # why the handler is being stopped: "timeout", "drain", "lost", "cancel"
     abandoned: bool = False
     row: int = -1
+    home: Any = None  # the application
     runner: Any = None  # the asyncio task
     permits: Any = None  # what its limits granted: (gate, holder) of each slot; None: it was not asked for
     arguments: Any = None  # decoded already, or the exception that the run raises instead
@@ -91,8 +101,72 @@ class JobContext(msgspec.Struct, eq=False):
         """End this run as failed and run again in ``delay`` seconds (None: the task's retry policy)."""
         raise Retry(message, delay=delay)
 
+    async def once(self, step: str, fn: Callable[..., Any], *args: Any, ttl: float = STEP_TTL, **kwargs: Any) -> Any:
+        """Call ``fn`` unless an earlier run of this job has: its result is remembered for the runs that follow.
+
+        Everything the runs of a job share goes by: retries, snoozes, recoveries after a worker's death, replays. A worker that
+        dies between the end of ``fn`` and the remembering has called it in vain: give a key such as ``f"{job.id}:charge"`` to
+        whom you call.
+
+        Args:
+            step: its name within this job, 1 to 200 characters.
+            fn: a coroutine function or a plain one; an exception of it is not remembered.
+            ttl: seconds after the last step for which the steps of this job are remembered.
+
+        Returns the result as msgpack brings it back, the first time, too.
+
+        Raises:
+            Fail: the result cannot be remembered; the job is not run again, because ``fn`` has been called.
+            BrokerError: Redis did not answer.
+
+        Example::
+
+            receipt = await job.once("charge", gateway.charge, order_id, amount)
+            await job.once("mail", send_mail, receipt["email"])
+        """
+        _check_step(step, ttl)
+        keys = self.home.keys(self.queue)
+        known = await self.home.run(_ask(recall(keys, self.id, step)))
+        if known is None:
+            result = fn(*args, **kwargs)
+            if inspect.isawaitable(result):
+                result = await result
+            known = await self.home.run(_ask(self._remembering(keys, step, result, ttl)))
+        return msgspec.msgpack.decode(known)
+
+    def once_sync(self, step: str, fn: Callable[..., Any], *args: Any, ttl: float = STEP_TTL, **kwargs: Any) -> Any:
+        """:meth:`once` for a handler that is a plain function."""
+        _check_step(step, ttl)
+        keys = self.home.keys(self.queue)
+        known = self.home.run_sync(_ask(recall(keys, self.id, step)))
+        if known is None:
+            known = self.home.run_sync(_ask(self._remembering(keys, step, fn(*args, **kwargs), ttl)))
+        return msgspec.msgpack.decode(known)
+
+    def _remembering(self, keys: QueueKeys, step: str, result: Any, ttl: float) -> Command[bytes]:
+        try:
+            data = encode(result)
+        except Exception as error:
+            raise Fail(
+                f"the result of step {step!r} cannot be encoded, and it may not be called again: {error}"
+            ) from error
+        most = self.home.max_body()
+        if len(data) > most:
+            raise Fail(f"the result of step {step!r} takes {len(data):,} bytes, more than max_body={most:,}")
+        return remember(keys, self.id, step, data, round(ttl * 1_000))
+
     def __repr__(self) -> str:
         return f"<JobContext {self.task} id={self.id} queue={self.queue} attempt={self.attempt}/{self.max_attempts}>"
+
+
+def _ask(command: Command[Any]) -> Operation[Any]:
+    return (yield command)
+
+
+def _check_step(step: str, ttl: float) -> None:
+    if not isinstance(step, str) or not 1 <= len(step) <= 200:
+        raise InvalidOption(f"step={step!r:.100} is not a text of 1 to 200 characters")
+    seconds("ttl", ttl, least=1.0)
 
 
 current = log_context

@@ -27,6 +27,7 @@ __all__ = [
     "InvalidJobId",
     "InvalidOption",
     "InvalidQueueName",
+    "JobAlreadyRunning",
     "JobCancelled",
     "JobFailed",
     "JobIdReused",
@@ -239,6 +240,25 @@ class LimitTimeout(FastQError, TimeoutError):
         self.timeout = timeout
         self.cost = cost
         self.retry_after = retry_after
+
+
+class JobAlreadyRunning(FastQError):
+    """A lock is held by somebody else; ``name`` says which.
+
+    Example::
+
+        try:
+            async with app.lock(f"sync:{user_id}", timeout=600):
+                await sync(user_id)
+        except fastq.JobAlreadyRunning:
+            return {"status": "skipped", "reason": "already_running"}
+    """
+
+    def __init__(self, name: str, waited: float = 0.0) -> None:
+        super().__init__(
+            f"the lock {name!r} is held by somebody else" + (f", still after {waited:g} s" if waited else "")
+        )
+        self.name = name
 
 
 class UndecodableJob(FastQError, ValueError):

@@ -240,6 +240,16 @@ def settle(q: QueueKeys, worker: str, batch: Batch, dead_max: int) -> Command[Se
     return Command("settle", keys, args, Settled._make)
 
 
+def recall(q: QueueKeys, job_id: str, step: str) -> Command[bytes | None]:
+    """What a step of a job returned; None: it has not."""
+    return raw("HGET", q.steps(job_id), step)
+
+
+def remember(q: QueueKeys, job_id: str, step: str, result: bytes, ttl_ms: int) -> Command[bytes]:
+    """Keep what a step of a job returned. Returns what is kept: an earlier result, if there is one."""
+    return Command("remember", (q.steps(job_id),), (step, result, ttl_ms), bytes)
+
+
 def _flags(reply: list[int]) -> list[bool]:
     return [flag == 1 for flag in reply]
 

@@ -65,6 +65,7 @@ TABLE: tuple[KeyInfo, ...] = (
     KeyInfo(
         "{q}:said:<producer>:<sequence>", "string", "enqueue", "ttl", "what a call refused, should its reply be lost"
     ),
+    KeyInfo("{q}:steps:<id>", "hash", "worker", "ttl", "step of a job -> its result (msgpack), see JobContext.once"),
     KeyInfo("{q}:paused", "string", "operator", "queue", "present while the queue is paused"),
     KeyInfo("{q}:producers", "hash", "enqueue", "bounded", "producer id -> its last sequence number (µs); pruned"),
     KeyInfo("{q}:ticks", "hash", "scheduler", "queue", "schedule name -> last tick that was enqueued, in ms"),
@@ -104,7 +105,7 @@ def _regex(pattern: str) -> re.Pattern[str]:
     escaped = escaped.replace(re.escape("{l}"), r"\{limit/[A-Za-z0-9_.:-]{1,100}\}")
     escaped = escaped.replace("<limit>", "[A-Za-z0-9_.:-]{1,100}/~?[A-Za-z0-9_.:-]+")
     escaped = escaped.replace(re.escape("{n}"), r"\{lease/[a-z]+/~?[A-Za-z0-9_.:-]{1,100}\}")
-    escaped = re.sub("<(key|ticket)>", "~?[A-Za-z0-9_.:-]+", escaped)
+    escaped = re.sub("<(key|ticket|id)>", "~?[A-Za-z0-9_.:@/+=-]+", escaped)
     return re.compile(r"[A-Za-z0-9_.:-]+:" + re.sub(r"<[^>]+>", "[^:]+", escaped) + r"\Z")
 
 
@@ -163,6 +164,10 @@ class QueueKeys:
     def parked_by(self, limit: str) -> bytes:
         """The ZSET of the jobs that wait for a limit; its name is ``LimitKeys.name``."""
         return self._name(f"parked:by:{limit}")
+
+    def steps(self, job_id: str) -> bytes:
+        """The HASH of what steps of a job returned."""
+        return self._name(f"steps:{job_id}")
 
     def said(self, producer: str, sequence: int) -> bytes:
         """The STRING that remembers what one call of a producer refused."""

@@ -149,7 +149,7 @@ class Executor:
                 return
             job.timeout = extra.timeout or job.timeout
             job.max_attempts = extra.max_attempts or job.max_attempts
-        job.state = self.state
+        job.state, job.home = self.state, self._app
         job.row = self._rows.pop()
         self._metrics.start(job.row, job.id)
         self.running[job] = 0.0

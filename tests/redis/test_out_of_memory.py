@@ -127,5 +127,10 @@ def test_every_script_says_what_it_does_without_memory() -> None:
     from fastq.broker import scripts
 
     heads: dict[str, Any] = {name: scripts.expand(name).partition("\n")[0] for name in scripts.NAMES}
-    assert {name for name, head in heads.items() if head == "#!lua"} == {"enqueue", "enqueue_once", "fire", "replay"}
+    assert {name for name, head in heads.items() if head == "#!lua"} == {
+        "enqueue",
+        "enqueue_once",
+        "fire",
+        "replay",
+    }
     assert all(head.startswith("#!lua") for head in heads.values())

@@ -73,6 +73,10 @@ async def right() -> None:
     await send_email.options(at=dt.datetime.now(dt.UTC), max_retries=2).enqueue("a")
     await send_email.enqueue_many([("a",), {"to": "b", "subject": "x"}])
     assert_type(await unique_task.options(unique="until_executed").enqueue(1), fastq.JobHandle[str])
+    async with app.lock("sync:42", timeout=600) as held:
+        assert_type(held, fastq.Term)
+    with app.lock("sync:42", wait=5) as held_sync:
+        assert_type(held_sync, fastq.SyncTerm)
     key = fastq.make_idempotency_key("charge", ("o",), {"amount": 1})
     assert_type(idempotent_task.options(idempotency_key=key).enqueue_sync("o"), fastq.JobHandle[bytes])
     assert_type(await app.get_status(job.id), fastq.JobStatus | None)

@@ -35,6 +35,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "purge": lambda: c.purge(Q),
     "recover": lambda: c.recover(Q, "w", expired=True, charge="all", max_deliveries=3, dead_max=9),
     "register": lambda: c.register(Q, "w", 1, b"info"),
+    "remember": lambda: c.remember(Q, "a", "step", b"result", 9),
     "replay": lambda: c.replay(Q, [("a", b"e")]),
     "reserve": lambda: c.reserve(Q, "w", 1),
     "resume": lambda: c.resume(Q, "w"),

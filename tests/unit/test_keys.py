@@ -29,6 +29,7 @@ def names(q: QueueKeys) -> list[str]:
             q.bucket("3600000:17"),
             q.parked_by("api/~all"),
             q.said("ab12", 7),
+            q.steps("a@b/c="),
         )
     ]
 
@@ -38,7 +39,7 @@ def test_all_keys_of_a_queue_carry_its_hash_tag(partition: int | None) -> None:
     """One slot of a cluster: every script is legal there."""
     tag = "{mail}" if partition is None else f"{{mail:{partition}}}"
     found = names(QueueKeys("app:x", "mail", partition))
-    assert len(found) == len(set(found)) == 37
+    assert len(found) == len(set(found)) == 38
     assert all(name.startswith(f"app:x:{tag}:") for name in found)
     assert all(name.count("{") == name.count("}") == 1 for name in found)
 
