@@ -279,13 +279,26 @@ class FastQ(Tasks):
         task = self.tasks.get(status.task or "")
         return status.result if task is None else task.returned.convert(status.result)
 
-    async def cancel(self, job_id: str, *, queue: str | None = None) -> bool:
-        """Take a scheduled or pending job out. False when it is unknown, finished, or runs already."""
-        return await self.run(self.inspector.cancel(job_id, queue)) == "cancelled"
+    async def cancel(self, job_id: str, *, terminate: bool = False, queue: str | None = None) -> bool:
+        """Cancel a job. It is kept in Redis, so no worker has to be there; see docs/time_limits.md.
 
-    def cancel_sync(self, job_id: str, *, queue: str | None = None) -> bool:
+        A scheduled or pending job is taken out at once. A running one goes on until its handler looks at
+        ``job.cancelled``, fails or returns; whatever else happens to it (a retry, a deploy, the death of its worker), it
+        does not run again. One that succeeds before it was told has succeeded.
+
+        Args:
+            terminate: interrupt a running one: an async handler is cancelled, the process of ``isolation="process"``
+                is killed, a handler in a thread can only be told.
+            queue: saves asking all queues.
+
+        Returns:
+            False when it is unknown or has ended.
+        """
+        return await self.run(self.inspector.cancel(job_id, queue, terminate=terminate)) != "unknown"
+
+    def cancel_sync(self, job_id: str, *, terminate: bool = False, queue: str | None = None) -> bool:
         """:meth:`cancel` from blocking code."""
-        return self.run_sync(self.inspector.cancel(job_id, queue)) == "cancelled"
+        return self.run_sync(self.inspector.cancel(job_id, queue, terminate=terminate)) != "unknown"
 
     @functools.cached_property
     def dead(self) -> DeadLetters:

@@ -38,6 +38,14 @@ class StatusReader(Protocol):
         """The result in the type that its task's handler is annotated with."""
         ...
 
+    async def cancel(self, job_id: str, *, terminate: bool = False, queue: str | None = None) -> bool:
+        """See :meth:`fastq.FastQ.cancel`."""
+        ...
+
+    def cancel_sync(self, job_id: str, *, terminate: bool = False, queue: str | None = None) -> bool:
+        """See :meth:`fastq.FastQ.cancel_sync`."""
+        ...
+
 
 class JobHandle(Generic[R_co]):
     """One enqueued job. ``R_co`` is the type that its handler returns.
@@ -116,6 +124,14 @@ class JobHandle(Generic[R_co]):
         if status.last_error:
             raise ResultNotKept(f"job {self.id!r} has succeeded, but {status.last_error}")
         return cast(R_co, self._reader.typed_result(status))
+
+    async def cancel(self, *, terminate: bool = False) -> bool:
+        """Cancel the job; see :meth:`fastq.FastQ.cancel`."""
+        return await self._reader.cancel(self.id, terminate=terminate, queue=self.queue)
+
+    def cancel_sync(self, *, terminate: bool = False) -> bool:
+        """:meth:`cancel` from blocking code."""
+        return self._reader.cancel_sync(self.id, terminate=terminate, queue=self.queue)
 
     def __repr__(self) -> str:
         return f"<JobHandle {self.id} queue={self.queue}{'' if self.created else ' existed'}>"

@@ -235,7 +235,7 @@ def settle(q: QueueKeys, worker: str, batch: Batch, dead_max: int) -> Command[Se
         args += (name, expires)
     keys = (
         q.running(worker), q.jobs, q.due, q.due_wake, q.wake, q.dead, q.dead_jobs, q.dead_errors, q.deliveries,
-        q.unique, q.unique_of, q.done, q.awaited, q.events, *q.levels, *(q.bucket(name) for name, _ in buckets),
+        q.unique, q.unique_of, q.done, q.cancels, q.awaited, q.events, *q.levels, *(q.bucket(name) for name, _ in buckets),
     )  # fmt: skip
     return Command("settle", keys, args, Settled._make)
 
@@ -263,7 +263,11 @@ def park(q: QueueKeys, worker: str, jobs: Sequence[Parked]) -> Command[Settled]:
     numbers = {limit: number for number, limit in enumerate(looks, 1)}
     for job in jobs:
         args += (job.id, numbers[job.limit], repr(job.score))
-    return Command("park", (q.running(worker), q.parked, q.parked_of, *map(q.parked_by, looks)), args, Settled._make)
+    keys = (
+        q.running(worker), q.parked, q.parked_of, q.cancels, q.jobs, q.deliveries, q.done, q.unique, q.unique_of,
+        q.awaited, q.events, *map(q.parked_by, looks),
+    )  # fmt: skip
+    return Command("park", keys, args, Settled._make)
 
 
 class Unparked(NamedTuple):
@@ -313,7 +317,7 @@ def recover(
     """Hand a worker's jobs back. ``charge`` is "all", "started" (the ids in ``started``) or "none"."""
     keys = (
         q.workers, q.running(worker), q.jobs, q.deliveries, q.wake, q.info, q.dead, q.dead_jobs, q.dead_errors,
-        q.unique, q.unique_of, q.awaited, q.events, *q.levels,
+        q.unique, q.unique_of, q.done, q.cancels, q.awaited, q.events, *q.levels,
     )  # fmt: skip
     when = "expired" if expired else "now"
     args = (worker, when, charge, max_deliveries, limit, PAD, dead_max, error, *started)
@@ -367,14 +371,18 @@ def lead(keys: GlobalKeys, scheduler: str, ttl_ms: int) -> Command[bool]:
 # -- operators ---------------------------------------------------------------------------------
 
 
-def cancel(q: QueueKeys, job_id: str, workers: Sequence[str], record: bytes, bucket: tuple[str, int]) -> Command[str]:
-    """Returns "cancelled", "running", "unknown", or "again" when ``workers`` is out of date."""
-    name, expires = bucket
+def cancel(
+    q: QueueKeys, job_id: str, workers: Sequence[str], record: bytes, ttl_ms: int, *, terminate: bool = False
+) -> Command[str]:
+    """Returns "cancelled", "requested" (a worker has it), "unknown", or "again" when ``workers`` is out of date.
+
+    ``record`` is kept for ``ttl_ms`` once the job is cancelled; 0: not at all.
+    """
     keys = (
-        q.jobs, q.due, q.ghosts, q.workers, q.unique, q.unique_of, q.deliveries, q.done, q.bucket(name),
+        q.jobs, q.due, q.ghosts, q.workers, q.unique, q.unique_of, q.deliveries, q.done, q.cancels,
         q.parked, q.parked_of, q.awaited, q.events, *(q.running(worker) for worker in workers),
     )  # fmt: skip
-    return Command("cancel", keys, (job_id, record, name, expires), _text)
+    return Command("cancel", keys, (job_id, "t" if terminate else "c", ttl_ms, record), _text)
 
 
 def status(q: QueueKeys, job_id: str, workers: Sequence[str]) -> Command[list[bytes]]:

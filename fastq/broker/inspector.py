@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from fastq.broker import commands
 from fastq.broker.commands import Command, Operation, raw
-from fastq.broker.keys import PAD, GlobalKeys, QueueKeys, bucket_of
+from fastq.broker.keys import PAD, GlobalKeys, QueueKeys
 from fastq.broker.views import (
     BUCKETS,
     Found,
@@ -164,24 +164,25 @@ class Inspector:
         found = yield from self._locate(job_id, queue)
         return None if found is None else status_of(found.queue, job_id, found.reply)
 
-    def cancel(self, job_id: str, queue: str | None = None) -> Operation[str]:
-        """Take a scheduled, parked or pending job out.
+    def cancel(self, job_id: str, queue: str | None = None, *, terminate: bool = False) -> Operation[str]:
+        """Take a scheduled, parked or pending job out, or ask the worker that has it to stop it.
 
-        Returns "cancelled"; "running": a worker has it; "unknown": there is no such job, or not any more.
+        Returns "cancelled"; "requested": a worker has it and will be told, and it will not run again; "unknown": there
+        is no such job, or not any more.
         """
         found = yield from self._locate(job_id, queue)
         if found is None or found.state in ("finished", "failed"):
             return "unknown"
         for _ in range(_TRIES):
             now, leases = yield [clock(), leases_of(found.q)]
-            record, ttl = self._cancelled(found.reply[1], now)
-            answer: str = yield commands.cancel(found.q, job_id, list(leases), record, bucket_of(ttl, now))
+            record, ttl_ms = self._cancelled(found.reply[1], now)
+            answer: str = yield commands.cancel(found.q, job_id, list(leases), record, ttl_ms, terminate=terminate)
             if answer != "again":
                 return answer
         raise BrokerReplyError(f"the workers of queue {found.queue!r} come and go: try again")
 
-    def _cancelled(self, data: bytes, now: int) -> tuple[bytes, float]:
-        """The record of a job that is cancelled now (empty: none is kept), and its lifetime in seconds."""
+    def _cancelled(self, data: bytes, now: int) -> tuple[bytes, int]:
+        """The record of a job that is cancelled now, and its lifetime in ms (0: none is kept)."""
         try:
             envelope = decode_envelope(data)
         except UndecodableJob:
@@ -189,7 +190,7 @@ class Inspector:
         ttl = envelope.extra.result_ttl if envelope.extra else None
         ttl = self._result_ttl if ttl is None else ttl
         record = JobRecord("cancelled", envelope.task, envelope.enqueued_at, 0, now, envelope.attempt)
-        return (encode(record) if ttl > 0 else b""), ttl
+        return encode(record), round(ttl * 1_000)
 
     def retry(self, job_id: str, queue: str | None = None) -> Operation[str]:
         """Run a job now: a failed one is replayed, a scheduled one is made due.

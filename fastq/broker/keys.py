@@ -43,6 +43,9 @@ TABLE: tuple[KeyInfo, ...] = (
     KeyInfo("{q}:running:<worker>", "set", "worker", "worker", "ids the worker holds; membership is the fence"),
     KeyInfo("{q}:deliveries", "hash", "recover", "job", "job id -> workers that died with it"),
     KeyInfo("{q}:ghosts", "hash", "cancel", "job", "job id -> entries in the ready lists that must be skipped"),
+    KeyInfo(
+        "{q}:cancels", "hash", "cancel", "job", "job id -> what its worker is asked: c tell, t interrupt; its record"
+    ),
     KeyInfo("{q}:unique", "hash", "enqueue", "job", "unique key -> job id"),
     KeyInfo("{q}:unique:of", "hash", "enqueue", "job", "job id -> unique key"),
     KeyInfo("{q}:parked", "zset", "park", "job", "limit with parked jobs -> when somebody should look at it, in ms"),
@@ -139,6 +142,7 @@ class QueueKeys:
         self.info = self._name("info")
         self.deliveries = self._name("deliveries")
         self.ghosts = self._name("ghosts")
+        self.cancels = self._name("cancels")
         self.unique = self._name("unique")
         self.unique_of = self._name("unique:of")
         self.parked = self._name("parked")

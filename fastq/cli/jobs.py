@@ -28,7 +28,7 @@ RETRIED = {
 }
 CANCELLED = {
     "cancelled": "cancelled",
-    "running": "is running: a worker has it",
+    "requested": "is running: its worker was asked to stop it, and it will not run again",
     "unknown": "no such job that could still be cancelled",
 }
 
@@ -113,11 +113,15 @@ def _each(
 @jobs.command()
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @QUEUE
+@click.option("--terminate", is_flag=True, help="Interrupt a running handler, too.")
 @with_session
-def cancel(session: Session, ids: tuple[str, ...], queue: str | None) -> int:
-    """Take scheduled, parked or pending jobs out. A job that runs is left alone."""
-    answers = {job_id: session.run(session.inspector.cancel(job_id, queue)) for job_id in ids}
-    return _each(session, ids, answers, CANCELLED, {"cancelled"})
+def cancel(session: Session, ids: tuple[str, ...], queue: str | None, terminate: bool) -> int:
+    """Take scheduled, parked or pending jobs out, and ask the workers of running ones to stop them.
+
+    A running job is told (`job.cancelled`) and will not run again; --terminate interrupts it.
+    """
+    answers = {job_id: session.run(session.inspector.cancel(job_id, queue, terminate=terminate)) for job_id in ids}
+    return _each(session, ids, answers, CANCELLED, {"cancelled", "requested"})
 
 
 @jobs.command()

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- settle: write a batch of outcomes of jobs that this worker holds
 -- KEYS {q}:running:<worker> {q}:jobs {q}:due {q}:due:wake {q}:wake {q}:dead {q}:dead:jobs {q}:dead:errors {q}:deliveries
---      {q}:unique {q}:unique:of {q}:done {q}:awaited {q}:events {q}:ready:10 ... {q}:ready:0 {q}:done:<ttl>:<n> ...
+--      {q}:unique {q}:unique:of {q}:done {q}:cancels {q}:awaited {q}:events {q}:ready:10 ... {q}:ready:0 {q}:done:<ttl>:<n> ...
 -- ARGV dead_max, then five sections (job.Outcome), each a count and its rows:
 --   succeeded: id | recorded: bucket_number id record | later: id delay_ms envelope | failed: id envelope error | released: id
 --   and last, per bucket: its name and the time in ms at which it expires
@@ -15,11 +15,22 @@
 --- @include "release_unique"
 --- @include "bury"
 --- @include "tell"
+--- @include "keep_record"
+--- @include "end_cancelled"
 local running, jobs, due, due_wake, wake_list, dead, dead_jobs, dead_errors, deliveries = unpack(KEYS, 1, 9)
-local unique, unique_of, done, awaited, events = unpack(KEYS, 10, 14)
-local LEVELS, BUCKETS = 15, 25
+local unique, unique_of, done, cancels, awaited, events = unpack(KEYS, 10, 15)
+local LEVELS, BUCKETS = 16, 26
 local stale, finished, position = {}, {}, 2
+local kinds = {} -- job id -> its event, when that is not `succeeded`
 local heard = redis.call('HLEN', awaited) > 0 -- somebody waits for jobs of this queue, or watches them
+local now, asked = now_ms(), redis.call('HLEN', cancels) > 0
+
+-- whether this job, which would run again, was cancelled while it ran; then it has ended here
+local function stopped(id)
+  if not (asked and end_cancelled(cancels, jobs, deliveries, done, now, id)) then return false end
+  finished[#finished + 1], kinds[id] = id, 'cancelled'
+  return true
+end
 
 -- the rows of the next section whose jobs this worker still holds, the id at `field` of each row
 local function section(width, field)
@@ -57,7 +68,6 @@ end
 position = position + 1 + count
 
 local recorded, recorded_ids = section(3, 2)
-local kinds = {} -- job id -> its event, when that is not `succeeded`
 local fields = {}
 for _, row in ipairs(recorded) do
   local bucket = tonumber(row[1])
@@ -65,20 +75,22 @@ for _, row in ipairs(recorded) do
   table.insert(fields[bucket], row[2])
   table.insert(fields[bucket], row[3])
   finished[#finished + 1] = row[2]
-  if heard and string.sub(row[3], 3, 11) == 'cancelled' then kinds[row[2]] = 'cancelled' end -- it had expired
+  if heard and string.sub(row[3], 3, 11) == 'cancelled' then kinds[row[2]] = 'cancelled' end -- or it had expired
 end
 if #recorded > 0 then many('HDEL', jobs, recorded_ids) end
 
-local later, later_ids = section(3, 1)
-local now, earliest = now_ms(), false
+local later, again, earliest = section(3, 1), {}, false
 for _, row in ipairs(later) do
-  redis.call('HSET', jobs, row[1], row[3])
-  if tonumber(row[2]) > 0 then
-    redis.call('ZADD', due, now + row[2], row[1])
-    earliest = math.min(earliest or now + row[2], now + row[2])
-  else
-    redis.call('RPUSH', ready_list(row[3], KEYS, LEVELS), row[1])
-    wake(wake_list)
+  if not stopped(row[1]) then
+    again[#again + 1] = row[1]
+    redis.call('HSET', jobs, row[1], row[3])
+    if tonumber(row[2]) > 0 then
+      redis.call('ZADD', due, now + row[2], row[1])
+      earliest = math.min(earliest or now + row[2], now + row[2])
+    else
+      redis.call('RPUSH', ready_list(row[3], KEYS, LEVELS), row[1])
+      wake(wake_list)
+    end
   end
 end
 if earliest and tonumber(redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')[2]) >= earliest then wake(due_wake) end
@@ -93,7 +105,9 @@ local released = section(1, 1)
 for i = #released, 1, -1 do
   local id = released[i][1]
   local envelope = redis.call('HGET', jobs, id)
-  if envelope then redis.call('LPUSH', ready_list(envelope, KEYS, LEVELS), id) end -- else a foreign id: it ends here
+  if envelope and not stopped(id) then -- no envelope: a foreign id, it ends here
+    redis.call('LPUSH', ready_list(envelope, KEYS, LEVELS), id)
+  end
 end
 if #released > 0 then wake(wake_list) end
 
@@ -106,7 +120,8 @@ end
 if #finished > 0 then
   release_unique(unique, unique_of, finished)
   if redis.call('HLEN', deliveries) > 0 then many('HDEL', deliveries, finished) end
+  if asked then many('HDEL', cancels, finished) end
   if heard then tell(awaited, events, now, 'succeeded', finished, kinds) end
 end
-if heard and #later > 0 then tell(awaited, events, now, 'retried', later_ids) end
+if heard and #again > 0 then tell(awaited, events, now, 'retried', again) end
 return {redis.call('SCARD', running) - 1, stale}

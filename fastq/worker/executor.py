@@ -283,6 +283,8 @@ class Executor:
         why = job.stopping
         if why == "lost":
             self._done(job, plan, _LOST)
+        elif why in ("cancel", "terminate"):
+            self._cancelled(job, plan)
         elif why in ("drain", "stop") and isinstance(error, asyncio.CancelledError):
             self._batches[job.queue].released.append(job.id)
             self._done(job, plan, _RELEASED)
@@ -296,6 +298,29 @@ class Executor:
             self._failure(job, plan, JobTimeout(f"ran longer than its timeout of {job.timeout:g} s"), "timeout")
         else:
             self._failure(job, plan, error, "fail" if isinstance(error, Fail) else "exception")
+
+    def _cancelled(self, job: JobContext, plan: Plan) -> None:
+        log.info("job cancelled", extra={"fields": _fields(job)})
+        self._record_cancelled(job, plan, "cancelled while it ran")
+        self._done(job, plan, _CANCELLED)
+
+    def _record_cancelled(self, job: JobContext, plan: Plan, why: str) -> None:
+        extra = job.envelope.extra
+        ttl = plan.result_ttl if extra is None or extra.result_ttl is None else extra.result_ttl
+        if ttl > 0:
+            self._record(job, JobState.CANCELLED, ttl, _NOTHING, why)
+        else:
+            self._batches[job.queue].succeeded.append(job.id)
+
+    def never_start(self, job: JobContext) -> None:
+        """A job that was reserved and has not started was cancelled."""
+        plan = self._plans.get(job.task)
+        if plan is None:
+            self.put_off(job, 0.0)  # an unknown task's job ends in settle.lua, as everything that was cancelled does
+            return
+        job.started = time.monotonic()
+        self._record_cancelled(job, plan, "cancelled before it started")
+        self._metrics.observe(plan.series[job.queue], _CANCELLED, NOT_RUN, NOT_RUN)
 
     def _failure(self, job: JobContext, plan: Plan, error: BaseException, reason: str) -> None:
         attempts = job.envelope.attempt + 1
@@ -371,12 +396,7 @@ class Executor:
         )
 
     def _expire(self, job: JobContext, plan: Plan) -> None:
-        extra = job.envelope.extra or Extra()
-        ttl = plan.result_ttl if extra.result_ttl is None else extra.result_ttl
-        if ttl > 0:
-            self._record(job, JobState.CANCELLED, ttl, _NOTHING, "expired: it had not started in time")
-        else:
-            self._batches[job.queue].succeeded.append(job.id)
+        self._record_cancelled(job, plan, "expired: it had not started in time")
         log.info("job expired", extra={"fields": _fields(job)})
         self._metrics.observe(plan.series[job.queue], _CANCELLED, NOT_RUN, NOT_RUN)
         if job.permits:
@@ -434,17 +454,22 @@ class Executor:
                 self._abandon(job)
 
     def stop(self, job: JobContext, why: str) -> None:
-        """Ask a running handler to stop: an async one is cancelled, one in a thread sees ``job.cancelled``."""
+        """Ask a running handler to stop: an async one is cancelled, one in a thread sees ``job.cancelled``.
+
+        ``why`` is "cancel" (it is told, and not interrupted), "terminate", "timeout", "drain", "stop" or "lost".
+        """
         plan = self._plans[job.task]
-        if job.stopping or job not in self.running:
+        if job not in self.running or job.stopping not in ("", "cancel") or why == job.stopping:
             return
         job.stopping = why
+        if why == "cancel":
+            return
         self.running[job] = time.monotonic()
         if why != "lost":
             log.warning("stopping job", extra={"fields": _fields(job) | {"why": why}})
         if plan.is_async and job.runner is not None:
             job.runner.cancel()
-        elif why != "timeout" and job.runner is not None:
+        elif why not in ("timeout", "terminate") and job.runner is not None:
             job.runner.cancel()  # only the waiting for the thread: the thread ends with the process
 
     def _abandon(self, job: JobContext) -> None:

@@ -36,6 +36,7 @@ from fastq.context import JobContext
 from fastq.errors import BrokerError, BrokerReplyError, UndecodableJob
 from fastq.job import WorkerCard, decode_envelope, encode
 from fastq.metrics import WorkerMetrics
+from fastq.worker.cancels import Cancels
 from fastq.worker.executor import Executor
 from fastq.worker.lane import Lane
 from fastq.worker.turnstile import LOOKED_AFTER, Turnstile
@@ -166,8 +167,8 @@ class WorkerLoop:
 
     async def run(self) -> None:
         """Serve until stopped; returns with nothing held in Redis, unless Redis stays away."""
-        ticker = asyncio.create_task(self._tick())
-        waker = asyncio.create_task(self._wake())
+        cancels = Cancels(self._connection, self._lanes, self._cancel)
+        background = [asyncio.create_task(each) for each in (self._tick(), self._wake(), cancels.run())]
         try:
             while not self._over():
                 try:
@@ -181,11 +182,11 @@ class WorkerLoop:
                     await self._after_error(error)
             await self._goodbye()
         finally:
-            waker.cancel()
-            ticker.cancel()
+            for task in background:
+                task.cancel()
             self._turnstile.close()
             self.executor.close()
-            await asyncio.gather(waker, ticker, return_exceptions=True)
+            await asyncio.gather(*background, return_exceptions=True)
             await self._connection.close()
             await self._waker.close()
 
@@ -361,6 +362,17 @@ class WorkerLoop:
         while self._backlog:
             job = self._backlog.popleft()
             self._batches[job.queue].released.append(job.id)
+        self._event.set()
+
+    def _cancel(self, job: JobContext, terminate: bool) -> None:
+        if job is self._aside:
+            self._aside = None
+        elif job in self._backlog:
+            self._backlog.remove(job)
+        elif not self._turnstile.drop([job]):
+            self.executor.stop(job, "terminate" if terminate else "cancel")
+            return
+        self.executor.never_start(job)
         self._event.set()
 
     # -- jobs on their last life: one more death of their worker, and they are buried as poison. Such a job runs when it is

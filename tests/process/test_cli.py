@@ -579,8 +579,10 @@ def test_jobs_cancel(bench: Bench, call: Call) -> None:
     assert answer.code == 1
     assert answer.out.splitlines() == [
         "a: no such job that could still be cancelled",
-        "b: is running: a worker has it",
+        "b: is running: its worker was asked to stop it, and it will not run again",
     ]
+    assert call("jobs", "cancel", "b", "--terminate").code == 0
+    assert bench.connection.call(raw("HGET", bench.q.cancels, "b")).startswith(b"t")
     assert bench.state("a") == "cancelled"
 
 

@@ -204,7 +204,7 @@ def test_a_job_refused_for_its_id_does_not_take_the_key(lab: Lab) -> None:
 def test_a_cancelled_id_may_be_used_again_at_any_priority(lab: Lab) -> None:
     """The ready list still holds the first entry: one of the two is skipped, whichever comes first."""
     lab.enqueue("a", priority=2)
-    lab.call(commands.cancel(lab.q, "a", [], b"", ("1000:1", 1)))
+    lab.call(commands.cancel(lab.q, "a", [], b"", 0))
     assert lab.enqueue(NewJob("a", envelope(9), chosen=True), priority=9) == []
     lab.register()
     reserved = lab.reserve()

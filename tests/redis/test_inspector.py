@@ -291,10 +291,10 @@ def test_the_record_of_a_cancelled_job_lives_as_long_as_it_says(bench: Bench, ra
     assert 100_000 <= raw.pttl(bucket) <= 126_000
 
 
-def test_a_running_job_is_not_cancelled(bench: Bench) -> None:
+def test_the_worker_of_a_running_job_is_asked(bench: Bench) -> None:
     bench.put("a")
     bench.reserve(bench.worker())
-    assert bench.run(bench.inspector.cancel("a")) == "running"
+    assert bench.run(bench.inspector.cancel("a")) == "requested"
     assert bench.state("a") == "running"
 
 

@@ -108,10 +108,10 @@ def test_the_scheduler_goes_on(full: Lab) -> None:
 
 
 def test_operators_go_on(full: Lab) -> None:
-    bucket = ("60000:1", full.started + FAR)
     assert full.call(commands.status(full.q, "held0", ["w"]))[0] == b"running"
-    assert full.call(commands.cancel(full.q, "pending", ["w"], b"record", bucket)) == "cancelled"
-    assert full.call(commands.cancel(full.q, "due1", ["w"], b"", bucket)) == "cancelled"
+    assert full.call(commands.cancel(full.q, "pending", ["w"], b"record", 60_000)) == "cancelled"
+    assert full.call(commands.cancel(full.q, "held0", ["w"], b"record", 60_000)) == "requested"
+    assert full.call(commands.cancel(full.q, "due1", ["w"], b"", 0)) == "cancelled"
     assert full.call(commands.discard(full.q, ids=["dead"])) == 1
     assert full.call(commands.purge(full.q))[0] > 3
 

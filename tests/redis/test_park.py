@@ -88,7 +88,7 @@ def test_cancel_status_and_purge_know_the_parked(lab: Lab) -> None:
     lab.take("a", "b", "c")
     park(lab, Parked("a", X, 1, 500), Parked("b", X, 2, 500), Parked("c", Y, 2, 500))
     assert lab.call(commands.status(lab.q, "b", ["w"])) == [b"parked", envelope(), X.encode()]
-    assert lab.call(commands.cancel(lab.q, "a", [], b"", ("1000:1", lab.started + FAR))) == "cancelled"
+    assert lab.call(commands.cancel(lab.q, "a", [], b"", 0)) == "cancelled"
     assert lab.value(f"parked:by:{X}") == [("b", 2)]
     assert not lab.raw.exists(lab.q.ghosts)
     assert lab.call(commands.purge(lab.q, 1)) == (1, True)

@@ -12,7 +12,7 @@ E = envelope()
 
 def cancel(lab: Lab, *ids: str) -> None:
     for i in ids:
-        assert lab.call(commands.cancel(lab.q, i, [], b"", ("1000:1", 1))) == "cancelled"
+        assert lab.call(commands.cancel(lab.q, i, [], b"", 0)) == "cancelled"
 
 
 def drain(lab: Lab, limit: int) -> int:

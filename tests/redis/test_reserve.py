@@ -15,7 +15,7 @@ NOTHING = ([], [], [])
 
 def cancel(lab: Lab, *ids: str, workers: tuple[str, ...] = ()) -> None:
     for i in ids:
-        assert lab.call(commands.cancel(lab.q, i, workers, b"", ("1000:1", 1))) == "cancelled"
+        assert lab.call(commands.cancel(lab.q, i, workers, b"", 0)) == "cancelled"
 
 
 def test_what_is_handed_out_is_held(lab: Lab) -> None:

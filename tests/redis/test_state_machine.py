@@ -8,6 +8,7 @@ strategy depends on it: rules are given numbers and choose by them. STATE_MACHIN
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from fastq import job
 from fastq.broker import commands, scripts
 from fastq.broker.commands import Held, NewJob, Once, Parked, Promoted, Recovered, Refused, Settled
-from fastq.broker.keys import PAD
+from fastq.broker.keys import PAD, bucket_of
 from fastq.errors import FastQError
 from tests.redis.lab import FAR, LEASE, Lab, batch, texts
 
@@ -29,6 +30,8 @@ PRIORITIES = (10, 5, 0)
 WORKERS = ("u", "v", "w")
 MAX_DELIVERIES = 2
 OUTCOMES = ("succeeded", "recorded", "later", "failed", "released")
+LONG = 4_000_000_000_000  # ms: the bucket of records that cancelling leaves is one for years, so its name is known
+CANCELLED = bucket_of(LONG / 1_000, round(time.time() * 1_000))[0]
 EXAMPLES = int(os.environ.get("STATE_MACHINE_EXAMPLES", "200"))
 
 priorities = st.sampled_from(PRIORITIES)
@@ -56,7 +59,7 @@ KINDS = {
     **dict.fromkeys(
         ("jobs", "ghosts", "deliveries", "unique", "unique:of", "unique:start", "info", "ticks", "producers"), "hash"
     ),
-    **dict.fromkeys(("dead:jobs", "dead:errors", "done:1000:1", "awaited"), "hash"),
+    **dict.fromkeys(("dead:jobs", "dead:errors", "cancels", "done:1000:1", "done:cancelled", "awaited"), "hash"),
     **dict.fromkeys(("due", "workers", "dead", "done"), "zset"),
     **dict.fromkeys(("wake", "due:wake", *(f"ready:{priority}" for priority in PRIORITIES)), "list"),
     **dict.fromkeys(("unique:ttl:k", "unique:ttl:l"), "string"),
@@ -92,6 +95,8 @@ class Model:
         self.remembered: dict[str, str] = {}  # keys that live for a time
         self.dead: dict[str, bytes] = {}
         self.done: dict[str, bytes] = {}
+        self.cancels: dict[str, bytes] = {}  # of running jobs: mode and record
+        self.cancelled: dict[str, bytes] = {}  # the records that cancelling has left
         self.ticks: dict[str, int] = {}
         self.awaited: set[str] = set()
 
@@ -122,6 +127,7 @@ class Model:
     def end(self, job_id: str) -> bytes:
         """The job is over: what goes with it goes."""
         self.deliveries.pop(job_id, None)
+        self.cancels.pop(job_id, None)
         self.free(job_id)
         self.awaited.discard(job_id)
         return self.jobs.pop(job_id)
@@ -130,6 +136,15 @@ class Model:
         """Its unique key may be taken."""
         self.unique = {key: holder for key, holder in self.unique.items() if holder != job_id}
         self.unstarted.discard(job_id)
+
+    def end_cancelled(self, job_id: str) -> bool:
+        """If it was cancelled while it ran: it does not run again."""
+        if job_id not in self.cancels:
+            return False
+        if record := self.cancels[job_id][1:]:
+            self.cancelled[job_id] = record
+        self.end(job_id)
+        return True
 
     def holder(self, job_id: str) -> str | None:
         return next((worker for worker, held in self.running.items() if job_id in held), None)
@@ -150,8 +165,8 @@ class Protocol(RuleBasedStateMachine):
         self.model = Model()
         self.serial = 0
 
-    @initialize(under_way=st.sampled_from((True, True, True, False)))
-    def begin(self, under_way: bool) -> None:
+    @initialize(under_way=st.sampled_from((True, True, True, False)), cancelled=st.booleans())
+    def begin(self, under_way: bool, cancelled: bool) -> None:
         """Mostly with a queue in which much has happened: two workers, one of them back from the dead with its jobs."""
         if under_way:
             self.enqueue_full(
@@ -166,6 +181,8 @@ class Protocol(RuleBasedStateMachine):
             self.reserve("w", 5)
             self.park(0, [3, 4], LIMITS[1], 1, again=False)
             self.follow([0, 1, 2, 4], "told:1", again=False)
+        if under_way and cancelled:
+            self.cancel(0, known=True, record=b"cancelled", terminate=False, again=False)
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -223,8 +240,8 @@ class Protocol(RuleBasedStateMachine):
             return "exists", b""
         if new.id in model.dead:
             return "dead", b""
-        if new.id in model.done:
-            return "finished", model.done[new.id]
+        if new.id in model.done or new.id in model.cancelled:
+            return "finished", self.record_of(new.id)
         model.jobs[new.id] = new.envelope
         if new.unique and new.once.hold in ("ttl", "both"):
             model.remembered[new.unique] = new.id
@@ -247,6 +264,15 @@ class Protocol(RuleBasedStateMachine):
         if holder in model.due:
             model.due[holder] = new.delay_ms or NOW
         return "replaced"
+
+    def record_of(self, job_id: str) -> bytes:
+        """Of several ends (an id that a schedule uses again) the one in the newest bucket is told."""
+        buckets = {"1000:1": self.model.done, CANCELLED: self.model.cancelled}
+        return next(
+            buckets[name.decode()][job_id]
+            for name in self.lab.raw.zrange(self.lab.q.done, 0, -1, desc=True)
+            if job_id in buckets[name.decode()]
+        )
 
     def adopt_due_times(self) -> None:
         """Redis chose the times; they must be where the delays say."""
@@ -342,7 +368,7 @@ class Protocol(RuleBasedStateMachine):
                 model.end(job_id)
                 model.done[job_id] = record
         for job_id, delay, data in rows["later"]:
-            if job_id in own:
+            if job_id in own and not model.end_cancelled(job_id):
                 model.jobs[job_id] = data
                 if delay:
                     model.due[job_id] = delay
@@ -353,7 +379,7 @@ class Protocol(RuleBasedStateMachine):
                 model.end(job_id)
                 model.dead[job_id] = data
         for job_id in reversed(rows["released"]):
-            if job_id in own:
+            if job_id in own and not model.end_cancelled(job_id):
                 model.push(job_id, front=True)
         own.difference_update(batch(**rows).ids())
 
@@ -371,7 +397,8 @@ class Protocol(RuleBasedStateMachine):
         for row in rows:
             if row.id in own:
                 own.discard(row.id)
-                model.parked[row.limit][row.id] = score
+                if not model.end_cancelled(row.id):
+                    model.parked[row.limit][row.id] = score
         left = len(own) if worker in model.running else -1
         assert self.call(command) == Settled(left, stale)
         if again:
@@ -432,13 +459,15 @@ class Protocol(RuleBasedStateMachine):
         left = set(self.lab.value(f"running:{worker}") or ()) - {PAD}
         taken = held - left
         assert len(taken) in {min(len(held), limit), min(len(held), limit + 1)}
+        held -= taken
+        ended = {i for i in taken if model.end_cancelled(i)}
+        taken -= ended
         charged = {i for i in taken if charge == "all" or (charge == "started" and i in started)}
         model.deliveries.update(charged)
         poison = {i for i in charged if model.deliveries[i] >= MAX_DELIVERIES}
         for job_id in poison:
             model.dead[job_id] = model.end(job_id)
         self.sort_front(taken - poison)
-        held -= taken
         if not held:
             del model.running[worker]
             model.late.discard(worker)
@@ -489,11 +518,17 @@ class Protocol(RuleBasedStateMachine):
 
     # -- operators ------------------------------------------------------------------------------------
 
-    @rule(number=numbers, known=st.booleans(), record=st.sampled_from((b"", b"cancelled")), again=st.booleans())
-    def cancel(self, number: int, known: bool, record: bytes, again: bool) -> None:
+    @rule(
+        number=numbers,
+        known=st.booleans(),
+        record=st.sampled_from((b"", b"cancelled")),
+        terminate=st.booleans(),
+        again=st.booleans(),
+    )
+    def cancel(self, number: int, known: bool, record: bytes, terminate: bool, again: bool) -> None:
         model, job_id = self.model, pick(number, self.known())
         listed = sorted(model.running) if known else []
-        command = commands.cancel(self.lab.q, job_id, listed, record, ("1000:1", self.lab.started + FAR))
+        command = commands.cancel(self.lab.q, job_id, listed, record, LONG if record else 0, terminate=terminate)
         expected = self.what_cancel_says(job_id, set(listed))
         assert self.call(command) == expected
         if expected == "cancelled":
@@ -502,9 +537,14 @@ class Protocol(RuleBasedStateMachine):
                 model.ghosts[job_id] += 1
             model.end(job_id)
             if record:
-                model.done[job_id] = record
+                model.cancelled[job_id] = record
             if again:
                 assert self.call(command) == "unknown"
+        elif expected == "requested":
+            interrupt = terminate or model.cancels.get(job_id, b"")[:1] == b"t"
+            model.cancels[job_id] = (b"t" if interrupt else b"c") + record
+            if again:
+                assert self.call(command) == "requested"
 
     def what_cancel_says(self, job_id: str, listed: set[str]) -> str:
         if job_id not in self.model.jobs:
@@ -513,7 +553,7 @@ class Protocol(RuleBasedStateMachine):
             return "cancelled"
         if listed != set(self.model.running):
             return "again"
-        return "running" if self.model.holder(job_id) else "cancelled"
+        return "requested" if self.model.holder(job_id) else "cancelled"
 
     @rule(some=some, channel=st.sampled_from(("told:1", "told:2")), again=st.booleans())
     def follow(self, some: list[int], channel: str, again: bool) -> None:
@@ -528,7 +568,8 @@ class Protocol(RuleBasedStateMachine):
                 elif job_id in model.dead:
                     assert answer[:2] == [b"failed", model.dead[job_id]]
                 else:
-                    assert answer == ([b"finished", model.done[job_id]] if job_id in model.done else [b"unknown"])
+                    over = job_id in model.done or job_id in model.cancelled
+                    assert answer == ([b"finished", self.record_of(job_id)] if over else [b"unknown"])
         model.awaited.update(model.jobs.keys() & set(ids))
 
     @rule(some=some, priority=priorities, again=st.booleans())
@@ -614,7 +655,7 @@ class Protocol(RuleBasedStateMachine):
         """Every key and its value, in one round trip of redis-py: 24 commands would take ten times as long."""
         live = {name: {} if kind == "hash" else [] for name, kind in KINDS.items()}
         for key, kind, value in self.lab.raw.eval(DUMP, 0):
-            name = key.decode().removeprefix(self.lab.q.base)
+            name = key.decode().removeprefix(self.lab.q.base).replace(CANCELLED, "cancelled")
             if name.startswith("said:"):
                 continue
             assert KINDS[name] == kind.decode(), "a key that should not be there"
@@ -631,6 +672,7 @@ class Protocol(RuleBasedStateMachine):
         assert live["parked:of"] == by
         assert {limit.encode() for limit, _ in live["parked"]} == set(by.values())
         assert live["unique:start"].items() <= live["unique:of"].items()
+        assert set(live["cancels"]) <= {i for worker in WORKERS for i in live[f"running:{worker}"]}
         assert {i for i, _ in live["dead"]} == set(live["dead:jobs"]) == set(live["dead:errors"])
         assert not jobs & set(live["dead:jobs"])
         registered = {worker for worker, _ in live["workers"]}
@@ -655,6 +697,9 @@ class Protocol(RuleBasedStateMachine):
         assert live["dead:jobs"] == model.dead
         assert set(live["awaited"]) == model.awaited, "a waiter who was not told, or was too early"
         assert live["done:1000:1"] == model.done
+        assert live["done:cancelled"] == model.cancelled
+        requests = {i: asked.partition(b":") for i, asked in live["cancels"].items()}
+        assert {i: mode[:1] + record for i, (mode, _, record) in requests.items()} == model.cancels
 
 
 def _decoded(kind: str, value: Any) -> Any:
@@ -690,17 +735,23 @@ BUGS: dict[str, Mutation] = {
     "settle that forgets the deliveries": ("settle", "many('HDEL', deliveries, finished)", ""),
     "a retry that keeps its old envelope": ("settle", "redis.call('HSET', jobs, row[1], row[3])", ""),
     "park without its fence": ("park", "if owned[i] == 1 then", "if true then"),
+    "park of a cancelled job": ("park", "if owned[i] == 1 and asked and", "if false and asked and"),
     "park that still holds": ("park", "many('SREM', running, mine)", ""),
     "unpark that does not hold": ("unpark", "redis.call('SADD', running, unpack(ids))", ""),
     "unpark from a paused queue": ("unpark", "if redis.call('EXISTS', paused) == 1 then", "if false then"),
     "unpark_due before the time": ("unpark_due", "'-inf', now, 'BYSCORE'", "'-inf', '+inf', 'BYSCORE'"),
     "cancel that forgets the parked": ("cancel", " and not unpark_one(KEYS[10], KEYS[11], id)", ""),
-    "recover that drops": ("recover", "redis.call('LPUSH', ready_list(envelope, KEYS, 14), id)", ""),
+    "recover that drops": ("recover", "redis.call('LPUSH', ready_list(envelope, KEYS, 16), id)", ""),
     "recover without asking for the lease": ("recover", "tonumber(deadline) > now", "false"),
     "recover that charges everybody": ("recover", "(charge == 'started' and started[id])", "true"),
     "recover that never buries": ("recover", ">= most", "> most + 1000"),
     "cancel without a ghost": ("cancel", "redis.call('HINCRBY', ghosts, id, 1)", ""),
-    "cancel of a running job": ("cancel", "if redis.call('SISMEMBER', KEYS[i], id) == 1 then return 'running' end", ""),
+    "cancel of a running job": ("cancel", "redis.call('SISMEMBER', KEYS[i], id) == 1", "false"),
+    "cancel that asks for less": ("cancel", "then mode = 't' end", "then mode = 'c' end"),
+    "a retry of a cancelled job": ("settle", "if not stopped(row[1]) then", "if true then"),
+    "a cancelled job handed back": ("settle", "if envelope and not stopped(id) then", "if envelope then"),
+    "settle that forgets the request": ("settle", "if asked then many('HDEL', cancels, finished) end", ""),
+    "a cancelled job of a dead worker": ("recover", "if envelope and asked and", "if false and asked and"),
     "cancel with an old list of workers": (
         "cancel",
         "if redis.call('ZCARD', workers) ~= #KEYS - 13 then return 'again' end",
