@@ -32,6 +32,10 @@ log = logging.getLogger("fastq.limits")
 _IDLE = 5.0
 """Seconds after which the thread that renews leases ends when there is none."""
 
+_UNDER_WAY = 32
+"""Requests of an event loop at a time. The units of a reply that waits behind a thousand others come too late to be used, are
+asked for again, and so on; a script takes 50 µs, so these are answered in 2 ms, and more at a time are no faster."""
+
 _LONGEST_BLOCK = 4.0
 """Seconds of one blocking wait for a slot: below any response timeout that makes sense."""
 
@@ -74,6 +78,7 @@ class _Links:
         self._make = make
         self._idle: list[AsyncConnection] = []
         self._all = [self.main]
+        self.turn = asyncio.Semaphore(_UNDER_WAY)
         self._guard = asyncio.get_running_loop().create_task(self._close_at_the_end(), name="fastq limits")
 
     async def _close_at_the_end(self) -> None:
@@ -141,11 +146,12 @@ class RedisStore:
         return AsyncConnection(self._endpoint(), **self._timeouts)
 
     async def ask(self, command: Command[T]) -> tuple[float, T]:  # noqa: D102 - see Store
-        link = self._of_loop().main
-        if not link.connected:
-            await link.connect()
-        sent = time.monotonic()
-        return sent, await link.call(command)
+        links = self._of_loop()
+        async with links.turn:
+            if not links.main.connected:
+                await links.main.connect()
+            sent = time.monotonic()
+            return sent, await links.main.call(command)
 
     async def wait_for_slot(self, keys: LimitKeys | LeaseKeys, timeout: float) -> bool:  # noqa: D102 - see Store
         async with self._of_loop().spare() as link:
