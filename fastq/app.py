@@ -362,6 +362,12 @@ class FastQ(Tasks):
                 bound += bind(owner, options, self.limiter, found.arguments.signature)
         return bound
 
+    def limiters(self) -> dict[str, Limiter]:
+        """Those that this application has defined, by their ids; those of its tasks included. Raises ConfigError."""
+        for name, task in self.tasks.items():
+            self.limits_of(name, task.defaults.queue or self.default_queue())
+        return self._limits.all() if self._limits is not None else {}
+
     # -- leaders ----------------------------------------------------------------------------------
 
     def leader(self, name: str, *, ttl: float = 15.0) -> Lease:

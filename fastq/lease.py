@@ -19,8 +19,6 @@ import contextlib
 import functools
 import logging
 import math
-import os
-import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -162,7 +160,7 @@ class _Try:
     def __init__(self, lease: Lease, timeout: float) -> None:
         self.lease = lease
         self.deadline = clock() + timeout
-        self.owner = f"{socket.gethostname()}/{os.getpid()}/{this_process().ticket()}"
+        self.owner = this_process().ticket()
 
     async def run(self) -> _Holding | None:
         """None: somebody else has it. Raises BrokerError."""

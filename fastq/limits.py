@@ -39,6 +39,7 @@ __all__ = [
     "parse_rate",
     "partition_name",
     "read_rule",
+    "size_of",
 ]
 
 LONGEST_USE: Final = 0.1
@@ -148,6 +149,29 @@ class Rule(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         _raise(_rule_problems(self.rate, self.max_concurrent, self.use_within))
 
+    def changed(self, change: Rule) -> Rule:
+        """This rule with what ``change`` says; what it does not say stays."""
+        return Rule(
+            rate=change.rate or self.rate,
+            max_concurrent=change.max_concurrent or self.max_concurrent,
+            use_within=change.use_within or self.use_within,
+        )
+
+    def __str__(self) -> str:
+        """In words: ``100/s burst 200``, ``5000 in any 3600 s``, ``10000 each day (Europe/Berlin)``, ``7 at once``."""
+        words = []
+        match self.rate:
+            case TokenBucket(rate_per_second=rate, burst=burst):
+                words.append(_rate_text(rate) + (f" burst {burst:g}" if burst is not None else ""))
+            case SlidingWindow(limit=limit, window_seconds=seconds):
+                words.append(f"{limit} in any {seconds:g} s")
+            case FixedWindow(limit=limit, every=every, zone=zone):
+                period = every if isinstance(every, str) else f"{every:g} s"
+                words.append(f"{limit} each {period}" + ("" if zone == "UTC" else f" ({zone})"))
+        if self.max_concurrent is not None:
+            words.append(f"{self.max_concurrent} at once")
+        return ", ".join(words)
+
     def encode(self) -> bytes:
         """The bytes that :meth:`decode` reads: an override of this rule in Redis."""
         return msgspec.msgpack.encode(self)
@@ -201,6 +225,24 @@ class Terms(NamedTuple):
         if self.kind == "fixed":
             return max(0.0, min(self.use_within, (self.c - granted_us) / _US))
         return self.use_within
+
+
+def _rate_text(rate: float) -> str:
+    for seconds, unit in ((1, "s"), (60, "m"), (3_600, "h"), (86_400, "d")):
+        units = rate * seconds
+        if units >= 1 and abs(units - round(units)) < 1e-6 * units:
+            return f"{round(units)}/{unit}"
+    return f"{rate:g}/s"
+
+
+def size_of(rule: Rule) -> float | None:
+    """Units: the burst of a token bucket, the limit of a window; None without a rate."""
+    match rule.rate:
+        case TokenBucket():
+            return rule.rate.size
+        case SlidingWindow(limit=limit) | FixedWindow(limit=limit):
+            return limit
+    return None
 
 
 def _between(seconds: float) -> float:

@@ -524,6 +524,22 @@ def override_rule(k: LimitKeys, rule: Rule | None) -> Command[Any]:
     return raw("DEL", k.rule) if rule is None else raw("SET", k.rule, rule.encode())
 
 
+NOTED_LIMITS = 10_000
+"""Limiters that the registry keeps: the latest."""
+
+NOTED_FOR = 30 * 86_400
+"""Seconds after which the configured rule of a limiter that nobody uses is forgotten."""
+
+
+def announce_limiter(keys: GlobalKeys, k: LimitKeys, rule: Rule, now_ms: int) -> list[Command[Any]]:
+    """Let operators know that a limiter is used, and its configured rule."""
+    return [
+        raw("ZADD", keys.limits, now_ms, k.limiter),
+        raw("ZREMRANGEBYRANK", keys.limits, 0, -NOTED_LIMITS - 1),
+        raw("SET", k.known, rule.encode(), "EX", NOTED_FOR),
+    ]
+
+
 def reset_limit(k: LimitKeys) -> Command[Any]:
     """Forget what was granted, a penalty included. Slots stay with their holders."""
     return raw("DEL", k.state)

@@ -96,6 +96,16 @@ TABLE: tuple[KeyInfo, ...] = (
     KeyInfo("{l}:slots:<key>", "zset", "acquire", "ttl", "holder of a slot -> end of its lease in ms"),
     KeyInfo("{l}:wake:<key>", "list", "give_back", "ttl", "at most one token: a slot is free"),
     KeyInfo("{l}:given:<ticket>", "string", "give_back", "ttl", "present for a minute after units were given back"),
+    KeyInfo(
+        "{l}:known", "string", "acquire", "ttl", "the configured rule (msgpack), as a process that used it last has it"
+    ),
+    KeyInfo(
+        "limits",
+        "zset",
+        "acquire",
+        "bounded",
+        "ids of limiters by the time in ms when a process noted them; the latest",
+    ),
     KeyInfo("{n}:lease", "hash", "lease", "ttl", "`owner`, `until` (ms), `token` (the last one) of a leader or a lock"),
     KeyInfo("{n}:wake", "list", "lease", "ttl", "at most one token: it was given up"),
     KeyInfo("queues", "set", "enqueue", "queue", "names of all queues"),
@@ -189,7 +199,7 @@ class LimitKeys:
     b'fastq:{limit/api}:state:tenant-42'
     """
 
-    __slots__ = ("base", "key", "limiter", "name", "rule", "slots", "state", "wake")
+    __slots__ = ("base", "key", "known", "limiter", "name", "rule", "slots", "state", "wake")
 
     def __init__(self, prefix: str, limiter: str, key: str = "") -> None:
         self.limiter = check_limiter_id(limiter)
@@ -198,6 +208,7 @@ class LimitKeys:
         partition = partition_name(key)
         self.name = f"{limiter}/{partition}"  # of the limit under which jobs are parked
         self.rule = (self.base + "rule").encode()
+        self.known = (self.base + "known").encode()
         self.state = f"{self.base}state:{partition}".encode()
         self.slots = f"{self.base}slots:{partition}".encode()
         self.wake = f"{self.base}wake:{partition}".encode()
@@ -230,6 +241,7 @@ class GlobalKeys:
     def __init__(self, prefix: str) -> None:
         self.queues = f"{prefix}:queues".encode()
         self.leader = f"{prefix}:leader".encode()
+        self.limits = f"{prefix}:limits".encode()
 
 
 def bucket_of(ttl: float, now_ms: int) -> tuple[str, int]:

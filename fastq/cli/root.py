@@ -81,6 +81,12 @@ def _cron() -> Commands:
     return verbs
 
 
+def _limits() -> Commands:
+    from fastq.cli.limits import verbs
+
+    return verbs
+
+
 def _doctor() -> Commands:
     from fastq.cli.doctor import verbs
 
@@ -111,6 +117,7 @@ VERBS: Mapping[str, Mapping[str, Verb]] = {
         "enqueue": Verb("Enqueue a job by its task's name.", _enqueue),
         "jobs": Verb("List, show, cancel and retry jobs.", _jobs),
         "queues": Verb("List, pause, resume and purge queues.", _queues),
+        "limits": Verb("Look at limits, change them, stop everybody for a while.", _limits),
         "dlq": Verb("List, show, replay and purge dead letters.", _dlq),
         "cron": Verb("List schedules and their next ticks.", _cron),
     },

@@ -23,7 +23,7 @@ from fastq.limiter.counts import Counts
 from fastq.limiter.gate import Gate, Plan, Waiter
 from fastq.limiter.options import key_of_call
 from fastq.limiter.stores import Store, this_process
-from fastq.limits import CostTooHigh, FixedWindow, Rule, SlidingWindow, TokenBucket, read_rule
+from fastq.limits import CostTooHigh, read_rule, size_of
 from fastq.logs import fields, log_context
 
 __all__ = ["Limiter", "LimiterState", "SyncLimiter", "acquire_all", "limited"]
@@ -173,7 +173,7 @@ class Limiter:
         state = await gate.learn()
         rule, now = gate.rule, state.now_us / 1e6
         return LimiterState(
-            limit=_limit(rule),
+            limit=size_of(rule),
             remaining=None if state.left < 0 else state.left,
             reset_at=now + state.reset_us / 1e6,
             penalized_until=now + state.penalty_us / 1e6 if state.penalty_us else None,
@@ -193,7 +193,7 @@ class Limiter:
         rule = None
         if options:
             await gate.learn()
-            rule = _changed(gate.rule, read_rule(options))
+            rule = gate.rule.changed(read_rule(options))
         await self._store.ask(override_rule(gate.keys, rule))
         await gate.learn()
         gate.look()
@@ -264,23 +264,6 @@ class Limiter:
 
     def __repr__(self) -> str:
         return f"<Limiter {self.id}{'/' + self.key if self.key else ''} {self.plan.rule}>"
-
-
-def _limit(rule: Rule) -> float | None:
-    match rule.rate:
-        case TokenBucket():
-            return rule.rate.size
-        case SlidingWindow(limit=limit) | FixedWindow(limit=limit):
-            return limit
-    return None
-
-
-def _changed(rule: Rule, change: Rule) -> Rule:
-    return Rule(
-        rate=change.rate or rule.rate,
-        max_concurrent=change.max_concurrent or rule.max_concurrent,
-        use_within=change.use_within or rule.use_within,
-    )
 
 
 class SyncLimiter:

@@ -107,6 +107,11 @@ class Catalogue:
                 )
             return self._limiters[name][1]
 
+    def all(self) -> dict[str, Limiter]:
+        """Those that have been defined, by their names."""
+        with self._lock:
+            return {name: limiter for name, (_, limiter) in self._limiters.items()}
+
     def options(self, name: str) -> Mapping[str, Any] | None:
         """The options that a limiter was defined with."""
         known = self._limiters.get(name)

@@ -353,6 +353,7 @@ class Gate:
         if self._failure is not None:
             log.info("limiter asks again", extra=fields(limiter_id=self.plan.id))
             self._failure, self._pause = None, 0.0
+        self.store.announce(self._keys, self.plan.rule)
         if reply.units:
             self.counts.note("granted", reply.units)
         elif reply.status in _DENIED:

@@ -7,20 +7,23 @@ import atexit
 import contextlib
 import itertools
 import logging
+import math
 import os
+import re
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from fastq.broker.commands import Command, give_back, hold, raw, wait_for_slot
+from fastq.broker.commands import Command, announce_limiter, give_back, hold, raw, wait_for_slot
 from fastq.broker.connection import AsyncConnection, SyncConnection
-from fastq.broker.keys import LeaseKeys, LimitKeys
+from fastq.broker.keys import GlobalKeys, LeaseKeys, LimitKeys
 from fastq.broker.memory import MemoryEngine
 from fastq.broker.url import Endpoint
 from fastq.errors import BrokerError
-from fastq.limits import Terms
+from fastq.limits import Rule, Terms
 from fastq.logs import fields
 
 __all__ = ["MemoryStore", "RedisStore", "Store", "this_process"]
@@ -35,6 +38,9 @@ _IDLE = 5.0
 _UNDER_WAY = 32
 """Requests of an event loop at a time. The units of a reply that waits behind a thousand others come too late to be used, are
 asked for again, and so on; a script takes 50 µs, so these are answered in 2 ms, and more at a time are no faster."""
+
+_ANNOUNCE = 6 * 3_600.0
+"""Seconds after which a process lets operators know again of a limiter that it uses."""
 
 _LONGEST_BLOCK = 4.0
 """Seconds of one blocking wait for a slot: below any response timeout that makes sense."""
@@ -67,6 +73,10 @@ class Store(Protocol):
 
     def now_us(self) -> int:
         """The store's clock, as far as is known: µs since the epoch."""
+        ...
+
+    def announce(self, keys: LimitKeys, rule: Rule) -> None:
+        """After a request: let operators know of the limiter, now and then. Waits for nothing."""
         ...
 
 
@@ -132,6 +142,7 @@ class RedisStore:
         self._timeouts = {"connect_timeout": connect_timeout, "response_timeout": response_timeout}
         self._links: dict[asyncio.AbstractEventLoop, _Links] = {}
         self._sync: SyncConnection | None = None
+        self._announced: dict[str, float] = {}
 
     def _of_loop(self) -> _Links:
         loop = asyncio.get_running_loop()
@@ -168,6 +179,14 @@ class RedisStore:
 
     def now_us(self) -> int:  # noqa: D102 - see Store
         return self._of_loop().main.clock.now_us()
+
+    def announce(self, keys: LimitKeys, rule: Rule) -> None:  # noqa: D102 - see Store
+        now, link = time.monotonic(), self._of_loop().main
+        if now < self._announced.get(keys.limiter, -math.inf) + _ANNOUNCE or not link.connected:
+            return
+        self._announced[keys.limiter] = now
+        for command in announce_limiter(GlobalKeys(self.prefix), keys, rule, link.clock.now_ms()):
+            link.send(command)
 
     def hang_up(self) -> None:
         """Drop this event loop's connection: the next command goes over a new one."""
@@ -225,6 +244,9 @@ class MemoryStore:
                 self._blocked[keys.wake].remove(entry)
                 if not self._blocked[keys.wake]:
                     del self._blocked[keys.wake]
+
+    def announce(self, keys: LimitKeys, rule: Rule) -> None:
+        """Nobody else can see it."""
 
     async def pass_on(self, keys: LimitKeys) -> None:  # noqa: D102 - see Store
         with self._lock:
@@ -287,7 +309,8 @@ class Process:
     """
 
     def __init__(self) -> None:
-        self.name = os.urandom(6).hex()
+        host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:40]
+        self.name = f"{host}.{os.getpid()}.{os.urandom(4).hex()}"
         self._numbers = itertools.count(1)
         self._slots: dict[str, Slot] = {}
         self._changed = threading.Condition()

@@ -319,6 +319,6 @@ def test_a_ttl_that_cannot_be_kept_is_refused(redis_url: str, ttl: Any) -> None:
 def test_the_owner_says_where_it_is(redis_url: str, raw: Any) -> None:
     app = fastq.FastQ(redis_url)
     with app.leader("report").sync:
-        assert f"/{os.getpid()}/".encode() in raw.hget(KEYS.lease, "owner")
+        assert f".{os.getpid()}.".encode() in raw.hget(KEYS.lease, "owner")
     assert raw.ttl(KEYS.lease) > 0
     app.close()
