@@ -115,6 +115,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     default_timeout: Annotated[
         float, _duration("How long a handler may run, unless its task says otherwise.", gt=0, le=YEAR)
     ] = 300.0
+    default_soft_timeout: Annotated[
+        float,
+        _duration(
+            "When `SoftTimeLimitExceeded` is raised in a handler, unless its task says otherwise; 0 = never.",
+            ge=0,
+            le=YEAR,
+        ),
+    ] = 0.0
     default_max_attempts: Annotated[
         int, _number("How often a failing job is run in all, unless its task says otherwise.", ge=1, le=1_000_000)
     ] = 5

@@ -210,6 +210,23 @@ class JobTimeout(FastQError, TimeoutError):
     """A handler ran longer than its ``timeout``; recorded as the error of that attempt."""
 
 
+class SoftTimeLimitExceeded(FastQError, TimeoutError):
+    """Raised inside a handler that runs longer than its ``soft_timeout``. It may catch it, tidy up, and return or raise;
+    uncaught, it is a failure of that attempt. In an async handler it is an ``asyncio.CancelledError`` as well.
+
+    Example::
+
+        try:
+            await crawl(site)
+        except fastq.SoftTimeLimitExceeded:
+            await save_progress(site)
+            raise
+    """
+
+    def __init__(self, message: str = "ran longer than its soft_timeout") -> None:
+        super().__init__(message)
+
+
 class LeaseLost(FastQError):
     """A lease has ended that was needed to go on: of a job (another worker runs it now), a leader or a lock."""
 

@@ -125,6 +125,7 @@ class Tasks:
         max_attempts: int | None = None,
         max_retries: int | None = None,
         timeout: Seconds | None = None,
+        soft_timeout: Seconds | None = None,
         expires: Seconds | None = None,
         result_ttl: Seconds | None = None,
         retry: RetryPolicy | Seconds | list[float] | Callable[[int], float] | None = None,
@@ -150,6 +151,8 @@ class Tasks:
             max_attempts: runs in all before a job goes to the dead-letter queue (default 5);
                 ``max_retries=n`` means ``max_attempts=n+1``.
             timeout: seconds that one run may take (default 300).
+            soft_timeout: seconds after which ``SoftTimeLimitExceeded`` is raised inside the handler, which may tidy up until
+                ``timeout`` (default: never). See docs/time_limits.md.
             expires: seconds after which a job that has not started is cancelled.
             result_ttl: seconds that the record of a finished job is kept (default 3600), 0 for none.
             retry: a policy, seconds, a list of seconds, or a function of the attempt
@@ -331,7 +334,7 @@ class _Decorator(Protocol):
 
 
 _TASK_OPTIONS = (
-    "queue", "priority", "max_attempts", "max_retries", "timeout", "expires", "result_ttl",
+    "queue", "priority", "max_attempts", "max_retries", "timeout", "soft_timeout", "expires", "result_ttl",
     "retry", "retry_on", "never_on", "unique", "idempotent", *JOB_LIMITS,
 )  # fmt: skip
 
@@ -370,6 +373,7 @@ def _read_options(fn: Callable[..., Any], given: Mapping[str, Any]) -> TaskOptio
         priority=check_priority(given.get("priority", JobPriority.NORMAL)),
         max_attempts=attempts,
         timeout=duration("timeout", 0.001),
+        soft_timeout=duration("soft_timeout", 0.0),
         result_ttl=duration("result_ttl", 0.0),
         expires=duration("expires", 0.0),
         retry=rule,

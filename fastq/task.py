@@ -86,6 +86,7 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = JobPriority.NORMAL
     max_attempts: int | None = None
     timeout: float | None = None
+    soft_timeout: float | None = None
     result_ttl: float | None = None
     expires: float | None = None
     retry: RetryRule = RetryRule()

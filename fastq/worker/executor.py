@@ -27,10 +27,22 @@ from fastq.app import FastQ
 from fastq.broker.commands import Batch
 from fastq.broker.keys import bucket_of
 from fastq.context import JobContext, current, injection
-from fastq.errors import Fail, InvalidArguments, JobTimeout, LimitTimeout, Retry, Snooze, UndecodableJob, safe_text
+from fastq.errors import (
+    Fail,
+    InvalidArguments,
+    JobTimeout,
+    LimitTimeout,
+    Retry,
+    Snooze,
+    SoftTimeLimitExceeded,
+    UndecodableJob,
+    safe_text,
+)
 from fastq.job import ErrorInfo, Extra, JobRecord, JobState, encode
 from fastq.metrics import NOT_RUN, STATUSES, WorkerMetrics
 from fastq.task import Task
+from fastq.worker import soft
+from fastq.worker.soft import exceed, exceed_thread, in_thread, softly
 
 __all__ = ["Executor"]
 
@@ -47,7 +59,7 @@ _EAGER = sys.version_info >= (3, 12)
 _NOTHING = msgspec.Raw(b"\xc0")
 _NOT_RESULTS = frozenset({types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType})
 """What a handler returns by mistake: its body has not run."""
-_NOT_THE_HANDLERS = frozenset({__file__, concurrent.futures.thread.__file__})
+_NOT_THE_HANDLERS = frozenset({__file__, soft.__file__, concurrent.futures.thread.__file__})
 """Files whose frames a traceback begins with, whatever the handler."""
 
 
@@ -55,6 +67,7 @@ class Plan:
     """What running a task's jobs needs, looked up once."""
 
     __slots__ = (
+        "direct",
         "hands_back",
         "injected",
         "is_async",
@@ -62,6 +75,7 @@ class Plan:
         "result_ttl",
         "rule",
         "series",
+        "soft_timeout",
         "task",
         "timeout",
     )
@@ -76,6 +90,9 @@ class Plan:
         own_word = (*self.rule.retry_on, *self.rule.never_on)
         self.hands_back = not any(kind is not Exception and issubclass(LimitTimeout, kind) for kind in own_word)
         self.timeout = settings.default_timeout if defaults.timeout is None else defaults.timeout
+        limit = defaults.soft_timeout
+        self.soft_timeout = settings.default_soft_timeout if limit is None else limit
+        self.direct = self.is_async and not self.injected and not self.soft_timeout  # nothing between it and its call
         self.max_attempts = defaults.max_attempts or settings.default_max_attempts
         self.result_ttl = settings.result_ttl if defaults.result_ttl is None else defaults.result_ttl
         self.series = series
@@ -155,6 +172,9 @@ class Executor:
         self.running[job] = 0.0
         if plan.is_async:
             job.deadline = job.started + job.timeout
+        if plan.soft_timeout and plan.soft_timeout < job.timeout:
+            job.soft = plan.soft_timeout
+            job.deadline = job.deadline and job.started + job.soft
         self._spawn(job, self._run(job, plan))
 
     def _spawn(self, job: JobContext, run: Coroutine[Any, Any, None]) -> None:
@@ -185,7 +205,7 @@ class Executor:
         try:
             if self._app.middlewares:
                 result = await self._through_middleware(job, plan, args, kwargs)
-            elif plan.is_async and not plan.injected:
+            elif plan.direct:
                 result = await plan.task.fn(*args, **kwargs)
             else:
                 result = await self._call(job, plan, args, kwargs)
@@ -199,7 +219,8 @@ class Executor:
         if plan.injected:
             positional, kwargs = plan.task.arguments.place(args, kwargs, lambda p: injection(p, job))
         if plan.is_async:
-            return await plan.task.fn(*positional, **kwargs)
+            run = plan.task.fn(*positional, **kwargs)
+            return await (softly(job, run) if job.soft else run)
         return await self._in_thread(job, plan, positional, kwargs)
 
     async def _in_thread(self, job: JobContext, plan: Plan, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -281,6 +302,10 @@ class Executor:
             self._unstick(job)
             return
         why = job.stopping
+        if job.exceeded and isinstance(
+            error, asyncio.CancelledError
+        ):  # it came where the handler was not: in a middleware
+            error = SoftTimeLimitExceeded()
         if why == "lost":
             self._done(job, plan, _LOST)
         elif why in ("cancel", "terminate"):
@@ -297,7 +322,7 @@ class Executor:
         elif why == "timeout" and isinstance(error, asyncio.CancelledError | JobTimeout):
             self._failure(job, plan, JobTimeout(f"ran longer than its timeout of {job.timeout:g} s"), "timeout")
         else:
-            self._failure(job, plan, error, "fail" if isinstance(error, Fail) else "exception")
+            self._failure(job, plan, error, _reason(error))
 
     def _cancelled(self, job: JobContext, plan: Plan) -> None:
         log.info("job cancelled", extra={"fields": _fields(job)})
@@ -326,6 +351,8 @@ class Executor:
         attempts = job.envelope.attempt + 1
         ending = _ending(error, reason)
         retryable = isinstance(error, JobTimeout) or plan.rule.retryable(error)
+        if isinstance(error, SoftTimeLimitExceeded):  # a time limit, too, unless the task has a word on it
+            retryable = not isinstance(error, plan.rule.never_on)
         if attempts >= job.max_attempts or not retryable:
             self._fail(job, ending, attempts=attempts, plan=plan)
             return
@@ -449,9 +476,21 @@ class Executor:
         for job, asked in list(self.running.items()):
             if not asked:
                 if job.deadline and now > job.deadline:
-                    self.stop(job, "timeout")
+                    self._overdue(job)
             elif now > asked + CANCEL_GRACE:
                 self._abandon(job)
+
+    def _overdue(self, job: JobContext) -> None:
+        if not job.soft:
+            self.stop(job, "timeout")
+            return
+        log.warning("soft time limit exceeded", extra={"fields": _fields(job) | {"seconds": job.soft}})
+        job.deadline += job.timeout - job.soft
+        job.soft = 0.0
+        if not self._plans[job.task].is_async:
+            exceed_thread(job)
+        elif job.runner is not None:
+            exceed(job)
 
     def stop(self, job: JobContext, why: str) -> None:
         """Ask a running handler to stop: an async one is cancelled, one in a thread sees ``job.cancelled``.
@@ -464,6 +503,7 @@ class Executor:
         job.stopping = why
         if why == "cancel":
             return
+        job.exceeded = False  # a cancellation is one now
         self.running[job] = time.monotonic()
         if why != "lost":
             log.warning("stopping job", extra={"fields": _fields(job) | {"why": why}})
@@ -503,7 +543,9 @@ def _nothing_to_give_back(job: JobContext) -> None:
 def _thread_main(job: JobContext, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     if job.stopping:
         raise asyncio.CancelledError
-    job.deadline = time.monotonic() + job.timeout  # counts from here: it may have waited for a free thread
+    job.deadline = time.monotonic() + (job.soft or job.timeout)  # from here: it may have waited for a free thread
+    if job.soft:
+        return in_thread(job, lambda: fn(*args, **kwargs))
     return fn(*args, **kwargs)
 
 
@@ -517,6 +559,12 @@ async def _guarded(hook: Coroutine[Any, Any, None], job: JobContext) -> None:
 def stray_delay(strays: int) -> float:
     """Seconds until an unknown task is offered again: 1, 2, 4 … 30."""
     return float(min(2**strays, 30)) if strays < 6 else 30.0
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Fail):
+        return "fail"
+    return "timeout" if isinstance(error, SoftTimeLimitExceeded) else "exception"
 
 
 def _ending(error: BaseException, reason: str) -> Ending:

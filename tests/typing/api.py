@@ -31,7 +31,7 @@ async def with_context(job: fastq.JobContext, number: int) -> str:
     return f"{job.id} {number}"
 
 
-@app.task(max_retries=3, retry=[10, 60, 300], retry_on=(OSError,), never_on=PermissionError)
+@app.task(max_retries=3, soft_timeout=25, retry=[10, 60, 300], retry_on=(OSError,), never_on=PermissionError)
 def sync_with_context(job: fastq.JobContext, number: int) -> None:
     job.snooze(number)
 
