@@ -270,6 +270,14 @@ class FastQ(Tasks):
 
         return Waits(self, self._sender.aclose)
 
+    async def get_logs(self, job_id: str, *, queue: str) -> list[str]:
+        """The last lines that a job's handler wrote through ``job.log``; see the setting ``job_log_lines``."""
+        return await self.run(self.inspector.logs(job_id, queue))
+
+    def get_logs_sync(self, job_id: str, *, queue: str) -> list[str]:
+        """:meth:`get_logs` from blocking code."""
+        return self.run_sync(self.inspector.logs(job_id, queue))
+
     def typed_result(self, status: JobStatus) -> Any:
         """The result of a job in the type that its task's handler is annotated with, if the task is registered here.
 

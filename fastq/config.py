@@ -158,6 +158,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_format: Annotated[
         Literal["auto", "text", "json"], _text("`text`, `json`, or `auto`: text on a terminal, JSON otherwise.")
     ] = "auto"
+    job_log_lines: Annotated[
+        int,
+        _number(
+            "Lines of `job.log` that are kept of each job, the last ones, for `job.logs()`; 0 = none.", ge=0, le=1_000
+        ),
+    ] = 0
     metrics_host: Annotated[
         str,
         _text("The address of `/metrics`, `/healthz`, `/readyz`; any but this host's own needs a token.", min_length=1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import Any, NoReturn
 
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from fastq.broker.commands import Command, Operation, recall, remember
 from fastq.broker.keys import QueueKeys
 from fastq.errors import Fail, FastQError, InvalidOption, Retry, Snooze
-from fastq.job import Envelope, Extra, encode, seconds
+from fastq.job import Envelope, Extra, Progress, decode_progress, encode, seconds
 from fastq.logs import log_context
 
 __all__ = ["JobContext", "State", "current"]
@@ -21,6 +21,18 @@ __all__ = ["JobContext", "State", "current"]
 STEP_TTL = 7 * 86_400.0
 """Seconds for which the steps of a job are remembered: longer than anyone waits with a replay. They are not deleted when the
 job succeeds: should its lease have been lost, another worker runs it again."""
+PROGRESS_LIMIT = 16_384
+"""Most bytes of one progress report."""
+
+
+class _Breath:
+    """An awaitable that lets others run once; nothing is lost when nobody awaits it."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+_BREATH = _Breath()
 
 
 class JobContext(msgspec.Struct, eq=False):
@@ -57,6 +69,8 @@ class JobContext(msgspec.Struct, eq=False):
     soft: float = 0.0  # seconds of its soft limit, 0: none, or it was exceeded
     exceeded: bool = False  # SoftTimeLimitExceeded is on its way into the handler
     thread: int = 0  # the one its handler runs in, while it may be raised there
+    desk: Any = None  # where reports go
+    report: Any = None  # what was told and is not written yet
     row: int = -1
     home: Any = None  # the application
     runner: Any = None  # the asyncio task
@@ -90,6 +104,62 @@ class JobContext(msgspec.Struct, eq=False):
         now and then and return or raise.
         """
         return bool(self.stopping)
+
+    @property
+    def retries(self) -> int:
+        """Failed runs before this one: 0 for the first."""
+        return self.envelope.attempt
+
+    @property
+    def max_retries(self) -> int:
+        """Runs after the first that the job may have."""
+        return self.max_attempts - 1
+
+    def progress(
+        self, current: float | None = None, total: float | None = None, *, message: str = "", **meta: Any
+    ) -> Awaitable[None]:
+        """Say how far this job is: ``status.progress``, and an event for those who watch.
+
+        Call it as often as you like, it is written twice a second at most, the latest always. It never waits for Redis. In a plain
+        function, call it without ``await``; in a coroutine the ``await`` lets others run.
+
+        Raises:
+            InvalidOption: ``meta`` cannot be encoded, or it all takes more than 16 KiB.
+
+        Example::
+
+            for n, page in enumerate(pages):
+                await job.progress(n, len(pages), message=page.title, size=page.size)
+        """
+        return self._tell(Progress("PROGRESS", current, total, message, meta))
+
+    def update_state(self, state: str = "PROGRESS", meta: Mapping[str, Any] | None = None) -> Awaitable[None]:
+        """:meth:`progress` with a word of your own; ``current``, ``total`` and ``message`` in ``meta`` are taken for those.
+
+        Example::
+
+            job.update_state("UPLOADING", {"current": 3, "total": 10, "file": "a.png"})
+        """
+        rest = dict(meta or {})
+        known = {name: rest.pop(name) for name in ("current", "total", "message") if name in rest}
+        return self._tell(Progress(str(state), meta=rest, **known))
+
+    def _tell(self, progress: Progress) -> Awaitable[None]:
+        progress.attempt = self.attempt
+        if self.desk is not None:
+            progress.at = self.desk.now()
+        try:
+            data = encode(progress)
+            decode_progress(data)  # what is no number, or no text, is told here
+        except Exception as error:  # noqa: BLE001 - see arguments.encode_untyped
+            raise InvalidOption(f"the progress of task {self.task!r} cannot be told: {error}") from None
+        if len(data) > PROGRESS_LIMIT:
+            raise InvalidOption(
+                f"the progress of task {self.task!r} takes {len(data):,} bytes, more than {PROGRESS_LIMIT:,}"
+            )
+        if self.desk is not None:
+            self.desk.progress(self, data)
+        return _BREATH
 
     @property
     def log(self) -> logging.Logger:

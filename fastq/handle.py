@@ -34,6 +34,14 @@ class StatusReader(Protocol):
         """See :meth:`fastq.FastQ.wait_for_sync`."""
         ...
 
+    async def get_logs(self, job_id: str, *, queue: str) -> list[str]:
+        """See :meth:`fastq.FastQ.get_logs`."""
+        ...
+
+    def get_logs_sync(self, job_id: str, *, queue: str) -> list[str]:
+        """See :meth:`fastq.FastQ.get_logs_sync`."""
+        ...
+
     def typed_result(self, status: JobStatus) -> Any:
         """The result in the type that its task's handler is annotated with."""
         ...
@@ -71,6 +79,17 @@ class JobHandle(Generic[R_co]):
     def status_sync(self) -> JobStatus | None:
         """:meth:`status` from blocking code."""
         return self._reader.get_status_sync(self.id, queue=self.queue)
+
+    async def logs(self) -> list[str]:
+        """The last lines that the handler wrote through ``job.log``, oldest first; an hour long, half a second late.
+
+        Workers keep none unless the setting ``job_log_lines`` says how many.
+        """
+        return await self._reader.get_logs(self.id, queue=self.queue)
+
+    def logs_sync(self) -> list[str]:
+        """:meth:`logs` from blocking code."""
+        return self._reader.get_logs_sync(self.id, queue=self.queue)
 
     async def exists(self) -> bool:
         """Whether anything is known of the job: it is still to run, runs, or its record is kept."""

@@ -30,6 +30,7 @@ __all__ = [
     "JobState",
     "JobStatus",
     "Outcome",
+    "Progress",
     "WorkerCard",
     "culprits",
 ]
@@ -275,11 +276,46 @@ class WorkerCard(msgspec.Struct, array_like=True):
     lease: int = 0  # ms that its leases last; 0: not said
 
 
+class Progress(msgspec.Struct, omit_defaults=True):
+    """How far a running job is, as its handler said last.
+
+    Attributes:
+        state: "PROGRESS", or the handler's own word (``job.update_state``).
+        current, total: of whatever is counted; ``total`` may be unknown.
+        message: for people.
+        meta: what else the handler tells.
+        attempt: the run that said it, 1 for the first.
+        at: seconds since the epoch, on Redis's clock.
+    """
+
+    state: str = "PROGRESS"
+    current: float | None = None
+    total: float | None = None
+    message: str = ""
+    meta: dict[str, Any] = {}
+    attempt: int = 1
+    at: float = 0.0
+
+    @property
+    def percent(self) -> float | None:
+        """0 to 100; None when it cannot be known."""
+        if self.current is None or not self.total:
+            return None
+        return max(0.0, min(100.0, 100.0 * self.current / self.total))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only; what ``meta`` holds lies beside the rest."""
+        shown: dict[str, Any] = msgspec.to_builtins(self.meta, str_keys=True)
+        shown |= {"state": self.state, "message": self.message, "percent": self.percent, "at": self.at}
+        return shown | {"current": self.current, "total": self.total, "attempt": self.attempt}
+
+
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a job. Times are seconds since the epoch, on Redis's clock.
 
     ``result`` is what the handler returned as msgpack gives it back (``job.result()`` has the annotated type).
-    ``error_type``, ``error_message`` and ``traceback`` are there for a failed job.
+    ``error_type``, ``error_message`` and ``traceback`` are there for a failed job. ``progress`` is what its handler said
+    last, up to an hour ago.
     """
 
     id: str
@@ -299,6 +335,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     error_type: str | None = None
     error_message: str | None = None
     traceback: str | None = None
+    progress: Progress | None = None
 
     @property
     def status(self) -> JobState:
@@ -333,6 +370,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
             "task": self.task,
             "result": msgspec.to_builtins(self.result, str_keys=True) if self.state is JobState.SUCCESS else None,
             "error": self.last_error,
+            "progress": self.progress.to_dict() if self.progress and not self.state.final else None,
             "attempts": self.attempts,
             "priority": self.priority,
             "limit": self.limit,
@@ -359,6 +397,7 @@ class JobResult(msgspec.Struct, kw_only=True):
 
 
 _record_decoder = msgspec.msgpack.Decoder(JobRecord)
+decode_progress = msgspec.msgpack.Decoder(Progress).decode
 _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
 decode_record = _record_decoder.decode
 

@@ -324,6 +324,14 @@ def recover(
     return Command("recover", keys, args, Recovered._make)
 
 
+def report(
+    q: QueueKeys, worker: str, job_id: str, progress: bytes, ttl_ms: int, most: int, lines: Sequence[str]
+) -> Command[bool]:
+    """Keep a job's progress (b"": none) and log lines, ``most`` of them. Returns whether the worker holds the job."""
+    keys = (q.running(worker), q.progress(job_id), q.logs(job_id), q.awaited, q.events)
+    return Command("report", keys, (job_id, progress, ttl_ms, most, *lines), bool)
+
+
 # -- scheduler ---------------------------------------------------------------------------------
 
 

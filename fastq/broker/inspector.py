@@ -37,6 +37,7 @@ from fastq.broker.views import (
     status_of,
     text_of,
     unfinished,
+    with_progress,
     worker_info,
 )
 from fastq.config import check_queue_name
@@ -162,7 +163,7 @@ class Inspector:
             UndecodableJob: its record was written by something else.
         """
         found = yield from self._locate(job_id, queue)
-        return None if found is None else status_of(found.queue, job_id, found.reply)
+        return None if found is None else with_progress(status_of(found.queue, job_id, found.reply), found.progress)
 
     def cancel(self, job_id: str, queue: str | None = None, *, terminate: bool = False) -> Operation[str]:
         """Take a scheduled, parked or pending job out, or ask the worker that has it to stop it.
@@ -191,6 +192,13 @@ class Inspector:
         ttl = self._result_ttl if ttl is None else ttl
         record = JobRecord("cancelled", envelope.task, envelope.enqueued_at, 0, now, envelope.attempt)
         return encode(record), round(ttl * 1_000)
+
+    def logs(self, job_id: str, queue: str) -> Operation[list[str]]:
+        """The last lines that a job has logged."""
+        if not is_id(job_id):
+            return []
+        lines = yield raw("LRANGE", self._keys(queue).logs(job_id), 0, -1)
+        return [text_of(line) for line in lines]
 
     def retry(self, job_id: str, queue: str | None = None) -> Operation[str]:
         """Run a job now: a failed one is replayed, a scheduled one is made due.
@@ -227,14 +235,18 @@ class Inspector:
         """Ask these queues. Who runs a job can be told only while the set of workers is known: ask again if not."""
         leases = yield [leases_of(q) for q in queues]
         replies: list[Any] = []
+        progress: list[bytes | None] = []
         for _ in range(_TRIES):
             known = [sorted(found) for found in leases]
             asked = [commands.status(q, job_id, workers) for q, workers in zip(queues, known, strict=True)]
-            both = yield [*asked, *(leases_of(q) for q in queues)]
-            replies, leases = both[: len(queues)], both[len(queues) :]
+            told: list[Command[bytes | None]] = [raw("GET", q.progress(job_id)) for q in queues]
+            answers = iter((yield [*asked, *told, *(leases_of(q) for q in queues)]))
+            replies, progress, leases = (list(islice(answers, len(queues))) for _ in range(3))
             if known == [sorted(found) for found in leases]:
                 break
-        found = [Found(q, text_of(reply[0]), reply) for q, reply in zip(queues, replies, strict=True)]
+        found = [
+            Found(q, text_of(reply[0]), reply, said) for q, reply, said in zip(queues, replies, progress, strict=True)
+        ]
         return [each for each in found if each.state != "unknown"]
 
     # -- pages of jobs ------------------------------------------------------------------------------

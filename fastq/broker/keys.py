@@ -85,6 +85,14 @@ TABLE: tuple[KeyInfo, ...] = (
         "ttl",
         "what happened to watched jobs, the last 10,000; gone 10 minutes after the last one",
     ),
+    KeyInfo("{q}:progress:<id>", "string", "report", "ttl", "how far a running job is (msgpack)"),
+    KeyInfo(
+        "{q}:logs:<id>",
+        "list",
+        "report",
+        "ttl",
+        "the last lines that a job has logged, with the setting job_log_lines",
+    ),
     KeyInfo("{l}:rule", "string", "operator", "limiter", "the rule (msgpack) that overrides the configured one"),
     KeyInfo(
         "{l}:state:<key>",
@@ -186,6 +194,14 @@ class QueueKeys:
     def said(self, producer: str, sequence: int) -> bytes:
         """The STRING that remembers what one call of a producer refused."""
         return self._name(f"said:{producer}:{sequence}")
+
+    def progress(self, job_id: str) -> bytes:
+        """The STRING that says how far a job is."""
+        return self._name(f"progress:{job_id}")
+
+    def logs(self, job_id: str) -> bytes:
+        """The LIST of lines that a job has logged."""
+        return self._name(f"logs:{job_id}")
 
     def bucket(self, name: str) -> bytes:
         """The HASH of finished records with this bucket name (``<ttl>:<n>``)."""

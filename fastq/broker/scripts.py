@@ -18,7 +18,8 @@ _INCLUDE = re.compile(r'^--- @include "([a-z_]+)"\n', re.MULTILINE)
 NAMES = (
     "acquire", "cancel", "clamp", "discard", "enqueue", "enqueue_once", "extend", "fire", "follow", "give_back", "hold",
     "lead", "lease",
-    "limit_state", "park", "penalize", "promote", "prune", "purge", "recover", "register", "remember", "replay", "reserve",
+    "limit_state", "park", "penalize", "promote", "prune", "purge", "recover", "register", "remember", "replay", "report",
+    "reserve",
     "resume", "settle", "status", "unpark", "unpark_due",
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ from fastq.job import (
     WorkerCard,
     decode_envelope,
     decode_error,
+    decode_progress,
     decode_record,
     encode,
 )
@@ -70,6 +71,7 @@ class Found(NamedTuple):
     q: QueueKeys
     state: str  # finished | failed | scheduled | parked | running | pending
     reply: list[Any]
+    progress: bytes | None = None
 
     @property
     def queue(self) -> str:
@@ -224,6 +226,16 @@ def status_of(queue: str, job_id: str, reply: list[Any]) -> JobStatus:
     elif state == "running":
         more["worker"] = text_of(reply[2])
     return unfinished(queue, job_id, JobState(state), reply[1], **more)
+
+
+def with_progress(status: JobStatus, data: bytes | None) -> JobStatus:
+    """The same with what the job's handler said last; what cannot be read is left out."""
+    if data is None:
+        return status
+    try:
+        return msgspec.structs.replace(status, progress=decode_progress(data))
+    except Exception:  # noqa: BLE001 - whatever another release has written
+        return status
 
 
 def ended_status(queue: str, job_id: str, reply: list[Any]) -> JobStatus | None:

@@ -139,6 +139,7 @@ class Executor:
         self._rows = list(range(app.settings.concurrency))
         self.state: Any = None
         self.give_back: Callable[[JobContext], None] = _nothing_to_give_back
+        self.desk: Any = None  # worker.reports.Reports
         self.running: dict[JobContext, float] = {}  # -> monotonic time at which a stop was asked for, 0: none
         self.finished = 0
         self.stuck = 0  # abandoned handlers that still occupy a thread or a task
@@ -166,7 +167,7 @@ class Executor:
                 return
             job.timeout = extra.timeout or job.timeout
             job.max_attempts = extra.max_attempts or job.max_attempts
-        job.state, job.home = self.state, self._app
+        job.state, job.home, job.desk = self.state, self._app, self.desk
         job.row = self._rows.pop()
         self._metrics.start(job.row, job.id)
         self.running[job] = 0.0

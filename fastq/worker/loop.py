@@ -39,6 +39,7 @@ from fastq.metrics import WorkerMetrics
 from fastq.worker.cancels import Cancels
 from fastq.worker.executor import Executor
 from fastq.worker.lane import Lane
+from fastq.worker.reports import Reports
 from fastq.worker.turnstile import LOOKED_AFTER, Turnstile
 
 __all__ = ["WorkerLoop"]
@@ -109,6 +110,7 @@ class WorkerLoop:
         self.executor = Executor(app, metrics, batches, connection.clock.now_ms, self._on_outcome)
         self._turnstile = Turnstile(app, batches, self._start_waiting, self._wake_up)
         self.executor.give_back = self._turnstile.give_back
+        self._reports = self.executor.desk = Reports(app, connection, lambda: self.worker_id)
         self._backlog: deque[JobContext] = deque()
         self._backlog_since = 0.0
         self._aside: JobContext | None = None  # waits until it is the only one here on its last life
@@ -186,7 +188,7 @@ class WorkerLoop:
                 task.cancel()
             self._turnstile.close()
             self.executor.close()
-            await asyncio.gather(*background, return_exceptions=True)
+            await asyncio.gather(*background, self._reports.close(), return_exceptions=True)
             await self._connection.close()
             await self._waker.close()
 

@@ -90,6 +90,9 @@ async def right() -> None:
     assert_type(await job.result(timeout=60), bool)
     assert_type(resize.enqueue_sync("x").result_sync(), int)
     assert_type(await job.exists(), bool)
+    await app.job().progress(1, 10, message="one", page="a")
+    app.job().update_state("UPLOADING", {"current": 1})
+    assert_type(await job.logs(), list[str])
     assert_type(await app.wait_for(job.id, timeout=60), fastq.JobStatus | None)
     assert_type(app.wait_for_sync(job.id), fastq.JobStatus | None)
 

@@ -37,6 +37,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "register": lambda: c.register(Q, "w", 1, b"info"),
     "remember": lambda: c.remember(Q, "a", "step", b"result", 9),
     "replay": lambda: c.replay(Q, [("a", b"e")]),
+    "report": lambda: c.report(Q, "w", "a", b"progress", 1_000, 5, ["line"]),
     "reserve": lambda: c.reserve(Q, "w", 1),
     "resume": lambda: c.resume(Q, "w"),
     "settle": lambda: c.settle(Q, "w", filled(), 9),
