@@ -173,6 +173,7 @@ class Candidate(NamedTuple):
     name: str
     fill: Callable[[str, str, int], None]  # url, task, jobs
     worker: Callable[[str, int, str], list[str]]  # url, processes, task -> the command
+    environ: Mapping[str, str] = {}
 
 
 @contextmanager
@@ -271,7 +272,7 @@ def drain(
     candidate.fill(redis.url, task, jobs)
     low, high = jobs // 10, jobs * 9 // 10
     redis.call("CONFIG", "RESETSTAT")
-    with running(candidate.worker(redis.url, processes, task), redis.url) as (process, marks):
+    with running(candidate.worker(redis.url, processes, task), redis.url, **candidate.environ) as (process, marks):
         until(lambda: marks.count() >= low, seconds)
         first, own, theirs, sent, executed = (
             marks.count(), process.cpu(), redis.cpu(), redis.sent(), redis.executed(),

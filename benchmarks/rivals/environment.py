@@ -10,8 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-PY_SPY = "py-spy==0.4.3"
-
 
 class Missing(RuntimeError):
     """This machine has no such rival, and why."""
@@ -79,10 +77,16 @@ def node(packages: Sequence[str]) -> Path:
     return folder
 
 
-def tool(name: str) -> str:
-    """A program of an environment of its own: py-spy."""
-    assert name == "py-spy"
-    return str(Path(python("py-spy", [PY_SPY])).parent / name)
+def ruby(library: str) -> None:
+    """Ask the system's Ruby for a library.
+
+    Raises:
+        Missing: there is no Ruby, or it does not know the library.
+    """
+    if not shutil.which("ruby"):
+        raise Missing("needs ruby, and it is not on this machine")
+    if _run("ruby", "-e", f"require {library!r}").returncode:
+        raise Missing(f"ruby has no {library} here (Debian: apt-get install ruby-{library})")
 
 
 def _run(*words: str) -> subprocess.CompletedProcess[str]:
