@@ -18,6 +18,7 @@ from fastq.errors import ConfigError, InvalidArguments, TaskDefinitionError, Unk
 from fastq.handle import Bulk, JobHandle
 from fastq.job import TASK_NAME, JobStatus, is_id
 from fastq.registry import Tasks
+from fastq.routes import route
 from fastq.sender import Sender
 from fastq.task import Call, JobOptions, TaskOptions, check_options, make_once
 
@@ -91,6 +92,7 @@ class FastQ(Tasks):
         self.middlewares: list[Middleware] = []
         self._endpoint: Endpoint | None = None
         self._queue_keys: dict[str, QueueKeys] = {}
+        self._routed: dict[str, str] = {}
         self._sender = Sender(self)
         self._inspector: Inspector | None = None
         self._limits: Catalogue | None = None
@@ -103,6 +105,7 @@ class FastQ(Tasks):
         self.settings = settings
         self._endpoint = self._inspector = None
         self._queue_keys.clear()
+        self._routed.clear()
         self.endpoint()
 
     # -- inside handlers ------------------------------------------------------------------
@@ -451,6 +454,17 @@ class FastQ(Tasks):
 
     def max_body(self) -> int:  # noqa: D102 - see Producer
         return self.settings.max_body
+
+    def queue_of(self, task: str, declared: str | None) -> str:
+        """Where the jobs of a task go whose definition names this queue, or none: the setting ``routes`` comes first."""
+        if not self.settings.routes:
+            return declared or self.settings.default_queue
+        found = self._routed.get(task)
+        if found is None:
+            if len(self._routed) > 10_000:  # calls by name may name anything
+                self._routed.clear()
+            found = self._routed[task] = route(self.settings.routes, task) or ""
+        return found or declared or self.settings.default_queue
 
     def default_queue(self) -> str:  # noqa: D102 - see Producer
         return self.settings.default_queue

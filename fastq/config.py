@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from fastq.errors import ConfigError, FastQError, InvalidQueueName, did_you_mean, mask_url, safe_text
+from fastq.routes import parse_routes, queues_text, routes_text
 
 __all__ = [
     "Loaded",
@@ -112,6 +113,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     default_queue: Annotated[
         str, _text("Where the jobs of tasks go that name no queue.", pattern=r"^[A-Za-z0-9_-]{1,64}\Z")
     ] = "default"
+    routes: Annotated[
+        str,
+        _text("Queues by task name, before those of the tasks themselves: `tasks.send_email=emails,report*=reports`."),
+    ] = ""
     default_timeout: Annotated[
         float, _duration("How long a handler may run, unless its task says otherwise.", gt=0, le=YEAR)
     ] = 300.0
@@ -392,8 +397,12 @@ def _read(field: _Field, raw: object, origin: str) -> object:
     """The checked value of a field, or ConfigError that names field, value and origin."""
     try:
         if field.name == "queues":
-            raw = _queues_text(raw)
+            raw = queues_text(raw)
             parse_queues(raw)
+        elif field.name == "routes":
+            raw = routes_text(raw)
+            for _, queue in parse_routes(raw):
+                check_queue_name(queue)
         elif field.choices:
             raw = _choice(field, raw)
         return msgspec.convert(_READERS[field.kind](raw), field.type, strict=not isinstance(raw, str))
@@ -414,17 +423,6 @@ def _choice(field: _Field, raw: object) -> str:
         return str(value)
     hint = did_you_mean(str(value), field.choices)
     raise ConfigError(f"{_quoted(raw)} is none of {', '.join(field.choices)}{hint}")
-
-
-def _queues_text(raw: Any) -> str:
-    """A file may also hold a list of names, or a table of weights."""
-    if isinstance(raw, Mapping):
-        raw = ",".join(f"{name}={weight}" for name, weight in raw.items())
-    elif isinstance(raw, (list, tuple)):
-        raw = ",".join(map(str, raw))
-    if not isinstance(raw, str):
-        raise ConfigError(f"{_quoted(raw)} is no list of queues: write 'critical,default' or 'critical=6,default=3'")
-    return raw
 
 
 def shown(settings: Settings, name: str) -> str:

@@ -131,15 +131,14 @@ def _answer(writing: int, app: str, options: Mapping[str, object], file: Path | 
 
 def _check_limits(app: FastQ) -> None:
     """Tell of limits that do not exist, or do not fit their handlers, before a worker is forked."""
-    default = app.default_queue()
     for name, task in app.tasks.items():
-        app.limits_of(name, task.defaults.queue or default)
+        app.limits_of(name, app.queue_of(name, task.defaults.queue))
 
 
 def _queues_of(app: FastQ) -> list[str]:
     """Every queue that the application's tasks go to, the default one first."""
     default = app.default_queue()
-    return [default, *sorted({task.defaults.queue or default for task in app.tasks.values()} - {default})]
+    return [default, *sorted({app.queue_of(task.name, task.defaults.queue) for task in app.tasks.values()} - {default})]
 
 
 def _open(path: str) -> FastQ:

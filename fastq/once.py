@@ -18,7 +18,7 @@ from fastq.job import Seconds, seconds
 
 __all__ = ["IDEMPOTENT_TTL", "OnDuplicate", "Unique", "Until", "as_unique", "make_idempotency_key", "unique_key"]
 
-Until = Literal["until_executed", "until_started"]
+Until = Literal["until_executed", "until_started", "while_running"]
 OnDuplicate = Literal["existing", "raise", "replace"]
 
 IDEMPOTENT_TTL = 86_400.0
@@ -32,6 +32,7 @@ class Unique(msgspec.Struct, frozen=True):
 
     Args:
         until: ``"until_executed"``: while the first is not in a final state; ``"until_started"``: until a worker takes it;
+            ``"while_running"``: any number may wait, one at a time runs (an option of a task; the others are parked);
             or seconds: for so long from the first enqueue on, whatever became of the job (a throttle).
         by: names of the arguments that count, or a function of the arguments by name; default: all of them.
         on_duplicate: ``"existing"``: the call returns the handle of the job that is there, ``created`` is False;
@@ -72,6 +73,10 @@ class Unique(msgspec.Struct, frozen=True):
             seconds("at_most", self.at_most, least=0.001)
             if self.debounce is None:
                 raise InvalidOption("at_most is for debounce: give that, too")
+        if self.until == "while_running" and (self.on_duplicate != "existing" or self.debounce is not None):
+            raise InvalidOption(
+                "while_running lets every job in: there is no duplicate to replace, to refuse or to put off"
+            )
         if not isinstance(self.until, str) and (self.on_duplicate == "replace" or self.debounce is not None):
             raise InvalidOption(
                 "a unique key that lives for some seconds names a job that may have run: nothing to replace"

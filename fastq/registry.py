@@ -13,7 +13,7 @@ from fastq.cron import Cron, Every, MisfirePolicy, Schedule
 from fastq.errors import ConfigError, FastQError, InvalidOption, TaskDefinitionError, UnknownTask, did_you_mean
 from fastq.job import TASK_NAME, JobPriority, Seconds, check_priority, seconds
 from fastq.limiter.options import JOB_LIMITS, JobLimits, read_job_limits
-from fastq.once import IDEMPOTENT_TTL, as_unique
+from fastq.once import IDEMPOTENT_TTL, Unique, as_unique, unique_key
 from fastq.retry import RetryPolicy, RetryRule, as_policy, attempts_in_all
 from fastq.task import AsyncTask, Producer, SyncTask, Task, TaskOptions, UniqueOption
 
@@ -200,7 +200,10 @@ class Tasks:
         if not isinstance(name, str) or not TASK_NAME.match(name):
             raise TaskDefinitionError(f"the task name {name!r:.250} is not 1 to 200 characters of A-Z a-z 0-9 _ . : -")
         kind = AsyncTask if _is_async(fn) else SyncTask
+        running = _while_running(name, options)
         task: Task[..., Any] = kind(self, name, fn, _task_options(name, fn, options))
+        if running is not None:
+            running.task = task
         self._add(name, task)
         return task
 
@@ -331,6 +334,30 @@ class _Decorator(Protocol):
     def __call__(self, fn: Callable[Concatenate[JobContext, P], R], /) -> SyncTask[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, R], /) -> SyncTask[P, R]: ...
+
+
+class _RunningKey:
+    """The partition of a task's limiter for calls that may not run at the same time."""
+
+    task: Task[..., Any]  # once it is made
+
+    def __init__(self, rule: Unique) -> None:
+        self.rule = rule
+
+    def __call__(self, *args: Any, **kwargs: Any) -> str:
+        return unique_key(self.task.name, self.rule, self.task.arguments.named(args, kwargs)).rpartition(":")[2]
+
+
+def _while_running(name: str, options: dict[str, Any]) -> _RunningKey | None:
+    """Turn ``unique="while_running"`` into what it means: a limit of one run at a time for each key."""
+    given = options.get("unique")
+    if given != "while_running" and not (isinstance(given, Unique) and given.until == "while_running"):
+        return None
+    if options.get("concurrency") is not None or options.get("limit_key") is not None:
+        raise TaskDefinitionError(f"task {name!r}: while_running is concurrency=1 with a limit_key: give one of both")
+    key = _RunningKey(given if isinstance(given, Unique) else Unique("while_running"))
+    options |= {"unique": None, "concurrency": 1, "limit_key": key}
+    return key
 
 
 _TASK_OPTIONS = (

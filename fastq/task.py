@@ -115,8 +115,8 @@ class Producer(Protocol):
         """Most bytes of a body."""
         ...
 
-    def default_queue(self) -> str:
-        """The queue of tasks that name none."""
+    def queue_of(self, task: str, declared: str | None) -> str:
+        """The queue of a task that names this one, or none: routes come first."""
         ...
 
     def result_ttl(self) -> float:
@@ -182,7 +182,7 @@ def make_call(
     """
     now = producer.now_ms()
     check_size(task, body, producer.max_body())
-    queue = options.get("queue") or defaults.queue or producer.default_queue()
+    queue = options.get("queue") or producer.queue_of(task, defaults.queue)
     if not options:
         extra = None if defaults.expires is None else Extra(expires_at=now + round(defaults.expires * 1_000))
         envelope = Envelope(defaults.priority, VERSION, task, body, now, 0, extra)
@@ -237,6 +237,8 @@ def make_once(
         return call._replace(job=call.job._replace(unique="~" + key, once=once))
     if rule is None:
         return make_call(task, body, defaults, options, producer)
+    if rule.until == "while_running":
+        raise InvalidOption(f"task {task!r}: while_running is an option of a task, not of a call")
     if rule.debounce is not None:
         options = options | {"delay": rule.debounce}
     call = make_call(task, body, defaults, options, producer)

@@ -75,7 +75,7 @@ class Entry:
         self.name = periodic.name
         self.schedule: Schedule = periodic.schedule
         self.misfire: MisfirePolicy = periodic.misfire
-        self.keys: QueueKeys = app.keys(task.defaults.queue or app.default_queue())
+        self.keys: QueueKeys = app.keys(app.queue_of(task.name, task.defaults.queue))
         self.last: float | None = None  # the newest tick dealt with, as far as known here; seconds since the epoch
         self.due = -math.inf  # when to look again, by Redis's clock; seconds
         self._task = task.name

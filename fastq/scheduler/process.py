@@ -102,7 +102,7 @@ def scheduler_name() -> str:
 
 def queues_of(app: FastQ) -> set[str]:
     """The queues that the settings and the registered tasks name."""
-    named = {task.defaults.queue or app.default_queue() for task in app.tasks.values()}
+    named = {app.queue_of(task.name, task.defaults.queue) for task in app.tasks.values()}
     return named.union(config.parse_queues(app.settings.queues).names)
 
 

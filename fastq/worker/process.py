@@ -108,7 +108,7 @@ def warn_of_unserved_queues(app: FastQ) -> None:
     """A task whose own queue nobody serves is a mistake that shows itself by nothing at all."""
     served = set(config.parse_queues(app.settings.queues).names)
     for task in app.tasks.values():
-        queue = task.defaults.queue or app.default_queue()
+        queue = app.queue_of(task.name, task.defaults.queue)
         if queue not in served:
             log.warning(
                 "queue not served here",

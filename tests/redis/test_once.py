@@ -322,3 +322,42 @@ async def test_a_call_that_cannot_be_unique_like_that(app: FastQ, options: Mappi
 
     with pytest.raises(InvalidOption, match=message):
         await task.options(**options).enqueue(1)
+
+
+# -- while running -------------------------------------------------------------------------------------------------
+
+
+async def test_any_number_may_wait_but_one_at_a_time_runs(app: FastQ) -> None:
+    """F311: a run is never overlapped by another one with the same arguments; others go on beside it."""
+    now: Counter[int] = Counter()
+    most: Counter[int] = Counter()
+
+    @app.task(unique=Unique("while_running", by="account"))
+    async def sync(account: int, why: str) -> None:
+        now[account] += 1
+        most[account] = max(most[account], now[account])
+        runs[account] += 1
+        await asyncio.sleep(0.02)
+        now[account] -= 1
+
+    async with working(app) as shop:
+        jobs = [await sync.enqueue(account, why) for why in "abc" for account in (1, 2)]
+        assert all(job.created for job in jobs)
+        for job in jobs:
+            assert (await shop.ended(job, 30)).state == "success"
+    assert (most, runs) == ({1: 1, 2: 1}, {1: 3, 2: 3})
+
+
+async def test_while_running_is_for_tasks(app: FastQ) -> None:
+    with pytest.raises(TaskDefinitionError, match="give one of both"):
+
+        @app.task(unique="while_running", concurrency=3)
+        async def both() -> None: ...
+
+    @app.task
+    async def plain() -> None: ...
+
+    with pytest.raises(InvalidOption, match="an option of a task"):
+        await plain.options(unique="while_running").enqueue()
+    with pytest.raises(InvalidOption, match="lets every job in"):
+        Unique("while_running", on_duplicate="raise")
