@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from fastq.handle import Bulk, JobHandle
-    from fastq.job import DeadLetter, JobPriority, JobResult, JobState, JobStatus, Progress
+    from fastq.job import DeadLetter, Event, JobPriority, JobResult, JobState, JobStatus, Progress
     from fastq.lease import Lease, SyncLease, SyncTerm, Term
     from fastq.limiter.api import Limiter, LimiterState, SyncLimiter, acquire_all
     from fastq.limiter.catalogue import (
@@ -74,7 +74,7 @@ _HOMES = {
     "fastq.context": "JobContext State requeue",
     "fastq.errors": "BodyTooLarge BrokerError BrokerOutOfMemory BrokerReplyError BrokerUnavailable ConfigError DuplicateJob EnqueueError Fail FastQError InvalidArguments InvalidJobId InvalidOption InvalidQueueName JobAlreadyRunning JobCancelled JobFailed JobIdReused JobTimeout LeaseLost LeaseTimeout LimitTimeout MissingExtra QueueFull ResultExpired ResultNotKept Retry Snooze SoftTimeLimitExceeded TaskDefinitionError UndecodableJob UnknownTask WaitTimeout",
     "fastq.handle": "Bulk JobHandle",
-    "fastq.job": "DeadLetter JobPriority JobResult JobState JobStatus Progress",
+    "fastq.job": "DeadLetter Event JobPriority JobResult JobState JobStatus Progress",
     "fastq.lease": "Lease SyncLease SyncTerm Term",
     "fastq.limiter.api": "Limiter LimiterState SyncLimiter acquire_all",
     "fastq.limiter.catalogue": "configure_limiter configure_store get_or_clone_limiter monitored_acquire rate_limited",
@@ -101,6 +101,7 @@ __all__ = [
     "DeadLetter",
     "DuplicateJob",
     "EnqueueError",
+    "Event",
     "Exponential",
     "Fail",
     "FastQ",

@@ -16,7 +16,7 @@ from fastq.context import JobContext, running_job
 from fastq.dead_letters import DeadLetters
 from fastq.errors import ConfigError, InvalidArguments, TaskDefinitionError, UnknownTask
 from fastq.handle import Bulk, JobHandle
-from fastq.job import TASK_NAME, JobStatus, is_id
+from fastq.job import TASK_NAME, Event, JobStatus, check_id, is_id
 from fastq.registry import Tasks
 from fastq.routes import route
 from fastq.sender import Sender
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fastq.limiter.stores import RedisStore
     from fastq.lock import Lock
     from fastq.waiting import Waits
+    from fastq.watching import Watches
 
 __all__ = ["FastQ", "Middleware"]
 
@@ -273,6 +274,29 @@ class FastQ(Tasks):
 
         return Waits(self, self._sender.aclose)
 
+    def events(self, *, queue: str | None = None) -> AsyncIterator[Event]:
+        """What happens to the jobs of a queue (default: the setting ``default_queue``) from now on: started, progress, retried,
+        succeeded, failed, cancelled. Survives a lost connection of up to 10 minutes and 10,000 events.
+
+        While somebody watches, and up to two minutes longer, each event costs Redis about 2 µs; while nobody does, nothing.
+
+        Example::
+
+            async for event in app.events(queue="emails"):
+                print(event.kind, event.job_id)
+        """
+        return self._watches.events(queue or self.settings.default_queue, "*")
+
+    def job_events(self, job_id: str, *, queue: str) -> AsyncIterator[Event]:
+        """What happens to one job; see :meth:`fastq.JobHandle.events`."""
+        return self._watches.events(queue, check_id(job_id))
+
+    @functools.cached_property
+    def _watches(self) -> Watches:
+        from fastq.watching import Watches
+
+        return Watches(self)
+
     async def get_logs(self, job_id: str, *, queue: str) -> list[str]:
         """The last lines that a job's handler wrote through ``job.log``; see the setting ``job_log_lines``."""
         return await self.run(self.inspector.logs(job_id, queue))
@@ -502,6 +526,8 @@ class FastQ(Tasks):
 
     async def aclose(self) -> None:
         """Close this event loop's connections; jobs still on their way get BrokerUnavailable, waiters are cancelled."""
+        if "_watches" in self.__dict__:
+            await self._watches.aclose()
         if "_waits" in self.__dict__:
             await self._waits.aclose()
         await self._sender.aclose()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from fastq.errors import JobCancelled, JobFailed, ResultExpired, ResultNotKept
-from fastq.job import JobState, JobStatus
+from fastq.job import Event, JobState, JobStatus
 
 __all__ = ["Bulk", "JobHandle", "StatusReader"]
 
@@ -32,6 +32,10 @@ class StatusReader(Protocol):
 
     def wait_for_sync(self, job_id: str, *, timeout: float | None = None, queue: str | None = None) -> JobStatus | None:
         """See :meth:`fastq.FastQ.wait_for_sync`."""
+        ...
+
+    def job_events(self, job_id: str, *, queue: str) -> AsyncIterator[Event]:
+        """See :meth:`JobHandle.events`."""
         ...
 
     async def get_logs(self, job_id: str, *, queue: str) -> list[str]:
@@ -79,6 +83,17 @@ class JobHandle(Generic[R_co]):
     def status_sync(self) -> JobStatus | None:
         """:meth:`status` from blocking code."""
         return self._reader.get_status_sync(self.id, queue=self.queue)
+
+    def events(self) -> AsyncIterator[Event]:
+        """What happens to the job, as it happens, up to its end: at once its last event when it has ended before, nothing when
+        it left no trace. Survives a lost connection.
+
+        Example::
+
+            async for event in job.events():
+                await websocket.send_json(event.to_dict())
+        """
+        return self._reader.job_events(self.id, queue=self.queue)
 
     async def logs(self) -> list[str]:
         """The last lines that the handler wrote through ``job.log``, oldest first; an hour long, half a second late.

@@ -23,6 +23,7 @@ __all__ = [
     "DeadLetter",
     "Envelope",
     "ErrorInfo",
+    "Event",
     "Extra",
     "JobPriority",
     "JobRecord",
@@ -379,6 +380,34 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
             "started_at": self.started_at,
             "finished_at": self.finished_at,
         }
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One thing that happened to a job.
+
+    Attributes:
+        kind: started (a worker has taken it), progress, retried (it will run again: a failure, a snooze), succeeded, failed,
+            cancelled.
+        job_id, queue: which job.
+        at: seconds since the epoch, on Redis's clock.
+        progress: with ``progress``, the latest that the handler said.
+    """
+
+    kind: str
+    job_id: str
+    queue: str
+    at: float
+    progress: Progress | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether it is the job's last one."""
+        return self.kind in ("succeeded", "failed", "cancelled")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only, for a websocket or server-sent events."""
+        shown = {"event": self.kind, "id": self.job_id, "queue": self.queue, "at": self.at}
+        return shown | {"progress": self.progress.to_dict() if self.progress else None}
 
 
 class JobResult(msgspec.Struct, kw_only=True):

@@ -408,6 +408,12 @@ def follow(q: QueueKeys, channel: str, job_ids: Sequence[str], ttl_ms: int) -> C
     return Command("follow", keys, (channel, ttl_ms, *job_ids), _same)
 
 
+def watch(q: QueueKeys, ttl_ms: int, targets: Sequence[str]) -> Command[tuple[bytes, list[bool]]]:
+    """Let events of these jobs ("*": of all) be written down. Returns the last event's id, and which ones are watched."""
+    keys = (q.jobs, q.awaited, q.events)
+    return Command("watch", keys, (ttl_ms, *targets), lambda reply: (reply[0], _flags(reply[1:])))
+
+
 def replay(q: QueueKeys, entries: Iterable[tuple[str, bytes]]) -> Command[int]:
     """Send dead letters back with the envelopes given. Returns how many."""
     args = [word for entry in entries for word in entry]

@@ -20,7 +20,7 @@ NAMES = (
     "lead", "lease",
     "limit_state", "park", "penalize", "promote", "prune", "purge", "recover", "register", "remember", "replay", "report",
     "reserve",
-    "resume", "settle", "status", "unpark", "unpark_due",
+    "resume", "settle", "status", "unpark", "unpark_due", "watch",
 )  # fmt: skip
 
 

@@ -93,6 +93,10 @@ async def right() -> None:
     await app.job().progress(1, 10, message="one", page="a")
     app.job().update_state("UPLOADING", {"current": 1})
     assert_type(await job.logs(), list[str])
+    async for event in job.events():
+        assert_type(event, fastq.Event)
+    async for event in app.events(queue="bulk"):
+        assert_type(event.progress, fastq.Progress | None)
     assert_type(await app.wait_for(job.id, timeout=60), fastq.JobStatus | None)
     assert_type(app.wait_for_sync(job.id), fastq.JobStatus | None)
 

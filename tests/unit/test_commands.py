@@ -41,6 +41,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "reserve": lambda: c.reserve(Q, "w", 1),
     "resume": lambda: c.resume(Q, "w"),
     "settle": lambda: c.settle(Q, "w", filled(), 9),
+    "watch": lambda: c.watch(Q, 1_000, ["*", "a"]),
     "status": lambda: c.status(Q, "a", ["v", "w"]),
     "unpark": lambda: c.unpark(Q, "w", "x/~all", 1, 5),
     "unpark_due": lambda: c.unpark_due(Q),
