@@ -356,7 +356,7 @@ class FastQ(Tasks):
 
         Args:
             options: ``rate="100/s burst 200"``, or ``algorithm`` and its own options, ``max_concurrent``, ``timeout``,
-                ``on_error``, ``lease``; see docs/limits.md. None at all: the limiter of that name which was defined before.
+                ``on_error``, ``lease``, ``adaptive``; see docs/limits.md. None at all: the limiter of that name which was defined before.
 
         Raises:
             ConfigError: options that make no sense (all that is wrong, in one message), or others than before.

@@ -545,3 +545,5 @@ class LimitState(NamedTuple):
     """µs until the first lease of a holder ends, 0 without a holder."""
     rule: bytes
     """The rule that overrides the configured ones, b"" without one."""
+    pace: int = 1_000_000
+    """In millionths: below 1,000,000 while an adaptive limiter is slowed down."""

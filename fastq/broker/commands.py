@@ -522,9 +522,12 @@ def wait_for_slot(k: LimitKeys | LeaseKeys, timeout: float) -> Command[bool]:
     return raw("BLPOP", k.wake, repr(timeout), decode=lambda reply: reply is not None)
 
 
-def penalize(k: LimitKeys, terms: Terms, duration: float) -> Command[int]:
-    """Grant nothing for ``duration`` seconds; 0 lifts the penalty. Returns the µs that are left of it."""
-    args = (terms.kind, *map(repr, terms[1:4]), round(duration * 1_000_000))
+def penalize(k: LimitKeys, terms: Terms, duration: float, recovery: float = 0.0) -> Command[int]:
+    """Grant nothing for ``duration`` seconds; 0 lifts the penalty. Returns the µs that are left of it.
+
+    ``recovery``: of an adaptive limiter, the seconds in which its pace would grow from 0 to 1; 0: it is not adaptive.
+    """
+    args = (terms.kind, *map(repr, terms[1:4]), round(duration * 1_000_000), round(recovery * 1_000_000))
     return Command("penalize", (k.state,), args, int)
 
 

@@ -99,7 +99,7 @@ TABLE: tuple[KeyInfo, ...] = (
         "hash",
         "acquire",
         "ttl",
-        "what was granted: `at`, `debt` | `total`, `oldest`, end of a part in µs -> units | `start`, `count`; `until`: end of a penalty in µs",
+        "what was granted: `at`, `debt` | `total`, `oldest`, end of a part in µs -> units | `start`, `count`; `until`: end of a penalty in µs; `pace`, `since`, `recovery`, `halved` of an adaptive one",
     ),
     KeyInfo("{l}:slots:<key>", "zset", "acquire", "ttl", "holder of a slot -> end of its lease in ms"),
     KeyInfo("{l}:wake:<key>", "list", "give_back", "ttl", "at most one token: a slot is free"),

@@ -37,6 +37,7 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
     remaining: int | None = None
     reset_in: float = 0.0
     penalty: float = 0.0
+    pace: float = 1.0
     max_concurrent: int | None = None
     holders: int = 0
     parked: dict[str, int] = {}
@@ -142,6 +143,7 @@ class LimitInspector:
             remaining=None if state.left < 0 else state.left,
             reset_in=state.reset_us / 1e6,
             penalty=state.penalty_us / 1e6,
+            pace=state.pace / 1e6,
             max_concurrent=rule.max_concurrent,
             holders=state.holders,
             parked=parked,

@@ -147,15 +147,22 @@ class MemoryEngine:
         if duration < 1:
             if state is not None and state.fields.pop("until", 0) > now and args[0] == "bucket":
                 state.fields.update(at=now, debt=float(args[2]) + float(args[3]))
+            if state is not None:
+                for name in ("pace", "since", "recovery", "halved"):
+                    state.fields.pop(name, None)
             return 0
         state = state or _State()
         before = now // 1_000 if math.isinf(state.expires) else state.expires
-        stop = max(now + duration, state.fields.get("until", 0))
+        until = state.fields.get("until", 0)
+        stop = max(now + duration, until)
         ends: float = stop
         state.fields["until"] = stop
+        pace = _slow_down(state.fields, args[5], now, until, stop)
         if args[0] == "bucket":
             state.fields.update(at=stop, debt=float(args[2]) + float(args[3]))
-            ends = stop + state.fields["debt"]
+            ends = stop + lasts(pace, stop, state.fields["debt"])
+        if pace is not None:
+            ends = max(ends, stop + pace.span)
         state.expires = max(math.ceil(ends / 1_000), before)
         self._keep(keys[0], state)
         return int(stop - now)
@@ -166,7 +173,16 @@ class MemoryEngine:
         held = self._slots_of(keys[2], now // 1_000)
         holders = sum(ends > now // 1_000 for ends in held.values())
         rule = self._rules.get(keys[0], b"")
-        return [now, int(rate.left), int(rate.reset()), int(penalty), holders, int(_lease(held, now)), rule]
+        return [
+            now,
+            int(rate.left),
+            int(rate.reset()),
+            int(penalty),
+            holders,
+            int(_lease(held, now)),
+            rule,
+            rate.millionths(),
+        ]
 
     def _plain(self, _keys: Sequence[bytes], words: Sequence[Any], _now: int) -> Any:
         """SET, GET and DEL of a rule, DEL of a state."""
@@ -215,29 +231,112 @@ def _lease(held: dict[str, float], now: int) -> float:
     return max(1, min(held.values()) * 1_000 - now) if held else 0
 
 
+class Pace:
+    """How an adaptive limiter recovers from a penalty: its own time runs at ``pace`` (of 1) from ``since`` on, and faster by
+    1 per ``recovery`` until it runs at 1 again. Times in µs. What lua/include/pace.lua does.
+
+    >>> p = Pace(0.5, 0, 60e6)
+    >>> p.at(0), p.at(15e6), p.at(99e6), p.flow(30e6) / 1e6
+    (0.5, 0.75, 1.0, 22.5)
+    """
+
+    __slots__ = ("pace", "recovery", "since", "span", "whole")
+
+    def __init__(self, pace: float, since: float, recovery: float) -> None:
+        self.pace, self.since, self.recovery = pace, since, recovery
+        self.span = (1 - pace) * recovery
+        self.whole = self.span * (pace + self.span / (2 * recovery))
+
+    def at(self, now: float) -> float:
+        """The pace at an instant."""
+        return min(1.0, self.pace + max(0, now - self.since) / self.recovery)
+
+    def flow(self, now: float) -> float:
+        """The limiter's own time at an instant."""
+        x = now - self.since
+        if x <= 0:
+            return x
+        if x >= self.span:
+            return self.whole + x - self.span
+        return x * (self.pace + x / (2 * self.recovery))
+
+    def instant(self, own: float) -> float:
+        """The instant of its own time."""
+        if own <= 0:
+            return self.since + own
+        if own >= self.whole:
+            return self.since + self.span + own - self.whole
+        return self.since + self.recovery * (math.sqrt(self.pace * self.pace + 2 * own / self.recovery) - self.pace)
+
+    def allowed(self, now: float, units: float, limit: float) -> float:
+        """The instant from which so many of a window's units are allowed."""
+        if units > limit:
+            return math.inf
+        if units <= 1 or units <= limit * self.at(now):
+            return now
+        return self.since + (units / limit - self.pace) * self.recovery
+
+
+def pace_at(pace: Pace | None, now: float) -> float:
+    """The pace of a limiter that may be adaptive."""
+    return 1 if pace is None else pace.at(now)
+
+
+def lasts(pace: Pace | None, now: float, own: float) -> float:
+    """µs from ``now`` until so much of the limiter's own time has passed."""
+    return own if pace is None else pace.instant(pace.flow(now) + own) - now
+
+
+def _pace(fields: dict[str, float]) -> Pace | None:
+    return Pace(fields["pace"], fields["since"], fields["recovery"]) if "pace" in fields else None
+
+
+def _slow_down(fields: dict[str, float], recovery: float, now: int, before: float, stop: float) -> Pace | None:
+    pace = _pace(fields)
+    if recovery < 1 and pace is None:
+        return None
+    slower = pace_at(pace, now)
+    if recovery < 1 and pace is not None:
+        recovery = pace.recovery
+    elif before <= now and now >= fields.get("halved", 0) + 1_000_000:
+        slower = max(1 / 32, slower / 2)
+        fields["halved"] = now
+    fields.update(pace=slower, since=stop, recovery=recovery)
+    return _pace(fields)
+
+
 class _Rate:
     """lua/include/rate.lua, wait_for.lua, spend.lua and refund() of give_back.lua."""
 
-    __slots__ = ("a", "b", "c", "count", "debt", "kind", "left", "now", "parts", "raw", "state", "total")
+    __slots__ = ("a", "b", "c", "count", "debt", "kind", "left", "now", "pace", "parts", "raw", "state", "total")
 
     def __init__(self, state: _State, now: int, kind: str, a: str, b: str, c: str) -> None:
         self.state, self.now, self.kind = state, now, kind
         self.a, self.b, self.c = float(a), float(b), float(c)
         self.left: float = -1
         fields = state.fields
+        self.pace = pace = _pace(fields) if kind != "none" else None
         if kind == "bucket":
             self.raw = -self.c
             if "at" in fields:
-                self.raw = max(-self.c, min(self.b + self.c, fields["debt"]) - (now - fields["at"]))
+                passed = pace.flow(now) - pace.flow(fields["at"]) if pace else now - fields["at"]
+                self.raw = max(-self.c, min(self.b + self.c, fields["debt"]) - passed)
             self.debt = max(0.0, self.raw)
             self.left = max(0, math.floor((self.b - self.debt) / self.a))
         elif kind == "window":
             self.parts = sorted(part for part in state.parts.items() if part[0] + self.c > now)
             self.total = sum(count for _, count in self.parts)
-            self.left = max(0, self.a - self.total)
+            self.left = max(0, self._allowed() - self.total)
         elif kind == "fixed":
             self.count = fields.get("count", 0) if fields.get("start", -1) == self.b else 0
-            self.left = max(0, self.a - self.count)
+            self.left = max(0, self._allowed() - self.count)
+
+    def _allowed(self) -> float:
+        return max(1, math.floor(self.a * pace_at(self.pace, self.now)))
+
+    def millionths(self) -> int:
+        """The pace."""
+        return math.floor(1_000_000 * pace_at(self.pace, self.now))
 
     def wait_for(self, n: float, spent: float) -> float:
         """µs until n units are there once ``spent`` more are spent; 0 when they are."""
@@ -245,17 +344,31 @@ class _Rate:
             return 0
         if self.kind == "bucket":
             debt = self.raw if spent < 1 and n * self.a > self.b else self.debt
-            return max(0, math.ceil(debt + (spent + n) * self.a - self.b))
+            missing = debt + (spent + n) * self.a - self.b
+            return math.ceil(lasts(self.pace, self.now, missing)) if missing > 0 else 0
         if spent + n <= self.left:
             return 0
         if self.kind == "fixed":
-            return self.c - self.now
+            if self.pace is None:
+                return self.c - self.now
+            return math.ceil(min(self.c, self.pace.allowed(self.now, self.count + spent + n, self.a)) - self.now)
+        if self.pace is not None:
+            return self._wait_at_pace(self.pace, spent + n)
         excess = self.total + spent + n - self.a
         for ends, count in self.parts:
             excess -= count
             if excess <= 0:
                 return ends + self.c - self.now
         return self._part(self.now) + self.c - self.now
+
+    def _wait_at_pace(self, pace: Pace, n: float) -> float:
+        needed, now, limit = self.total + n, self.now, self.a
+        best = pace.allowed(now, needed, limit)
+        for ends, count in self.parts:
+            needed -= count
+            best = min(best, max(ends + self.c, pace.allowed(now, needed, limit)))
+        all_gone = max(self._part(now) + self.c, pace.allowed(now, n, limit))
+        return max(1, math.ceil(min(best, all_gone) - now))
 
     def _part(self, instant: float) -> float:
         return (math.floor(instant / self.b) + 1) * self.b
@@ -266,14 +379,17 @@ class _Rate:
         if self.kind == "bucket":
             debt = self.debt + n * self.a
             state.fields.update(at=self.now, debt=debt)
-            return self.now + debt + self.c
+            return self._end(self.now + lasts(self.pace, self.now, debt + self.c))
         if self.kind == "fixed":
             state.fields.update(start=self.b, count=self.count + n)
-            return self.c
+            return self._end(self.c)
         part = self._part(self.now)
         state.parts = dict(self.parts)
         state.parts[part] = state.parts.get(part, 0) + n
-        return part + self.c
+        return self._end(part + self.c)
+
+    def _end(self, ends: float) -> float:
+        return ends if self.pace is None else max(ends, self.pace.since + self.pace.span)
 
     def refund(self, units: int, granted: int) -> float:
         """Write down units that come back; returns how many."""
@@ -298,7 +414,7 @@ class _Rate:
     def reset(self) -> float:
         """µs until all units are there."""
         if self.kind == "bucket":
-            return math.ceil(self.debt)
+            return math.ceil(lasts(self.pace, self.now, self.debt))
         if self.kind == "fixed":
             return max(0, self.c - self.now) if self.count > 0 else 0
         if self.kind == "window" and self.parts:

@@ -178,6 +178,7 @@ def _lines(info: LimitInfo, holders: list[Holder]) -> Iterator[str]:
             "left": info.remaining,
             "all back in": duration(info.reset_in) if info.reset_in else "",
             "penalty": duration(info.penalty) if info.penalty else "",
+            "pace": f"{info.pace:.0%} of the rate" if info.pace < 1 else None,
             "holders": None if info.max_concurrent is None else f"{info.holders} of {info.max_concurrent}",
             **{f"parked in {queue}": counted(count, "job") for queue, count in sorted(info.parked.items())},
         }

@@ -48,6 +48,8 @@ class LimiterState(msgspec.Struct, frozen=True):
     """When all units are back if nobody takes any, in seconds since the epoch."""
     penalized_until: float | None
     """Until when nobody is granted anything, if so."""
+    pace: float
+    """Below 1 while an ``adaptive`` limiter recovers from a penalty: that part of its rate is in force."""
     max_concurrent: int | None
     holders: int
     """Slots that are taken, in all processes."""
@@ -159,12 +161,13 @@ class Limiter:
     async def penalize(self, retry_after: float) -> None:
         """Stop everybody for so many seconds, as an API's 429 asks for; 0 ends it.
 
-        Units that other processes hold already are used up, for 100 ms at most. A longer penalty is never shortened.
+        Units that other processes hold already are used up, for 100 ms at most. A longer penalty is never shortened. With
+        ``adaptive`` the rate is halved for everybody, and grows back after it.
         """
         gate = self._gate()
         gate.forget_tokens()
         self.counts.note("penalties")
-        await self._store.ask(penalize(gate.keys, gate.terms(), retry_after))
+        await self._store.ask(penalize(gate.keys, gate.terms(), retry_after, self.plan.adaptive))
         gate.look()
 
     async def state(self) -> LimiterState:
@@ -176,6 +179,7 @@ class Limiter:
             limit=size_of(rule),
             remaining=None if state.left < 0 else state.left,
             reset_at=now + state.reset_us / 1e6,
+            pace=state.pace / 1e6,
             penalized_until=now + state.penalty_us / 1e6 if state.penalty_us else None,
             max_concurrent=rule.max_concurrent,
             holders=state.holders,

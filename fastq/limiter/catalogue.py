@@ -36,10 +36,15 @@ R = TypeVar("R")
 
 FILES: Final = ("fastq.toml", "rate-sync.toml")
 _STORE_OPTIONS: Final = ("strategy", "engine", "url", "prefix")
-_LIMITER_OPTIONS: Final = frozenset({"store", "store_id", "timeout", "on_error", "fail_closed", "lease"} | RULE_OPTIONS)
+_LIMITER_OPTIONS: Final = frozenset(
+    {"store", "store_id", "timeout", "on_error", "fail_closed", "lease", "adaptive"} | RULE_OPTIONS
+)
 _NUMBERS: Final = frozenset(
     ["limit", "window_seconds", "rate_per_second", "burst", "max_concurrent", "timeout", "use_within", "lease"]
 )
+_RECOVERY: Final = 60.0
+"""Seconds of ``adaptive = true``: a halved rate is whole again in half of that."""
+
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
@@ -283,11 +288,16 @@ def _make_plan(name: str, options: Mapping[str, Any]) -> tuple[Plan | None, list
         on_error = "open" if options.get("fail_closed") is False else "closed"
     if on_error not in ("open", "closed"):
         problems.append(f"on_error={on_error!r} must be 'open' or 'closed'")
+    adaptive = _RECOVERY if options.get("adaptive") is True else options.get("adaptive") or 0.0
+    if _no_number(adaptive) or not (adaptive == 0 or 2 <= adaptive <= 86_400):
+        problems.append(f"adaptive={adaptive!r} must be true, or the seconds of its recovery, from 2 to 86400")
+    elif adaptive and rule is not None and rule.rate is None:
+        problems.append("adaptive needs a rate")
     if {"store", "store_id"} <= options.keys():
         problems.append("store and store_id are the same: leave one away")
     if rule is None or problems:
         return None, problems
-    return Plan(name, rule, timeout, on_error, float(lease)), problems
+    return Plan(name, rule, timeout, on_error, float(lease), float(adaptive)), problems
 
 
 def _no_number(value: Any) -> bool:

@@ -6,6 +6,9 @@
 -- Sent twice: units of a lost reply are lost (used by nobody, counted); a holder that has its slot keeps that one.
 -- Reply {status, units, slots, wait_us, now_us, left, rule}; the statuses stand in fastq.limits.Acquired.
 --- @include "now_us"
+--- @include "pace"
+--- @include "lasts"
+--- @include "allowed"
 --- @include "rate"
 --- @include "wait_for"
 --- @include "spend"

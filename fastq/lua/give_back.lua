@@ -6,6 +6,7 @@
 -- Sent twice: the ticket, kept for a minute, lets the units back once; a slot is free after the first time.
 -- Reply {units, slots}: what went back.
 --- @include "now_us"
+--- @include "pace"
 --- @include "rate"
 --- @include "wake_holder"
 local state, slots, wake_list, given = unpack(KEYS)

@@ -2,8 +2,10 @@
 -- limit_state: what is left of a limiter and who holds it
 -- KEYS {l}:rule {l}:state:<key> {l}:slots:<key>
 -- ARGV kind a b c
--- Read only. Reply {now_us, left, reset_us, penalty_us, holders, lease_us, rule}: see fastq.limits.LimitState.
+-- Read only. Reply {now_us, left, reset_us, penalty_us, holders, lease_us, rule, pace in millionths}: see fastq.limits.LimitState.
 --- @include "now_us"
+--- @include "pace"
+--- @include "lasts"
 --- @include "rate"
 --- @include "first_lease"
 local state, slots = KEYS[2], KEYS[3]
@@ -12,7 +14,7 @@ local now = now_us()
 local rate = rate_at(state, now, kind, a, b, c)
 local reset = 0
 if kind == 'bucket' then
-  reset = math.ceil(rate.debt)
+  reset = math.ceil(lasts(rate.pace, now, rate.debt))
 elseif kind == 'fixed' then
   if rate.count > 0 then reset = math.max(0, c - now) end
 elseif kind == 'window' then
@@ -21,4 +23,5 @@ elseif kind == 'window' then
 end
 local penalty = math.max(0, tonumber(redis.call('HGET', state, 'until') or 0) - now)
 local holders = redis.call('ZCOUNT', slots, '(' .. math.floor(now / 1000), '+inf')
-return {now, rate.left, reset, penalty, holders, first_lease(slots, now), redis.call('GET', KEYS[1]) or ''}
+return {now, rate.left, reset, penalty, holders, first_lease(slots, now), redis.call('GET', KEYS[1]) or '',
+  math.floor(1000000 * pace_at(rate.pace, now))}

@@ -18,7 +18,7 @@ PASS, DROP, HOLD = "pass", "drop", "hold"
 Rule = Callable[[list[str]], str]
 """The names of what is in a client's bytes (see ``MARKS``; others are let through) -> what becomes of the reply."""
 
-MARKED = ("enqueue", "enqueue_once", "register", "reserve", "settle", "recover", "extend", "lease")
+MARKED = ("enqueue", "enqueue_once", "register", "reserve", "settle", "recover", "extend", "lease", "penalize")
 MARKS = {scripts.load(name).sha: name for name in MARKED}
 MARKS[b"\r\nSADD\r\n"] = "announce"  # of a queue, after an enqueue
 

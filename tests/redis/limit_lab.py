@@ -83,8 +83,8 @@ class LimitLab:
     def hold(self, *holders: str, lease_ms: int = 15_000) -> list[bool]:
         return self.call(commands.hold(self.keys, lease_ms, holders))
 
-    def penalize(self, seconds: float) -> int:
-        return self.call(commands.penalize(self.keys, self.terms, seconds))
+    def penalize(self, seconds: float, recovery: float = 0.0) -> int:
+        return self.call(commands.penalize(self.keys, self.terms, seconds, recovery))
 
     def state(self) -> LimitState:
         return self.call(commands.limit_state(self.keys, self.terms))

@@ -259,7 +259,7 @@ STEP = st.one_of(
     st.tuples(st.just("give_back"), st.integers(0, 30), st.lists(NAME, max_size=2, unique=True)),
     st.tuples(st.just("again"), st.just(0), st.just(0)),
     st.tuples(st.just("hold"), st.integers(1, 20_000), st.lists(NAME, min_size=1, max_size=4, unique=True)),
-    st.tuples(st.just("penalize"), st.sampled_from([0.0, 0.3, 2.0]), st.just(0)),
+    st.tuples(st.just("penalize"), st.sampled_from([0.0, 0.3, 2.0]), st.sampled_from([0.0, 0.0, 2.0, 60.0])),
     st.tuples(st.just("override"), st.sampled_from([None, *RULES]), st.just(0)),
     st.tuples(st.just("reset"), st.just(0), st.just(0)),
 )  # fmt: skip
@@ -298,7 +298,7 @@ class Twins:
             case "hold":
                 self.both(commands.hold(keys, one, two))
             case "penalize":
-                self.both(commands.penalize(keys, terms, one))
+                self.both(commands.penalize(keys, terms, one, two))
             case "override":
                 self.expiring = [keys.slots, keys.state]  # another rule may read more out of a stale state
                 self.both(commands.override_rule(keys, one))

@@ -20,21 +20,27 @@ end
 local function rate_at(state, now, kind, a, b, c)
   local r = {state = state, now = now, kind = kind, a = a, b = b, c = c, left = -1, gone = {}}
   if kind == 'bucket' then
-    local saved = redis.call('HMGET', state, 'at', 'debt')
-    r.raw = -c
+    local saved = redis.call('HMGET', state, 'at', 'debt', 'pace', 'since', 'recovery')
+    local pace = pace_of(saved[3], saved[4], saved[5])
+    r.raw, r.pace = -c, pace
     -- what another rule had lent counts as one empty bucket: a changed rule is in force from its change on
-    if saved[1] then r.raw = math.max(-c, math.min(b + c, saved[2]) - (now - saved[1])) end
+    if saved[1] then
+      local passed = pace and flow(pace, now) - flow(pace, tonumber(saved[1])) or now - saved[1]
+      r.raw = math.max(-c, math.min(b + c, saved[2]) - passed)
+    end
     r.debt = math.max(0, r.raw)
     r.left = math.max(0, math.floor((b - r.debt) / a))
   elseif kind == 'window' then
-    local saved = redis.call('HMGET', state, 'total', 'oldest')
+    local saved = redis.call('HMGET', state, 'total', 'oldest', 'pace', 'since', 'recovery')
+    r.pace = pace_of(saved[3], saved[4], saved[5])
     r.total, r.oldest = tonumber(saved[1] or 0), tonumber(saved[2] or 0)
     if r.oldest + c <= now then parts_of(r) end
-    r.left = math.max(0, a - r.total)
+    r.left = math.max(0, math.max(1, math.floor(a * pace_at(r.pace, now))) - r.total)
   elseif kind == 'fixed' then
-    local saved = redis.call('HMGET', state, 'start', 'count')
+    local saved = redis.call('HMGET', state, 'start', 'count', 'pace', 'since', 'recovery')
+    r.pace = pace_of(saved[3], saved[4], saved[5])
     r.count = tonumber(saved[1] or -1) == b and tonumber(saved[2]) or 0
-    r.left = math.max(0, a - r.count)
+    r.left = math.max(0, math.max(1, math.floor(a * pace_at(r.pace, now))) - r.count)
   end
   return r
 end

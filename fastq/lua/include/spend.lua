@@ -5,7 +5,7 @@ local function spend(r, n)
   if r.kind == 'bucket' then
     local debt = r.debt + n * r.a
     redis.call('HSET', r.state, 'at', r.now, 'debt', debt)
-    ends = r.now + debt + r.c
+    ends = r.now + lasts(r.pace, r.now, debt + r.c)
   elseif r.kind == 'fixed' then
     redis.call('HSET', r.state, 'start', r.b, 'count', r.count + n)
     ends = r.c
@@ -17,5 +17,6 @@ local function spend(r, n)
     redis.call('HSET', r.state, 'total', r.total + n, 'oldest', oldest)
     ends = part + r.c
   end
+  if r.pace then ends = math.max(ends, r.pace.since + r.pace.span) end
   redis.call('PEXPIREAT', r.state, math.ceil(ends / 1000))
 end
