@@ -8,7 +8,7 @@ export PYTHON
 PY := .venv/bin/python
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-versions check style types floors lua format bench clean
+.PHONY: help build demo test test-versions check style types floors lua format bench bench-limits clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -50,6 +50,9 @@ bench: build ## what it costs, measured in one run on this machine
 	@$(PY) -m pytest -q $(wildcard benchmarks/micro/bench_*.py) --benchmark-enable \
 		--benchmark-columns=min,median,iqr,rounds --benchmark-group-by=group
 	$(if $(wildcard benchmarks/load/__main__.py),@$(PY) -m benchmarks.load $(ARGS))
+
+bench-limits: build ## what limits cost, what they hold, beside rate-sync 0.4.2, in one run
+	@$(PY) -m benchmarks.limits $(ARGS)
 
 clean: ## remove what was built, the environments included
 	rm -rf .venv .venv-* build dist *.egg-info fastq/_core.*.so fastq/_core.c .mypy_cache .ruff_cache .pytest_cache \

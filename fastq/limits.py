@@ -514,7 +514,8 @@ class Acquired(NamedTuple):
     (for ``wait_us``) | b"window" (the fixed window in the request is over or has not begun: ask with one of ``now_us``)
     | b"rule" (``rule`` overrides, or b"" the override has gone: ask again with that).
 
-    With b"granted" and less than was wanted, ``wait_us`` says when one more unit is there.
+    With b"granted" and less than was wanted, or nothing left, ``wait_us`` says when one more unit is there: who paces itself
+    needs one request for each grant.
     """
 
     status: bytes

@@ -84,7 +84,12 @@ def _read(path: Path) -> array[float]:
 
 
 def over_bucket(times: list[float], rate: float, burst: float) -> float:
-    """By how many units the worst of all spans of L seconds holds more than ``burst + rate × L``; 0 or less: none does."""
+    """By how many units the worst of all spans of L seconds holds more than ``burst + rate × L``; 0 or less: none does.
+
+    A burst so small that calls cannot be spaced as evenly over a network counts as docs/limits.md says.
+    """
+    if rate > 2:
+        burst = max(burst, 1 + rate * 0.01)
     worst, lowest = float("-inf"), float("inf")
     for n, at in enumerate(sorted(times)):
         lowest = min(lowest, n - rate * at)

@@ -84,7 +84,7 @@ class MemoryEngine:
         if wait > 0:
             return _refused(b"short", wait, rate.now)
         units = want if rate.kind == "none" else max(need, min(want, rate.left))
-        if units < want:
+        if units < want or rate.left - units < 1:
             wait = rate.wait_for(1, units)
         self._spend(key, rate, units)
         return [b"granted", int(units), 0, int(wait), rate.now, max(-1, int(rate.left - units)), b""]

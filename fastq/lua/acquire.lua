@@ -33,7 +33,7 @@ if most < 1 then
   if wait > 0 then return refuse('short', wait) end
   local units = math.max(need, math.min(want, rate.left))
   if kind == 'none' then units = want end
-  if units < want then wait = wait_for(rate, 1, units) end
+  if units < want or rate.left - units < 1 then wait = wait_for(rate, 1, units) end
   spend(rate, units)
   return {'granted', units, 0, wait, now, math.max(-1, rate.left - units), ''}
 end

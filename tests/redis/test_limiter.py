@@ -201,7 +201,7 @@ async def test_pacing_is_exact(redis_url: str) -> None:
             f"\npacing at 100/s: error p50 {errors[75] * 1e3:.2f} ms, p99 {errors[-2] * 1e3:.2f} ms (bare {late[-1] * 1e3:.2f} ms)"
         )
         assert errors[-2] <= 0.005 + late[-1]
-        assert limiter.counts.requests < 2.2 * limiter.counts.units
+        assert limiter.counts.requests < 1.2 * limiter.counts.units
 
 
 async def test_a_wait_that_is_known_to_be_too_long_is_refused_at_once(redis_url: str) -> None:
@@ -545,7 +545,7 @@ async def test_open_everybody_passes_while_redis_is_away(make_server: Any, caplo
     """rate-sync's sliding window raises although configured to fail open."""
     server = make_server()
     async with application(server.url) as app:
-        limiter = app.limiter("open", algorithm="sliding_window", limit=1, window_seconds=60, on_error="open")
+        limiter = app.limiter("open", algorithm="sliding_window", limit=2, window_seconds=60, on_error="open")
         await limiter.acquire()
         server.stop()
         with caplog.at_level(logging.WARNING, "fastq.limits"):
