@@ -17,12 +17,14 @@ from fastq.dead_letters import DeadLetters
 from fastq.errors import ConfigError, InvalidArguments, TaskDefinitionError, UnknownTask
 from fastq.handle import Bulk, JobHandle
 from fastq.job import TASK_NAME, Event, JobStatus, check_id, is_id
+from fastq.queues import Queues
 from fastq.registry import Tasks
 from fastq.routes import route
 from fastq.sender import Sender
 from fastq.task import Call, JobOptions, TaskOptions, check_options, make_once
 
 if TYPE_CHECKING:
+    from fastq.broker.explain import Explanation
     from fastq.broker.inspector import Inspector
     from fastq.lease import Lease
     from fastq.limiter.api import Limiter
@@ -334,6 +336,36 @@ class FastQ(Tasks):
     def cancel_sync(self, job_id: str, *, terminate: bool = False, queue: str | None = None) -> bool:
         """:meth:`cancel` from blocking code."""
         return self.run_sync(self.inspector.cancel(job_id, queue, terminate=terminate)) != "unknown"
+
+    async def explain(self, job_id: str, *, queue: str | None = None) -> Explanation:
+        """Why a job does not run: paused, scheduled, parked under a limit, behind others, no worker that knows its task …
+
+        Example::
+
+            print(await app.explain(job.id))
+        """
+        from fastq.broker.explain import explain
+
+        return await self.run(explain(self.inspector, job_id, queue))
+
+    def explain_sync(self, job_id: str, *, queue: str | None = None) -> Explanation:
+        """:meth:`explain` from blocking code."""
+        from fastq.broker.explain import explain
+
+        return self.run_sync(explain(self.inspector, job_id, queue))
+
+    @functools.cached_property
+    def queues(self) -> Queues:
+        """Length, pause, resume and purge of queues."""
+        return Queues(self)
+
+    async def queue_length(self, queue: str | None = None) -> int:
+        """Pending jobs of a queue."""
+        return await self.queues.length(queue)
+
+    async def purge_queue(self, queue: str | None = None) -> int:
+        """Delete the pending, scheduled and parked jobs of a queue, for good. Returns how many."""
+        return await self.queues.purge(queue)
 
     @functools.cached_property
     def dead(self) -> DeadLetters:

@@ -275,6 +275,7 @@ class WorkerCard(msgspec.Struct, array_like=True):
     started_at: int
     version: str
     lease: int = 0  # ms that its leases last; 0: not said
+    tasks: list[str] = []  # names of those that it knows; empty: not said
 
 
 class Progress(msgspec.Struct, omit_defaults=True):

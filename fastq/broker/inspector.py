@@ -79,6 +79,15 @@ class Inspector:
         self._global = GlobalKeys(prefix)
         self._result_ttl = result_ttl
 
+    @property
+    def leader_key(self) -> bytes:
+        """Where the leading scheduler says its name."""
+        return self._global.leader
+
+    def keys(self, queue: str) -> QueueKeys:
+        """The key names of a queue. Raises InvalidQueueName."""
+        return self._keys(queue)
+
     def _keys(self, queue: str) -> QueueKeys:
         return QueueKeys(self._prefix, check_queue_name(queue))
 

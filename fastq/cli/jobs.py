@@ -134,4 +134,23 @@ def retry(session: Session, ids: tuple[str, ...], queue: str | None) -> int:
     return _each(session, ids, answers, RETRIED, {"replayed", "promoted", "pending", "running"})
 
 
-verbs = {"jobs": jobs}
+@click.command()
+@click.argument("job_id", metavar="ID")
+@QUEUE
+@with_session
+def explain(session: Session, job_id: str, queue: str | None) -> int:
+    """Say why a job does not run.
+
+    Its queue is paused, it is due later, parked under a limit, behind others, nobody serves it or knows its task.
+    """
+    from fastq.broker.explain import explain as asked
+
+    found = session.run(asked(session.inspector, job_id, queue))
+    head = f"{job_id}: {found.state.value if found.state else 'unknown'}" + (
+        f" in queue {found.queue}" if found.queue else ""
+    )
+    session.answer(found, [head, *(f"  {safe_text(cause.text)}" for cause in found.causes)])
+    return ExitCode.OK if found.state else ExitCode.CRASH
+
+
+verbs = {"jobs": jobs, "explain": explain}

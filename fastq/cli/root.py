@@ -109,6 +109,7 @@ VERBS: Mapping[str, Mapping[str, Verb]] = {
     },
     "Look": {
         "status": Verb("Queues, workers and the scheduler at a glance.", _status),
+        "explain": Verb("Say why a job does not run.", _jobs),
         "top": Verb("Queues, workers and the scheduler, live.", _top),
         "doctor": Verb("Find what is wrong with Redis, permissions or the fleet.", _doctor),
         "version": Verb("The versions of fastq and of what it stands on.", _status),

@@ -116,10 +116,19 @@ def warn_of_unserved_queues(app: FastQ) -> None:
             )
 
 
+def known_tasks(app: FastQ) -> list[str]:
+    """What the worker's card says that it knows; nothing when that would make a large card."""
+    return sorted(app.tasks) if len(app.tasks) <= MOST_TASKS else []
+
+
 def worker_name() -> str:
     """Unique for this process: host, pid and a random part. No colon, so that it fits into a key name."""
     host = "".join(c if c.isalnum() or c in "-_" else "-" for c in socket.gethostname())[:60]
     return f"{host}.{os.getpid()}.{secrets.token_hex(3)}"
+
+
+MOST_TASKS = 1_000
+"""Task names on a worker's card: 20 KB or so, read by whoever asks why a job does not run."""
 
 
 class _Worker:
@@ -146,7 +155,9 @@ class _Worker:
 
         connection, waker = self._connect(), self._connect(patience=IDLE_WAIT)
         started, lease = int(time.time() * 1_000), round(settings.lease * 1_000)
-        card = WorkerCard(socket.gethostname(), os.getpid(), settings.concurrency, started, __version__, lease)
+        card = WorkerCard(
+            socket.gethostname(), os.getpid(), settings.concurrency, started, __version__, lease, known_tasks(self._app)
+        )
         self._loop = WorkerLoop(self._app, connection, waker, order, slot, metrics, card, worker_name())
         self._metrics = metrics
         if self._board.quiet:

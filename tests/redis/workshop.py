@@ -37,7 +37,7 @@ class Workshop:
         self.helper = AsyncConnection(app.endpoint())
         self.metrics = WorkerMetrics(slot, queues=order.names, tasks=app.tasks)
         count_limits_in(self.metrics)
-        card = WorkerCard("test", 1, settings.concurrency, int(time.time() * 1_000), "0")
+        card = WorkerCard("test", 1, settings.concurrency, int(time.time() * 1_000), "0", 0, sorted(app.tasks))
         name = f"test.{next(_numbers)}"
         self.loop = WorkerLoop(app, self.connection, self.waker, order, slot, self.metrics, card, name)
 

@@ -1,0 +1,131 @@
+"""Why a job is where it is, and what it waits for: one operation over everything that can keep a job from running."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from fastq.broker.commands import Command, Operation, raw
+from fastq.broker.inspector import Inspector
+from fastq.broker.keys import PRIORITIES, QueueKeys
+from fastq.broker.views import QueueInfo, clock, leases_of
+from fastq.job import JobPriority, JobState, JobStatus, WorkerCard
+
+__all__ = ["Cause", "Explanation", "explain"]
+
+DEEPEST = 100_000
+"""Entries of a ready list that are looked through for a job's place (about 1 ms of Redis's time)."""
+
+
+class Cause(msgspec.Struct, frozen=True):
+    """One thing that is so. ``code`` is for programs: unknown, finished, failed, running, scheduled, retry, no_scheduler,
+    parked, paused, no_worker, task_unknown, busy, behind, next.
+    """
+
+    code: str
+    text: str
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job does not run, or did not; the cause that has to go first stands first."""
+
+    id: str
+    queue: str | None = None
+    state: JobState | None = None
+    task: str | None = None
+    causes: list[Cause] = []
+
+    def __str__(self) -> str:
+        where = f"job {self.id}" + (f" of queue {self.queue}" if self.queue else "")
+        return f"{where}: " + "; ".join(cause.text for cause in self.causes)
+
+
+def explain(inspector: Inspector, job_id: str, queue: str | None = None) -> Operation[Explanation]:
+    """Everything that keeps this job from running now."""
+    status = yield from inspector.status(job_id, queue)
+    if status is None:
+        text = "nobody knows it: never enqueued, or its record has expired (result_ttl)"
+        return Explanation(id=job_id, queue=queue, causes=[Cause("unknown", text)])
+    if status.state.final:
+        causes = [_ended(status)]
+    elif status.state is JobState.RUNNING:
+        causes = [Cause("running", f"worker {status.worker} has it")]
+    else:
+        causes = yield from _held_up(inspector, status)
+    return Explanation(id=job_id, queue=status.queue, state=status.state, task=status.task, causes=causes)
+
+
+def _ended(status: JobStatus) -> Cause:
+    if status.state is JobState.FAILED:
+        return Cause("failed", f"it is in the dead-letter queue after {status.attempts} attempts: {status.last_error}")
+    reason = f": {status.last_error}" if status.last_error else ""
+    return Cause("finished", f"it has ended as {status.state.value}{reason}")
+
+
+def _held_up(inspector: Inspector, status: JobStatus) -> Operation[list[Cause]]:
+    q = inspector.keys(status.queue)
+    info: QueueInfo | None = yield from inspector.queue(status.queue)
+    now, leases, cards, leader = yield [clock(), leases_of(q), raw("HGETALL", q.info), raw("GET", inspector.leader_key)]
+    causes: list[Cause] = []
+    if info is not None and info.paused:
+        causes.append(Cause("paused", f"queue {status.queue} is paused"))
+    if status.state is JobState.SCHEDULED:
+        causes += _scheduled(status, now, leader=leader is not None)
+    elif status.state is JobState.PARKED:
+        until: float | None = yield raw("ZSCORE", q.parked, status.limit or "", decode=_score)
+        again = "" if until is None else f", looked at again in {max(until - now, 0) / 1_000:.1f} s at the latest"
+        causes.append(Cause("parked", f"it waits for the limit {status.limit}{again}"))
+    live = [worker for worker, until in leases.items() if until > now]
+    stream = iter(cards)
+    known = {worker.decode("utf-8", "replace"): _card(data) for worker, data in zip(stream, stream, strict=True)}
+    causes += _workers(status, [known.get(worker) for worker in live])
+    if status.state is JobState.PENDING:
+        causes += yield from _in_line(q, status, info, sum(card.concurrency for w in live if (card := known.get(w))))
+    return causes
+
+
+def _scheduled(status: JobStatus, now: int, *, leader: bool) -> Iterator[Cause]:
+    left = (status.due_at or 0.0) - now / 1_000
+    when = f"in {left:.1f} s" if left > 0 else f"since {-left:.1f} s"
+    if status.last_error:
+        yield Cause("retry", f"attempt {status.attempts} failed ({status.last_error}), the next one is due {when}")
+    else:
+        yield Cause("scheduled", f"it is due {when}")
+    if not leader:
+        yield Cause("no_scheduler", "no scheduler runs: nothing makes it ready when it is due")
+
+
+def _workers(status: JobStatus, live: Sequence[WorkerCard | None]) -> Iterator[Cause]:
+    if not live:
+        yield Cause("no_worker", f"no live worker serves queue {status.queue}")
+    elif all(card is not None and card.tasks and status.task not in card.tasks for card in live):
+        yield Cause("task_unknown", f"none of the {len(live)} live workers of its queue knows task {status.task}")
+
+
+def _in_line(q: QueueKeys, status: JobStatus, info: QueueInfo | None, slots: int) -> Operation[list[Cause]]:
+    priority = JobPriority.NORMAL if status.priority is None else status.priority
+    above: list[Command[Any]] = [raw("LLEN", q.ready[level]) for level in range(priority + 1, PRIORITIES)]
+    *higher, place = yield [*above, raw("LPOS", q.ready[priority], status.id, "MAXLEN", DEEPEST)]
+    causes: list[Cause] = []
+    if info is not None and 0 < slots <= info.running:
+        causes.append(Cause("busy", f"all {slots} slots of the workers are taken"))
+    if place is None:
+        causes.append(Cause("behind", f"it is behind more than {DEEPEST:,} jobs, or on its way to a worker just now"))
+    elif ahead := sum(higher) + int(place):
+        causes.append(Cause("behind", f"it is behind {ahead:,} jobs, {sum(higher):,} of them of higher priority"))
+    else:
+        causes.append(Cause("next", "it is the next one"))
+    return causes
+
+
+def _score(reply: bytes | None) -> float | None:
+    return None if reply is None else float(reply)
+
+
+def _card(data: bytes) -> WorkerCard | None:
+    try:
+        return msgspec.msgpack.decode(data, type=WorkerCard)
+    except Exception:  # noqa: BLE001 - whatever another release or a foreigner has written
+        return None
