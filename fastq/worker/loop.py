@@ -233,7 +233,8 @@ class WorkerLoop:
         if self._stopping or self.quiet or not any(lane.hungry for lane in self._lanes):
             return 0
         surplus = min(int(self._rate * SURPLUS_SECONDS), self._settings.prefetch_max)
-        room = self._free + surplus - len(self._backlog)
+        # Half of the slots at most are left to those who wait for their limits: they may wait for long, others need not.
+        room = self._free + surplus - len(self._backlog) - min(self._turnstile.waiting, self._free // 2)
         if self._backlog and room < surplus // 2:
             return 0  # enough to go on with: fewer, larger batches
         if self._settings.max_jobs:  # its last jobs are on their way: the process is about to be replaced

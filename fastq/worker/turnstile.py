@@ -259,12 +259,13 @@ class Turnstile:
 
     def _look_later(self, door: Door, retry_after: float | None) -> None:
         """Fetch parked jobs when the limit says that it has room, or after a while that doubles."""
-        if door in self._wanted or (door.timer is not None and retry_after is None):
+        if door.timer is not None and retry_after is None:
             return
         if retry_after is None:
             if door.waiting:
                 return  # those who wait here make room, and fetch the next ones
             door.pause = retry_after = min(max(0.05, door.pause * 2), 4.0)
+        self._wanted.pop(door, None)
         if door.timer is not None:
             door.timer.cancel()
         door.timer = self._loop.call_later(min(max(retry_after, 0.001), LONGEST_LOOK), self._want, door)
@@ -294,6 +295,11 @@ class Turnstile:
         return found
 
     @property
+    def waiting(self) -> int:
+        """Jobs that wait here."""
+        return len(self._waiting)
+
+    @property
     def wanting(self) -> bool:
         """Whether a turn may have something to fetch."""
         return bool(self._wanted)
@@ -303,6 +309,8 @@ class Turnstile:
         door.parked = left > 0
         if got:
             door.pause = 0.0
+        if door.parked and got:
+            self._wanted[door] = None  # at once, as far as there is room; unless one of these finds that it has to wait
         elif door.parked:
             self._look_later(door, None)
 
