@@ -24,6 +24,9 @@ class Ledger:
 
 @final
 class Tokens:
+    mark: int
+    @property
+    def low(self) -> bool: ...
     @property
     def expired(self) -> int: ...
     @property

@@ -208,12 +208,14 @@ cdef class Tokens:
     cdef long long _total
     cdef readonly long long expired
     """Units that were not used in time and wait for ``drain()``."""
+    cdef public long long mark
+    """Units below which ``low`` is true."""
     cdef readonly double granted
     """The ``granted`` of the oldest units in here, as far as is known; of the last ones when there are none."""
 
     def __cinit__(self):
         self._size = 0
-        self._total = self.expired = 0
+        self._total = self.expired = self.mark = 0
         self.granted = 0.0
 
     cdef void _drop(self, double now) noexcept:
@@ -274,6 +276,11 @@ cdef class Tokens:
         self._until[i] = until
         self._size += 1
         self._total += n
+
+    @property
+    def low(self):
+        """Whether fewer than ``mark`` units are in here: time to ask for more."""
+        return self._total < self.mark
 
     def left(self, double now, /):
         """Units that could be taken at ``now``."""

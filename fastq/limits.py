@@ -255,7 +255,7 @@ def _bucket_terms(bucket: TokenBucket, use_within: float | None) -> Terms:
     spare = (
         0.0 if slow else SHORTEST_USE
     )  # a waiter's timer is late by a little: what flows in meanwhile needs room, too
-    use = use_within or _between(0.02 * size / rate)
+    use = use_within or _between(0.05 * size / rate)
     if use_within is None and size < 1 + rate * (use + spare):
         use = min(use, max(SHORTEST_USE, (size - 1) / rate - spare, 0.01 / rate if slow else 0.0))
     interval, stretch = _US / rate, 1 + rate * use
@@ -304,7 +304,8 @@ def block(terms: Terms, waiting: int, recent: int) -> int:
     seconds. A slow limit yields less than a unit in that time, so nothing is taken in advance and the processes share it;
     a process that uses little takes little, because units that nobody uses in time are lost to everybody.
     """
-    ahead = 0 if math.isinf(terms.rate) else min(recent, math.floor(terms.rate * terms.use_within))
+    # Twice as many: half of them are there when the answer to the next request is late, and demand may grow.
+    ahead = 0 if math.isinf(terms.rate) else min(2 * recent, math.floor(terms.rate * terms.use_within))
     return max(1, min(terms.capacity, waiting + ahead))
 
 

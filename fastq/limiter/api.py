@@ -130,7 +130,14 @@ class Limiter:
             return False
         gate.used += cost
         self.counts.units += cost
+        if gate.tokens.low:
+            gate.top_up()
         return True
+
+    def short(self) -> bool:
+        """Whether those who wait in this event loop wait for units or a slot, and not just for an answer of the store."""
+        gate = self._gates.get(asyncio.get_running_loop())
+        return gate is not None and gate.short
 
     async def try_acquire(self, timeout: float = 0, cost: int = 1) -> bool:
         """As :meth:`acquire`, with False instead of LimitTimeout. By default it does not wait."""

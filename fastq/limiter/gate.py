@@ -61,7 +61,7 @@ class Plan(msgspec.Struct):
 class Waiter:
     """One acquire that waits: its result is whether a rule was checked, or an exception."""
 
-    __slots__ = ("cost", "deadline", "future", "granted", "holder", "timeout", "timer")
+    __slots__ = ("cost", "deadline", "future", "granted", "holder", "timeout", "timer", "until")
 
     def __init__(self, cost: int, deadline: float, timeout: float, future: asyncio.Future[bool]) -> None:
         self.cost = cost
@@ -69,6 +69,7 @@ class Waiter:
         self.timeout = timeout  # as the caller said it
         self.future = future
         self.holder = ""  # of its slot, once it has one
+        self.until = 0.0  # monotonic time up to which what it was granted may be used, if that is known
         self.granted = 0  # the store's time at which it was served, µs
         self.timer: asyncio.TimerHandle | None = None
 
@@ -114,6 +115,11 @@ class Gate:
     def rule(self) -> Rule:
         """The rule in force, as far as is known here."""
         return self._rule
+
+    @property
+    def short(self) -> bool:
+        """Whether those who wait do so for units or a slot, and not just for an answer of the store."""
+        return self._timer is not None or self._blocked is not None
 
     def terms(self) -> Terms:
         """The same in numbers, for the present."""
@@ -164,6 +170,11 @@ class Gate:
     def undo(self, waiter: Waiter) -> asyncio.Task[None]:
         """Give back what a waiter was granted and has not used."""
         self.counts.units -= waiter.cost
+        if not waiter.holder and time.monotonic() < waiter.until and not self.waiters:
+            self.used -= waiter.cost
+            self.tokens.put(waiter.cost, waiter.until, float(waiter.granted))
+            self._sweep_later(self._terms)
+            return self._spawn(self._return(0, 0, ()))
         return self._spawn(self._return(waiter.cost, waiter.granted, self._drop_holder(waiter.holder)))
 
     async def release(self, holder: str) -> None:
@@ -330,12 +341,10 @@ class Gate:
         sent, reply = await self._request(acquire(self._keys, terms, need=need, want=want, override=self._override))
         if reply.status != b"granted":
             return await self._not_granted(reply, terms, need)
-        now, until = time.monotonic(), sent + terms.usable(reply.now_us)
-        self._note_late(reply.units > 0 and until < now)
-        self.tokens.put(reply.units, until, float(reply.now_us))
-        self._tell(now, reply.wait_us, 1)
+        now = self._put(sent, reply, terms)
         while (head_ := self._head()) is not None and self.tokens.take(head_.cost, now):
             self.waiters.popleft()
+            head_.until = sent + terms.usable(reply.now_us)
             self._grant(head_, reply.now_us)
         self._sweep_later(terms)
         return head_ is not None and self._rest(now, terms)
@@ -348,6 +357,38 @@ class Gate:
         together = _TOGETHER if len(self.waiters) > 1 and terms.rate * _TOGETHER > 1 else 0.0
         self._sleep(max(self._ready_at - now, together))
         return False
+
+    def top_up(self) -> None:
+        """Ask for more before the last unit is used, so that nobody has to wait for the answer."""
+        self.tokens.mark = 0
+        if not self._asking and self._timer is None and self._blocked is None:
+            self._asking = True
+            self._spawn(self._ask_ahead())
+
+    async def _ask_ahead(self) -> None:
+        try:
+            now, terms = time.monotonic(), self.terms()
+            want = block(terms, 0, self._lately(now, terms))
+            sent, reply = await self._request(acquire(self._keys, terms, want=want, override=self._override))
+            if reply.status == b"granted":
+                self._put(sent, reply, terms)
+            else:
+                await self._not_granted(reply, terms, 0)
+        except BrokerError as error:
+            self._failed(error)
+        finally:
+            self._asking = False
+        if self._head() is not None:
+            self._kick()
+
+    def _put(self, sent: float, reply: Acquired, terms: Terms) -> float:
+        """Keep what was granted; the present time."""
+        now, until = time.monotonic(), sent + terms.usable(reply.now_us)
+        self._note_late(reply.units > 0 and until < now)
+        self.tokens.put(reply.units, until, float(reply.now_us))
+        self.tokens.mark = reply.units // 2
+        self._tell(now, reply.wait_us, 1)
+        return now
 
     async def _request(self, command: Any) -> tuple[float, Acquired]:
         self.counts.note("requests")

@@ -233,8 +233,7 @@ class WorkerLoop:
         if self._stopping or self.quiet or not any(lane.hungry for lane in self._lanes):
             return 0
         surplus = min(int(self._rate * SURPLUS_SECONDS), self._settings.prefetch_max)
-        # Half of the slots at most are left to those who wait for their limits: they may wait for long, others need not.
-        room = self._free + surplus - len(self._backlog) - min(self._turnstile.waiting, self._free // 2)
+        room = self._free + surplus - len(self._backlog) - self._turnstile.unanswered
         if self._backlog and room < surplus // 2:
             return 0  # enough to go on with: fewer, larger batches
         if self._settings.max_jobs:  # its last jobs are on their way: the process is about to be replaced
@@ -331,8 +330,13 @@ class WorkerLoop:
                 job = backlog.popleft()
                 if job.deliveries >= last_life and self._wait_for_trial(job):
                     continue
-                if limited and job.permits is None and job.task in limited and not passes(job):
-                    continue
+                if limited and job.permits is None and job.task in limited:
+                    passed = passes(job, self._free)
+                    if passed is None:
+                        backlog.appendleft(job)
+                        break
+                    if not passed:
+                        continue
                 self._free -= 1
                 start(job)
         finally:

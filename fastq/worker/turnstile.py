@@ -9,6 +9,7 @@ under its limit (``park.lua``). A worker that has parked jobs of a limit looks a
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import OrderedDict
@@ -123,6 +124,7 @@ class Turnstile:
         self._wake = wake
         self._doors: OrderedDict[tuple[str, str], Door] = OrderedDict()
         self._wanted: dict[Door, None] = {}  # the next turn fetches jobs of theirs
+        self._busy: dict[Door, None] = {}  # those at which jobs wait
         self._fixed: dict[tuple[str, str], Door] = {}  # (task, queue) -> the one door of tasks that have just one
         self._waiting: dict[JobContext, Waiting] = {}
         self._loop = asyncio.get_running_loop()
@@ -135,8 +137,10 @@ class Turnstile:
 
     # -- may it start? ------------------------------------------------------------------------
 
-    def passes(self, job: JobContext) -> bool:
-        """Whether a job may start now. If not, it has been taken care of: it waits here, or is parked."""
+    def passes(self, job: JobContext, free: int) -> bool | None:
+        """Whether a job may start now. False: it has been taken care of, it waits here, or is parked. None: it is too early
+        to tell, as many as there are ``free`` slots wait for an answer.
+        """
         limiters = self.limited[job.task].get(job.queue)
         if not limiters:
             return True
@@ -159,8 +163,7 @@ class Turnstile:
             job.permits = ()
             return True
         doors = [door] if door is not None else [self._door(job.queue, limiter) for limiter, _ in wanted]
-        self._wait(job, wanted, doors)
-        return False
+        return self._wait(job, wanted, doors, free)
 
     def _takes(self, job: JobContext, limiters: list[JobLimiter]) -> list[tuple[Limiter, int]]:
         if all(limiter.plain for limiter in limiters):
@@ -189,17 +192,21 @@ class Turnstile:
 
     # -- waiting here -------------------------------------------------------------------------
 
-    def _wait(self, job: JobContext, wanted: list[tuple[Limiter, int]], doors: list[Door]) -> None:
+    def _wait(self, job: JobContext, wanted: list[tuple[Limiter, int]], doors: list[Door], free: int) -> bool | None:
         for door in doors:
             if (door.parked and not job.unparked) or door.waiting >= door.room:
-                self._park(job, door, None)
-                return
+                self._park_behind(job, door)
+                return False
+        if self.unanswered >= free:
+            return None
         waiting = self._waiting[job] = Waiting(job, doors)
         for door in doors:
             door.waiting += 1
+            self._busy[door] = None
             if waiting.since - door.asked_at > ASK_AGAIN:
                 self._want(door)
         waiting.task = self._loop.create_task(self._pass(waiting, wanted))
+        return False
 
     async def _pass(self, waiting: Waiting, wanted: list[tuple[Limiter, int]]) -> None:
         job = waiting.job
@@ -239,18 +246,30 @@ class Turnstile:
         self._waiting.pop(waiting.job, None)
         for door in waiting.doors:
             door.waiting -= 1
+            if not door.waiting:
+                self._busy.pop(door, None)
 
     # -- parked -------------------------------------------------------------------------------
 
+    def _park_behind(self, job: JobContext, door: Door) -> None:
+        """Aside, as others are before it; whoever of them leaves makes room."""
+        if not door.parked:
+            door.parked, door.pause = True, 0.0
+        if not door.waiting and door.timer is None:
+            self._wanted[door] = None
+        self._aside(job, door)
+
     def _park(self, job: JobContext, door: Door, retry_after: float | None) -> None:
         """Aside, until the limit lets it pass; ``retry_after``: seconds until that can be, if it is known."""
-        envelope = job.envelope
-        score = (10 - min(max(envelope.priority, 0), 10)) * 1e13 + envelope.enqueued_at
         if not door.parked:
-            door.parked = True
-            door.pause = 0.0
+            door.parked, door.pause = True, 0.0
         door.room = max(door.least, door.room // 2)
         self._look_later(door, retry_after)
+        self._aside(job, door)
+
+    def _aside(self, job: JobContext, door: Door) -> None:
+        envelope = job.envelope
+        score = (10 - min(max(envelope.priority, 0), 10)) * 1e13 + envelope.enqueued_at
         look_ms = LOOKED_AFTER
         if door.timer is not None:
             look_ms += round(max(door.timer.when() - self._loop.time(), 0.0) * 1_000)
@@ -295,9 +314,10 @@ class Turnstile:
         return found
 
     @property
-    def waiting(self) -> int:
-        """Jobs that wait here."""
-        return len(self._waiting)
+    def unanswered(self) -> int:
+        """Jobs that are about to start, as far as is known: their limits have not said no."""
+        busy = itertools.islice(self._busy, FETCHES)
+        return sum(door.waiting for door in busy if not door.limiter.short()) if self._busy else 0
 
     @property
     def wanting(self) -> bool:

@@ -204,7 +204,8 @@ def test_block_sizes() -> None:
     assert block(slow, 1, 50) == 1  # nothing in advance: eight processes share it
     assert block(slow, 100, 0) == slow.capacity
     assert block(fast, 1, 0) == 1  # demand was low
-    assert block(fast, 1, 10_000) == 1 + 200  # what 20 ms yield
+    assert block(fast, 1, 100) == 1 + 200  # it may grow
+    assert block(fast, 1, 10_000) == 1 + 500  # what 50 ms yield
     assert block(fast, 0, 0) == 1
     assert block(Rule(None, 3).terms(START), 5, 5) == 5
 
@@ -321,7 +322,7 @@ def test_a_whole_burst_can_be_had_by_a_bucket_that_idled() -> None:
     command = commands.acquire(keys, terms, need=10)
     assert memory(command, START).units == 10
     refused = memory(command, START + 990_000)
-    assert (refused.status, refused.wait_us) == (b"short", 30_000)
+    assert (refused.status, refused.wait_us) == (b"short", 60_000)
     assert memory(commands.acquire(keys, terms, need=9), START + 990_000).units == 9
     refused = memory(command, START + 1_000_000)
     assert memory(command, START + 1_000_000 + refused.wait_us - 1).status == b"short"
