@@ -19,7 +19,7 @@ SNIPPETS = dict(re.findall(r"<!-- test: (\S+) -->\n```python\n(.*?)```", README,
 def test_every_python_snippet_is_known() -> None:
     """The two at the top show the same code that `calls` runs; the others carry a test mark."""
     assert len(re.findall(r"```python\n", README)) == len(SNIPPETS) + 2
-    assert set(SNIPPETS) == {"tasks.py", "calls", "handlers", "schedules", "limits", "results", "once"}
+    assert set(SNIPPETS) == {"tasks.py", "calls", "handlers", "schedules", "limits", "limited", "results", "once"}
 
 
 def top_of_readme(url: str) -> dict[str, object]:
@@ -89,6 +89,18 @@ def test_the_schedule_is_valid(redis_url: str) -> None:
     app = fastq.FastQ(redis_url)
     exec(SNIPPETS["schedules"], {"app": app})
     assert list(app.periodic) == ["report 30 4 * * 1-5"]
+
+
+async def test_limited_tasks(redis_url: str) -> None:
+    app = fastq.FastQ(redis_url, queues="default,emails")
+    app.limiter("stripe_api", rate="100/s")
+    exec(SNIPPETS["limited"], {"app": app})
+    assert [each.limiter.id for each in app.limits_of("charge", "default")] == ["task:charge"]
+    assert [each.limiter.id for each in app.limits_of("sync_tenant", "emails")] == [
+        "queue:emails",
+        "task:sync_tenant",
+        "stripe_api",
+    ]
 
 
 async def test_the_limits(redis_url: str) -> None:
