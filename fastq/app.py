@@ -280,7 +280,7 @@ class FastQ(Tasks):
         """What happens to the jobs of a queue (default: the setting ``default_queue``) from now on: started, progress, retried,
         succeeded, failed, cancelled. Survives a lost connection of up to 10 minutes and 10,000 events.
 
-        While somebody watches, and up to two minutes longer, each event costs Redis about 2 µs; while nobody does, nothing.
+        While somebody watches, and up to two minutes longer, each event costs Redis about 4 µs; while nobody does, nothing.
 
         Example::
 

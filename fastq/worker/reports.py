@@ -35,9 +35,10 @@ LINE_LIMIT = 2_000
 class Pending:
     """What one job has told and is not written yet."""
 
-    __slots__ = ("at", "due", "lines", "progress")
+    __slots__ = ("at", "due", "lines", "lock", "progress")
 
     def __init__(self, most: int) -> None:
+        self.lock = threading.Lock()  # the handler may run in a thread
         self.at = 0.0  # monotonic time of the last write
         self.due = False  # whether a write is to come
         self.progress = b""
@@ -72,28 +73,34 @@ class Reports:
         self._take(job, b"", line)
 
     def _take(self, job: JobContext, data: bytes, line: str) -> None:
-        if threading.get_ident() == self._thread:
-            self._note(job, data, line)
-        else:
-            self._loop.call_soon_threadsafe(self._note, job, data, line)
-
-    def _note(self, job: JobContext, data: bytes, line: str) -> None:
         pending = job.report
         if pending is None:
             pending = job.report = Pending(self._most)
-        pending.progress = data or pending.progress
-        if line:
-            pending.lines.append(line)
-        if not pending.due:
+        with pending.lock:
+            pending.progress = data or pending.progress
+            if line:
+                pending.lines.append(line)
+            if pending.due:
+                return  # and no call into the loop: a thread may report as fast as it can
             pending.due = True
-            self._loop.call_later(max(pending.at + INTERVAL - time.monotonic(), 0.0), self._write, job)
+        if threading.get_ident() == self._thread:
+            self._schedule(job)
+        else:
+            self._loop.call_soon_threadsafe(self._schedule, job)
+
+    def _schedule(self, job: JobContext) -> None:
+        self._loop.call_later(max(job.report.at + INTERVAL - time.monotonic(), 0.0), self._write, job)
 
     def _write(self, job: JobContext) -> None:
-        pending = job.report
+        pending: Pending = job.report
+        with pending.lock:
+            pending.due = False
+            progress, lines = pending.progress, [*pending.lines]
+            pending.progress = b""
+            pending.lines.clear()
+        pending.at = time.monotonic()
         q = self._app.keys(job.queue)
-        command = report(q, self._worker_id(), job.id, pending.progress, KEPT_MS, self._most, [*pending.lines])
-        pending.at, pending.due, pending.progress = time.monotonic(), False, b""
-        pending.lines.clear()
+        command = report(q, self._worker_id(), job.id, progress, KEPT_MS, self._most, lines)
         task = self._loop.create_task(self._send(command))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)

@@ -156,6 +156,24 @@ async def _is_at(job: fastq.JobHandle[Any], current: float) -> bool:
     return said is not None and said.current == current
 
 
+async def test_a_thread_may_report_as_fast_as_it_can(redis_url: str, raw: Any) -> None:
+    """The loop is woken for a write, not for a call."""
+    app = make_app(redis_url)
+
+    @app.task
+    def count(job: fastq.JobContext) -> None:
+        for n in range(50_000):
+            job.progress(n + 1, 50_000)
+
+    async with working(app) as shop:
+        scheduled: list[object] = []
+        schedule = shop.loop._reports._schedule
+        shop.loop._reports._schedule = lambda job: (scheduled.append(job), schedule(job))  # type: ignore[method-assign,func-returns-value]
+        job = await count.enqueue()
+        await job.result(30)
+        assert 1 <= len(scheduled) <= 20
+
+
 async def test_awaiting_progress_lets_others_run(redis_url: str) -> None:
     """A loop that only reports can be stopped by its timeout."""
     app = make_app(redis_url)
