@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fastq.broker.commands import Operation
+from fastq.errors import InvalidOption
 from fastq.job import DeadLetter
 
 if TYPE_CHECKING:
     from fastq.broker.inspector import Inspector
+    from fastq.broker.letters import DeadGroup, Filter
 
 __all__ = ["DeadLetters"]
 
@@ -54,24 +57,94 @@ class DeadLetters:
         """:meth:`list` from blocking code."""
         return self._app.run_sync(self._app.inspector.dead(queue or self._app.default_queue(), offset, limit))
 
-    async def replay(self, queue: str | None = None, ids: Iterable[str] | None = None, *, limit: int = 100) -> int:
+    async def groups(self, queue: str | None = None) -> Sequence[DeadGroup]:
+        """Dead letters by what they died of: task, type and message without its numbers, ids and quotes; largest first.
+
+        Example::
+
+            for group in await app.dead.groups("emails"):
+                print(group.count, group.task, group.error_type, group.message, group.fingerprint)
+        """
+        from fastq.broker.letters import groups
+
+        return await self._app.run(groups(self._app.inspector, queue or self._app.default_queue()))
+
+    def groups_sync(self, queue: str | None = None) -> Sequence[DeadGroup]:
+        """:meth:`groups` from blocking code."""
+        from fastq.broker.letters import groups
+
+        return self._app.run_sync(groups(self._app.inspector, queue or self._app.default_queue()))
+
+    async def replay(
+        self,
+        queue: str | None = None,
+        ids: Iterable[str] | None = None,
+        *,
+        limit: int = 100,
+        task: str | None = None,
+        error: str | None = None,
+        group: str | None = None,
+        rate: float | None = None,
+    ) -> int:
         """Send dead letters back with a fresh budget of attempts; twice is once.
 
         Args:
             ids: which; None: the oldest ones.
             limit: most jobs to send back when no ids are given.
+            task, error, group: only those of this task, error type or fingerprint (see :meth:`groups`).
+            rate: at most so many a second; the call lasts as long. May be interrupted and called again.
 
         Returns the number sent back.
-        """
-        return await self._app.run(
-            self._app.inspector.replay(queue or self._app.default_queue(), _listed(ids), limit=limit)
-        )
 
-    def replay_sync(self, queue: str | None = None, ids: Iterable[str] | None = None, *, limit: int = 100) -> int:
+        Raises:
+            InvalidOption: a rate that is not above 0; a filter together with ids.
+
+        Example::
+
+            await app.dead.replay("emails", task="send_email", error="ConnectionError", limit=10_000, rate=50)
+        """
+        queue, inspector, count = queue or self._app.default_queue(), self._app.inspector, 0
+        which = _filter(ids, task, error, group, rate)
+        if not which and rate is None:
+            return await self._app.run(inspector.replay(queue, _listed(ids), limit=limit))
+        from fastq.broker.letters import chosen, paced
+
+        wanted = _listed(ids)
+        if wanted is None:
+            wanted = await self._app.run(chosen(inspector, queue, which, limit))
+        for piece, pause in paced(wanted, rate):
+            count += await self._app.run(inspector.replay(queue, piece))
+            if pause:
+                import asyncio
+
+                await asyncio.sleep(pause)
+        return count
+
+    def replay_sync(
+        self,
+        queue: str | None = None,
+        ids: Iterable[str] | None = None,
+        *,
+        limit: int = 100,
+        task: str | None = None,
+        error: str | None = None,
+        group: str | None = None,
+        rate: float | None = None,
+    ) -> int:
         """:meth:`replay` from blocking code."""
-        return self._app.run_sync(
-            self._app.inspector.replay(queue or self._app.default_queue(), _listed(ids), limit=limit)
-        )
+        queue, inspector, count = queue or self._app.default_queue(), self._app.inspector, 0
+        which = _filter(ids, task, error, group, rate)
+        if not which and rate is None:
+            return self._app.run_sync(inspector.replay(queue, _listed(ids), limit=limit))
+        from fastq.broker.letters import chosen, paced
+
+        wanted = _listed(ids)
+        if wanted is None:
+            wanted = self._app.run_sync(chosen(inspector, queue, which, limit))
+        for piece, pause in paced(wanted, rate):
+            count += self._app.run_sync(inspector.replay(queue, piece))
+            time.sleep(pause)
+        return count
 
     async def purge(
         self, queue: str | None = None, ids: Iterable[str] | None = None, *, older_than: float | None = None
@@ -92,3 +165,16 @@ class DeadLetters:
 
 def _listed(ids: Iterable[str] | None) -> list[str] | None:
     return None if ids is None else list(ids)
+
+
+def _filter(
+    ids: Iterable[str] | None, task: str | None, error: str | None, group: str | None, rate: float | None
+) -> Filter:
+    from fastq.broker.letters import Filter
+
+    which = Filter(task=task, error=error, group=group)
+    if which and ids is not None:
+        raise InvalidOption("ids and a filter were both given: give one")
+    if rate is not None and not 0 < rate <= 1_000_000:
+        raise InvalidOption(f"rate={rate!r} must be a number of jobs a second above 0")
+    return which

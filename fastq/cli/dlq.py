@@ -44,6 +44,22 @@ def ls(session: Session, queue: str | None, limit: int, offset: int) -> None:
     session.answer(letters, rows(HEAD, body) if letters else ["no dead letter"])
 
 
+@dlq.command("groups")
+@click.argument("queue")
+@with_session
+def groups_of(session: Session, queue: str) -> None:
+    """Count the dead letters of QUEUE by what they died of, the largest group first."""
+    from fastq.broker.letters import groups
+
+    found = session.run(groups(session.inspector, session.known_queue(queue)))
+    head = ("GROUP", "COUNT", "TASK", "REASON", "FIRST", "LAST", "ERROR")
+    body = [
+        (g.fingerprint, g.count, g.task, g.reason, moment(g.first), moment(g.last), f"{g.error_type}: {g.message}")
+        for g in found
+    ]
+    session.answer(found, rows(head, body) if found else ["no dead letter"])
+
+
 @dlq.command()
 @click.argument("job_id", metavar="ID")
 @click.option("--queue", "-q", metavar="QUEUE", help="Where it is; saves asking all queues.")
@@ -82,31 +98,71 @@ def _arguments(body: bytes) -> str:
     "--limit", "-n", type=click.IntRange(1), default=100, show_default=True, help="At most so many, oldest first."
 )
 @click.option("--all", "everything", is_flag=True, help="All that are dead now.")
+@click.option("--task", metavar="TASK", help="Only those of this task.")
+@click.option("--error", metavar="TYPE", help="Only those that died of this type of error.")
+@click.option("--group", metavar="GROUP", help="Only those of this group; see dlq groups.")
 @click.option("--rate", type=click.FloatRange(0.1), help="At most so many a second.")
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @with_session
 def replay(
-    session: Session, queue: str, ids: tuple[str, ...], limit: int, everything: bool, rate: float | None, dry_run: bool
+    session: Session,
+    queue: str,
+    ids: tuple[str, ...],
+    limit: int,
+    everything: bool,
+    task: str | None,
+    error: str | None,
+    group: str | None,
+    rate: float | None,
+    dry_run: bool,
 ) -> int:
     """Send dead letters of QUEUE back, with a fresh budget of attempts: the IDs, or the oldest ones.
 
     May be interrupted and called again: what was sent back is not sent twice.
     """
     session.known_queue(queue)
+    from fastq.broker.letters import Filter, chosen
+
     wanted = None if everything else limit
+    which = Filter(task=task, error=error, group=group)
+    if which and ids:
+        raise click.UsageError("give IDs, or --task, --error and --group", click.get_current_context())
+    if which:
+        ids = tuple(session.run(chosen(session.inspector, queue, which, wanted)))
+        if not ids:
+            session.answer(
+                {"queue": queue, "replayed": 0, "undecodable": [], "missing": []}, [f"{queue}: none of them"]
+            )
+            return ExitCode.OK
     value: dict[str, Any] = {"queue": queue, "replayed": 0, "undecodable": [], "missing": []}
-    paced = rate is not None and not dry_run and not ids
-    for size in _batches(wanted, paced=paced):
-        begun = time.monotonic()
-        report = session.run(session.inspector.replay_report(queue, ids or None, size, dry_run=dry_run))
-        value["replayed"] += report.replayed
-        value["undecodable"], value["missing"] = report.undecodable, report.missing
-        if not report.replayed:
-            break
-        if paced and rate:
-            time.sleep(max(0.0, report.replayed / rate - (time.monotonic() - begun)))
+    if ids:
+        _replay_ids(session, queue, list(ids), None if dry_run else rate, value, dry_run=dry_run)
+    else:
+        paced = rate is not None and not dry_run
+        for size in _batches(wanted, paced=paced):
+            begun = time.monotonic()
+            report = session.run(session.inspector.replay_report(queue, None, size, dry_run=dry_run))
+            value["replayed"] += report.replayed
+            value["undecodable"], value["missing"] = report.undecodable, report.missing
+            if not report.replayed:
+                break
+            if paced and rate:
+                time.sleep(max(0.0, report.replayed / rate - (time.monotonic() - begun)))
     session.answer(value, _report(value, dry_run=dry_run))
     return ExitCode.CRASH if value["undecodable"] or value["missing"] else ExitCode.OK
+
+
+def _replay_ids(
+    session: Session, queue: str, ids: list[str], rate: float | None, value: dict[str, Any], *, dry_run: bool
+) -> None:
+    from fastq.broker.letters import paced
+
+    for piece, pause in paced(ids, rate):
+        report = session.run(session.inspector.replay_report(queue, piece, dry_run=dry_run))
+        value["replayed"] += report.replayed
+        value["undecodable"] += report.undecodable
+        value["missing"] += report.missing
+        time.sleep(pause)
 
 
 def _batches(wanted: int | None, *, paced: bool) -> Iterator[int | None]:
