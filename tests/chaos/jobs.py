@@ -25,12 +25,12 @@ _file = -1
 _hoard: list[bytes] = []
 
 
-def note(kind: str, key: str) -> None:
-    """Append an event."""
+def note(kind: str, key: str, at: float | None = None) -> None:
+    """Append an event; ``at``: if it was not now, a monotonic time."""
     global _file  # noqa: PLW0603 - opened by the first event: the test's own process has none
     if _file < 0:
         _file = os.open(os.environ["EVENTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.write(_file, f"{kind} {key} {os.getpid()} {time.monotonic():.6f}\n".encode())
+    os.write(_file, f"{kind} {key} {os.getpid()} {at or time.monotonic():.6f}\n".encode())
 
 
 @tasks.task(result_ttl=0, max_attempts=3, retry=0)
@@ -148,6 +148,32 @@ async def gated_retry(key: str, gate: str) -> None:
         await asyncio.sleep(POLL)
     if os.environ.get("LOSER"):
         raise fastq.Retry(delay=0)
+    note("d", key)
+
+
+fastq.configure_limiter("window", algorithm="sliding_window", limit=40, window_seconds=2)
+fastq.configure_limiter("pool", max_concurrent=7, lease=1.5)
+
+
+@tasks.task(result_ttl=0, max_attempts=1, rate_limit="100/s burst 10")
+async def rated(job: fastq.JobContext, key: str) -> None:
+    """Notes when its limit let it pass, which is when it was started."""
+    note("s", key, job.started)
+    note("d", key)
+
+
+@tasks.task(result_ttl=0, max_attempts=1, limits=["window"])
+async def windowed(job: fastq.JobContext, key: str) -> None:
+    """The same behind a sliding window."""
+    note("s", key, job.started)
+    note("d", key)
+
+
+@tasks.task(result_ttl=0, max_attempts=1, limits=["pool"])
+async def pooled(key: str) -> None:
+    """Holds a slot for a moment."""
+    note("s", key)
+    await asyncio.sleep(0.02)
     note("d", key)
 
 
