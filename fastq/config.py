@@ -91,6 +91,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workers: Annotated[int, _number("Worker processes under `fastq supervise`.", ge=1, le=1_024)] = 2
     concurrency: Annotated[int, _number("Jobs that one worker runs at the same time.", ge=1, le=10_000)] = 100
     threads: Annotated[int, _number("Threads of one worker for handlers that are not async.", ge=1, le=1_024)] = 32
+    processes: Annotated[
+        int, _number('Processes of one worker for handlers with `isolation="process"`.', ge=1, le=1_024)
+    ] = 4
+    process_jobs: Annotated[int, _number("Each of them is replaced after this many jobs.", ge=1, le=10**12)] = 1_000
     prefetch_max: Annotated[
         int, _number("The most jobs one worker holds reserved, started or not.", ge=1, le=10_000)
     ] = 1_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from typing import Any, NoReturn
 
 import msgspec
@@ -305,6 +305,11 @@ def State(key: str | None = None) -> Any:  # noqa: N802 - reads as a type at the
 def is_injected(parameter: Any, annotation: Any) -> bool:
     """Whether fastq fills this parameter in."""
     return annotation is JobContext or isinstance(parameter.default, _State)
+
+
+def takes_state(parameters: Iterable[Any]) -> str | None:
+    """The first of these parameters that the lifespan's value goes to; None without one."""
+    return next((p.name for p in parameters if isinstance(p.default, _State)), None)
 
 
 def injection(parameter: Any, job: JobContext) -> Any:

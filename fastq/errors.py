@@ -210,6 +210,12 @@ class JobTimeout(FastQError, TimeoutError):
     """A handler ran longer than its ``timeout``; recorded as the error of that attempt."""
 
 
+class JobCrashed(FastQError):
+    """The process of a handler with ``isolation="process"`` ended while it ran: a segfault, ``os._exit``, no memory;
+    recorded as the error of that attempt.
+    """
+
+
 class SoftTimeLimitExceeded(FastQError, TimeoutError):
     """Raised inside a handler that runs longer than its ``soft_timeout``. It may catch it, tidy up, and return or raise;
     uncaught, it is a failure of that attempt. In an async handler it is an ``asyncio.CancelledError`` as well.

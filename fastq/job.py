@@ -227,7 +227,7 @@ def culprits(jobs: Sequence[str], deaths: Sequence[int], max_deliveries: int) ->
 class ErrorInfo(msgspec.Struct, array_like=True):
     """Why a run failed, as text only: error classes are never imported from data."""
 
-    reason: str  # exception | fail | timeout | poison | undecodable | arguments | unknown_task
+    reason: str  # exception | fail | timeout | crash | poison | undecodable | arguments | unknown_task
     type: str
     message: str
     traceback: str

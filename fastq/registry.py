@@ -5,10 +5,21 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar, get_args, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    get_args,
+    overload,
+)
 
-from fastq.config import check_queue_name
-from fastq.context import JobContext
+from fastq.config import check_queue_name, parse_size
+from fastq.context import JobContext, takes_state
 from fastq.cron import Cron, Every, MisfirePolicy, Schedule
 from fastq.errors import ConfigError, FastQError, InvalidOption, TaskDefinitionError, UnknownTask, did_you_mean
 from fastq.job import TASK_NAME, JobPriority, Seconds, check_priority, seconds
@@ -126,6 +137,8 @@ class Tasks:
         max_retries: int | None = None,
         timeout: Seconds | None = None,
         soft_timeout: Seconds | None = None,
+        isolation: Literal["process"] | None = None,
+        max_memory: int | str | None = None,
         expires: Seconds | None = None,
         result_ttl: Seconds | None = None,
         retry: RetryPolicy | Seconds | list[float] | Callable[[int], float] | None = None,
@@ -153,6 +166,9 @@ class Tasks:
             timeout: seconds that one run may take (default 300).
             soft_timeout: seconds after which ``SoftTimeLimitExceeded`` is raised inside the handler, which may tidy up until
                 ``timeout`` (default: never). See docs/time_limits.md.
+            isolation: ``"process"``: the handler, async or not, runs in a process of its own; a crash, ``timeout`` or
+                ``max_memory`` ends that job only. See docs/time_limits.md.
+            max_memory: bytes, or text such as ``"512MB"``, that this process may hold; needs ``isolation="process"``.
             expires: seconds after which a job that has not started is cancelled.
             result_ttl: seconds that the record of a finished job is kept (default 3600), 0 for none.
             retry: a policy, seconds, a list of seconds, or a function of the attempt
@@ -204,6 +220,11 @@ class Tasks:
         task: Task[..., Any] = kind(self, name, fn, _task_options(name, fn, options))
         if running is not None:
             running.task = task
+        if task.defaults.isolation and (taker := takes_state(inspect.signature(fn).parameters.values())):
+            raise TaskDefinitionError(
+                f"task {name!r}: {taker}=State() needs the lifespan, which runs in the worker and not in the process of "
+                "isolation='process': make there what the handler needs"
+            )
         self._add(name, task)
         return task
 
@@ -361,7 +382,7 @@ def _while_running(name: str, options: dict[str, Any]) -> _RunningKey | None:
 
 
 _TASK_OPTIONS = (
-    "queue", "priority", "max_attempts", "max_retries", "timeout", "soft_timeout", "expires", "result_ttl",
+    "queue", "priority", "max_attempts", "max_retries", "timeout", "soft_timeout", "isolation", "max_memory", "expires", "result_ttl",
     "retry", "retry_on", "never_on", "unique", "idempotent", *JOB_LIMITS,
 )  # fmt: skip
 
@@ -401,6 +422,8 @@ def _read_options(fn: Callable[..., Any], given: Mapping[str, Any]) -> TaskOptio
         max_attempts=attempts,
         timeout=duration("timeout", 0.001),
         soft_timeout=duration("soft_timeout", 0.0),
+        isolation=_isolation(given),
+        max_memory=0 if given.get("max_memory") is None else parse_size(given["max_memory"]),
         result_ttl=duration("result_ttl", 0.0),
         expires=duration("expires", 0.0),
         retry=rule,
@@ -408,6 +431,15 @@ def _read_options(fn: Callable[..., Any], given: Mapping[str, Any]) -> TaskOptio
         idempotent=idempotent,
         limits=read_job_limits(given, inspect.signature(fn)),
     )
+
+
+def _isolation(given: Mapping[str, Any]) -> str | None:
+    isolation: str | None = given.get("isolation")
+    if isolation not in (None, "process"):
+        raise InvalidOption(f"isolation={isolation!r:.100} must be 'process', or not be given")
+    if isolation is None and given.get("max_memory") is not None:
+        raise InvalidOption("max_memory needs isolation='process': a limit for the whole worker is its setting max_rss")
+    return isolation
 
 
 def _is_async(fn: Callable[..., Any]) -> bool:

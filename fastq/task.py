@@ -87,6 +87,8 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: int | None = None
     timeout: float | None = None
     soft_timeout: float | None = None
+    isolation: str | None = None  # "process", or None: the worker's own
+    max_memory: int = 0  # bytes, 0: unlimited
     result_ttl: float | None = None
     expires: float | None = None
     retry: RetryRule = RetryRule()

@@ -6,20 +6,16 @@ An outcome is a row in the :class:`fastq.broker.commands.Batch` of the job's que
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures.thread
 import contextvars
 import functools
-import inspect
 import logging
 import random
 import socket
 import sys
 import time
-import traceback
-import types
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -28,20 +24,23 @@ from fastq.broker.commands import Batch
 from fastq.broker.keys import bucket_of
 from fastq.context import JobContext, current, injection
 from fastq.errors import (
-    Fail,
+    FastQError,
     InvalidArguments,
+    JobCrashed,
     JobTimeout,
     LimitTimeout,
     Retry,
     Snooze,
     SoftTimeLimitExceeded,
     UndecodableJob,
-    safe_text,
 )
 from fastq.job import ErrorInfo, Extra, JobRecord, JobState, encode
 from fastq.metrics import NOT_RUN, STATUSES, WorkerMetrics
 from fastq.task import Task
 from fastq.worker import soft
+from fastq.worker.ending import MESSAGE_LIMIT, NOT_THE_HANDLERS, Ending, ending_of, is_retryable, misfit, reason_of
+from fastq.worker.isolated import Reply
+from fastq.worker.isolation import Pool
 from fastq.worker.soft import exceed, exceed_thread, in_thread, softly
 
 __all__ = ["Executor"]
@@ -51,16 +50,11 @@ log = logging.getLogger("fastq.worker")
 CANCEL_GRACE = 5.0
 """Seconds between asking a handler to stop and giving it up."""
 
-TRACEBACK_LIMIT = 16_000
-MESSAGE_LIMIT = 2_000
 _SUCCESS, _RETRY, _FAILED, _CANCELLED, _SNOOZED, _RELEASED, _LOST = range(7)
 assert STATUSES == ("success", "retry", "failed", "cancelled", "snoozed", "released", "lost")
 _EAGER = sys.version_info >= (3, 12)
 _NOTHING = msgspec.Raw(b"\xc0")
-_NOT_RESULTS = frozenset({types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType})
-"""What a handler returns by mistake: its body has not run."""
-_NOT_THE_HANDLERS = frozenset({__file__, soft.__file__, concurrent.futures.thread.__file__})
-"""Files whose frames a traceback begins with, whatever the handler."""
+NOT_THE_HANDLERS.update({__file__, soft.__file__})
 
 
 class Plan:
@@ -71,7 +65,9 @@ class Plan:
         "hands_back",
         "injected",
         "is_async",
+        "isolated",
         "max_attempts",
+        "max_memory",
         "result_ttl",
         "rule",
         "series",
@@ -83,7 +79,9 @@ class Plan:
     def __init__(self, task: Task[..., Any], app: FastQ, series: dict[str, int]) -> None:
         settings, defaults = app.settings, task.defaults
         self.task = task
-        self.is_async = task.is_async
+        self.isolated = defaults.isolation is not None
+        self.max_memory = defaults.max_memory
+        self.is_async = task.is_async and not self.isolated  # whether it runs on this event loop
         self.injected = bool(task.arguments.injected)
         self.rule = defaults.retry
         # A limiter without room is no failure, unless the task has a word on such errors itself.
@@ -96,15 +94,6 @@ class Plan:
         self.max_attempts = defaults.max_attempts or settings.default_max_attempts
         self.result_ttl = settings.result_ttl if defaults.result_ttl is None else defaults.result_ttl
         self.series = series
-
-
-class Ending(NamedTuple):
-    """Why a run ended without a result: the reason class, and what is kept of the error."""
-
-    reason: str
-    type: str
-    message: str
-    traceback: str
 
 
 class Executor:
@@ -136,6 +125,7 @@ class Executor:
         self._rng = random.Random()
         self._tell = log.isEnabledFor(logging.DEBUG)  # asked once: a line per job is for development
         self._pool: ThreadPoolExecutor | None = None
+        self.isolation: Pool | None = None  # a worker process sets it, if any task needs it
         self._rows = list(range(app.settings.concurrency))
         self.state: Any = None
         self.give_back: Callable[[JobContext], None] = _nothing_to_give_back
@@ -216,6 +206,8 @@ class Executor:
             self._succeeded(job, plan, result)
 
     async def _call(self, job: JobContext, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if plan.isolated:
+            return await self._in_process(job, plan)
         positional: Any = args
         if plan.injected:
             positional, kwargs = plan.task.arguments.place(args, kwargs, lambda p: injection(p, job))
@@ -233,6 +225,16 @@ class Executor:
         future = self._loop.run_in_executor(self._pool, lambda: context.run(call))
         # Shielded: a cancelled waiter must not cancel a handler that has not started yet behind its back.
         return await asyncio.shield(future)
+
+    async def _in_process(self, job: JobContext, plan: Plan) -> Any:
+        if self.isolation is None:
+            raise FastQError(f"task {job.task!r} has isolation='process', which works in a worker process only")
+        reply = await self.isolation.run(job, plan.max_memory)
+        if reply.how == "result":
+            return msgspec.msgpack.decode(reply.result) if self._app.middlewares else reply.result
+        if reply.how == "unkept":
+            return Unkept(reply.ending.message)
+        raise Reported(reply)
 
     async def _through_middleware(
         self, job: JobContext, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -256,13 +258,8 @@ class Executor:
         if job.abandoned:
             self._unstick(job)
             return
-        if type(result) in _NOT_RESULTS:
-            message = (
-                f"the handler returned a {type(result).__name__}, which nobody would run: await it, or return its items"
-            )
-            if inspect.iscoroutine(result):
-                result.close()
-            self._failure(job, plan, TypeError(message), "exception")
+        if (wrong := misfit(result)) is not None:
+            self._failure(job, plan, wrong, "exception")
             return
         extra = job.envelope.extra
         ttl = plan.result_ttl if extra is None or extra.result_ttl is None else extra.result_ttl
@@ -278,7 +275,8 @@ class Executor:
         try:
             data = encode(result)
         except Exception as error:  # noqa: BLE001 - see arguments.encode_untyped
-            failure = f"the result of task {job.task!r} cannot be encoded and was not kept: {error}"
+            why = result.why if isinstance(result, Unkept) else error
+            failure = f"the result of task {job.task!r} cannot be encoded and was not kept: {why}"
         else:
             if len(data) <= self._app.settings.max_body:
                 return msgspec.Raw(data), None
@@ -311,19 +309,21 @@ class Executor:
             self._done(job, plan, _LOST)
         elif why in ("cancel", "terminate"):
             self._cancelled(job, plan)
-        elif why in ("drain", "stop") and isinstance(error, asyncio.CancelledError):
+        elif why in ("drain", "stop") and isinstance(error, asyncio.CancelledError | JobCrashed):
             self._batches[job.queue].released.append(job.id)
             self._done(job, plan, _RELEASED)
         elif isinstance(error, Snooze):
             self._later(job, error.delay, job.envelope.attempt, snoozed=True)
             self._done(job, plan, _SNOOZED)
         elif isinstance(error, LimitTimeout) and plan.hands_back:
-            self._later(job, self._room_after(job, error), job.envelope.attempt, snoozed=True)
+            self._later(job, self._room_after(job, error.retry_after or 0.0), job.envelope.attempt, snoozed=True)
             self._done(job, plan, _SNOOZED)
-        elif why == "timeout" and isinstance(error, asyncio.CancelledError | JobTimeout):
+        elif isinstance(error, Reported):
+            self._reported(job, plan, error.reply)
+        elif why == "timeout" and isinstance(error, asyncio.CancelledError | JobTimeout | JobCrashed):
             self._failure(job, plan, JobTimeout(f"ran longer than its timeout of {job.timeout:g} s"), "timeout")
         else:
-            self._failure(job, plan, error, _reason(error))
+            self._failure(job, plan, error, reason_of(error))
 
     def _cancelled(self, job: JobContext, plan: Plan) -> None:
         log.info("job cancelled", extra={"fields": _fields(job)})
@@ -348,22 +348,32 @@ class Executor:
         self._record_cancelled(job, plan, "cancelled before it started")
         self._metrics.observe(plan.series[job.queue], _CANCELLED, NOT_RUN, NOT_RUN)
 
+    def _reported(self, job: JobContext, plan: Plan, reply: Reply) -> None:
+        """What an isolated handler has raised; its process has judged it."""
+        if reply.how == "snooze":
+            self._later(job, reply.delay or 0.0, job.envelope.attempt, snoozed=True)
+            self._done(job, plan, _SNOOZED)
+        elif reply.how == "limit" and plan.hands_back:
+            self._later(job, self._room_after(job, reply.delay or 0.0), job.envelope.attempt, snoozed=True)
+            self._done(job, plan, _SNOOZED)
+        else:
+            self._judged(job, plan, reply.ending, reply.how != "fail", reply.delay if reply.how == "retry" else None)
+
     def _failure(self, job: JobContext, plan: Plan, error: BaseException, reason: str) -> None:
+        delay = error.delay if isinstance(error, Retry) else None
+        self._judged(job, plan, ending_of(error, reason), is_retryable(error, plan.rule), delay)
+
+    def _judged(self, job: JobContext, plan: Plan, ending: Ending, retryable: bool, delay: float | None) -> None:
         attempts = job.envelope.attempt + 1
-        ending = _ending(error, reason)
-        retryable = isinstance(error, JobTimeout) or plan.rule.retryable(error)
-        if isinstance(error, SoftTimeLimitExceeded):  # a time limit, too, unless the task has a word on it
-            retryable = not isinstance(error, plan.rule.never_on)
         if attempts >= job.max_attempts or not retryable:
             self._fail(job, ending, attempts=attempts, plan=plan)
             return
-        delay = error.delay if isinstance(error, Retry) and error.delay is not None else None
         if delay is None:
             try:
                 delay = plan.rule.policy.delay(attempts, self._rng)
             except Exception as policy_error:  # the user's own function
                 log.exception("retry policy failed", extra={"fields": {"task": job.task}})
-                self._fail(job, _ending(policy_error, "exception"), attempts=attempts, plan=plan)
+                self._fail(job, ending_of(policy_error, "exception"), attempts=attempts, plan=plan)
                 return
         self._later(job, delay, attempts, error=f"{ending.type}: {ending.message}"[:300])
         log.warning(
@@ -374,10 +384,10 @@ class Executor:
         )
         self._done(job, plan, _RETRY)
 
-    def _room_after(self, job: JobContext, error: LimitTimeout) -> float:
+    def _room_after(self, job: JobContext, room_in: float) -> float:
         """Seconds until a job that gave up on a limiter runs again: when it may have room, longer each time."""
         least = min(2.0 ** min(job.extra.snoozes, 6), 60.0)
-        return max(error.retry_after or 0.0, least) * self._rng.uniform(1.0, 1.25)
+        return max(room_in, least) * self._rng.uniform(1.0, 1.25)
 
     def _later(
         self, job: JobContext, delay: float, attempts: int, *, error: str | None = None, snoozed: bool = False
@@ -502,13 +512,16 @@ class Executor:
         if job not in self.running or job.stopping not in ("", "cancel") or why == job.stopping:
             return
         job.stopping = why
+        told = self.isolation is not None and self.isolation.interrupt(job, why)
         if why == "cancel":
             return
         job.exceeded = False  # a cancellation is one now
         self.running[job] = time.monotonic()
         if why != "lost":
             log.warning("stopping job", extra={"fields": _fields(job) | {"why": why}})
-        if plan.is_async and job.runner is not None:
+        if told:
+            pass  # its process is being killed, which ends the run
+        elif (plan.is_async or plan.isolated) and job.runner is not None:
             job.runner.cancel()
         elif why not in ("timeout", "terminate") and job.runner is not None:
             job.runner.cancel()  # only the waiting for the thread: the thread ends with the process
@@ -535,6 +548,8 @@ class Executor:
         """Let the threads go; those that still run do not hold the process up."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+        if self.isolation is not None:
+            self.isolation.close()
 
 
 def _nothing_to_give_back(job: JobContext) -> None:
@@ -550,6 +565,21 @@ def _thread_main(job: JobContext, fn: Callable[..., Any], args: Any, kwargs: dic
     return fn(*args, **kwargs)
 
 
+class Reported(Exception):
+    """An isolated handler has raised; ``reply`` says what."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(f"{reply.ending.type}: {reply.ending.message}")
+        self.reply = reply
+
+
+class Unkept:
+    """The result of an isolated handler that could not be encoded there."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
 async def _guarded(hook: Coroutine[Any, Any, None], job: JobContext) -> None:
     try:
         await hook
@@ -560,36 +590,6 @@ async def _guarded(hook: Coroutine[Any, Any, None], job: JobContext) -> None:
 def stray_delay(strays: int) -> float:
     """Seconds until an unknown task is offered again: 1, 2, 4 … 30."""
     return float(min(2**strays, 30)) if strays < 6 else 30.0
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, Fail):
-        return "fail"
-    return "timeout" if isinstance(error, SoftTimeLimitExceeded) else "exception"
-
-
-def _ending(error: BaseException, reason: str) -> Ending:
-    text = "" if isinstance(error, Fail | Retry | JobTimeout) else _traceback(error)
-    try:
-        message = str(error)
-    except Exception as broken:  # noqa: BLE001 - the user's own __str__
-        message = f"<its message cannot be shown: {type(broken).__name__}>"
-    return Ending(reason, type(error).__name__, safe_text(message, MESSAGE_LIMIT), text)
-
-
-def _traceback(error: BaseException) -> str:
-    """The traceback from the handler's own first frame on, cut in the middle to a bounded size."""
-    tb = error.__traceback__
-    while tb is not None and tb.tb_frame.f_code.co_filename in _NOT_THE_HANDLERS:
-        tb = tb.tb_next
-    try:
-        text = "".join(traceback.format_exception(type(error), error, tb, limit=50))
-    except Exception:  # noqa: BLE001 - the user's own __str__ or __notes__
-        text = "".join(traceback.format_tb(tb, limit=50))
-    if len(text) <= TRACEBACK_LIMIT:
-        return text
-    half = TRACEBACK_LIMIT // 2
-    return f"{text[:half]}\n[… {len(text) - TRACEBACK_LIMIT} characters left out …]\n{text[-half:]}"
 
 
 def _fields(job: JobContext) -> dict[str, Any]:

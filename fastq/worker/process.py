@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import functools
 import gc
 import logging
 import math
@@ -30,7 +31,10 @@ from fastq.errors import ExitCode, FastQError
 from fastq.job import WorkerCard
 from fastq.launch import Launch, load_app, report
 from fastq.metrics import WorkerMetrics, count_limits_in
+from fastq.worker.isolated import live
+from fastq.worker.isolation import Pool
 from fastq.worker.loop import IDLE_WAIT, WorkerLoop
+from fastq.worker.nursery import Nursery
 
 __all__ = ["main", "run_alone"]
 
@@ -43,6 +47,7 @@ STALL = 1.0
 def main(context: ChildContext) -> int:
     """A worker under a supervisor."""
     launch: Launch = context.settings
+    nursery = _nursery(launch)  # before there is any thread, or anything of the application
     logs.setup(launch.settings.log_level, launch.settings.log_format, background=True)
     app = _load(launch)
     if app is None:
@@ -51,7 +56,7 @@ def main(context: ChildContext) -> int:
     if context.number == 1:
         warn_of_unserved_queues(app)
     try:
-        return _serve(app, context.slot, context.board, context.orphaned)
+        return _serve(app, context.slot, context.board, context.orphaned, nursery)
     finally:
         logs.flush()  # what a process says last must not end with it
 
@@ -61,6 +66,7 @@ def run_alone(launch: Launch, keep: Callable[[FastQ, Board], Any]) -> int:
 
     ``keep`` starts whatever extends the leases meanwhile (the monitor's keeper, as a thread).
     """
+    nursery = _nursery(launch)
     app = _load(launch)
     if app is None:
         return ExitCode.USAGE
@@ -72,7 +78,7 @@ def run_alone(launch: Launch, keep: Callable[[FastQ, Board], Any]) -> int:
     warn_of_unserved_queues(app)
     keep(app, board)
     try:
-        return _serve(app, slot, board, lambda: False)
+        return _serve(app, slot, board, lambda: False, nursery)
     finally:
         logs.flush()
 
@@ -87,14 +93,22 @@ def _load(launch: Launch) -> FastQ | None:
         return None
 
 
-def _serve(app: FastQ, slot: Slot, board: Board, orphaned: Callable[[], bool]) -> int:
+def _nursery(launch: Launch) -> Nursery:
+    return Nursery(lambda: load_app(launch), functools.partial(live, launch.settings))
+
+
+def _serve(app: FastQ, slot: Slot, board: Board, orphaned: Callable[[], bool], nursery: Nursery) -> int:
     import uvloop
 
+    if any(task.defaults.isolation for task in app.tasks.values()):
+        nursery.open()
+    else:
+        nursery.close()
     faulthandler.enable()  # the monitor ends a hung worker with SIGABRT: this writes the stacks first
     gc.freeze()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_Worker(app, slot, board, orphaned).run())
+            runner.run(_Worker(app, slot, board, orphaned, nursery).run())
     except FastQError as error:
         log.error("worker cannot work", extra={"fields": {"error": str(error)}})
         return ExitCode.USAGE
@@ -134,12 +148,13 @@ MOST_TASKS = 1_000
 class _Worker:
     """What surrounds the loop: signals, lifespan, recycling, the watchdog."""
 
-    def __init__(self, app: FastQ, slot: Slot, board: Board, orphaned: Callable[[], bool]) -> None:
+    def __init__(self, app: FastQ, slot: Slot, board: Board, orphaned: Callable[[], bool], nursery: Nursery) -> None:
         self._app = app
         self._settings = app.settings
         self._slot = slot
         self._board = board
         self._orphaned = orphaned
+        self._nursery = nursery
         self._started = time.monotonic()
         self._watchdog = threading.Event()
         self._log_lines = 0  # dropped ones that were counted
@@ -160,6 +175,8 @@ class _Worker:
         )
         self._loop = WorkerLoop(self._app, connection, waker, order, slot, metrics, card, worker_name())
         self._metrics = metrics
+        if not self._nursery.closed:
+            self._loop.executor.isolation = Pool(self._nursery, settings.processes, settings.process_jobs)
         if self._board.quiet:
             self._loop.set_quiet(True)  # the fleet is quiet: nothing may be reserved, not even once
         self._signals()
@@ -257,6 +274,8 @@ class _Worker:
         settings, executor = self._settings, self._loop.executor
         if executor.stuck:
             return "a handler does not stop"
+        if executor.isolation is not None and executor.isolation.broken:
+            return "it cannot start processes any more"
         if settings.max_jobs and executor.finished >= settings.max_jobs:
             return f"max_jobs={settings.max_jobs}"
         if settings.max_rss and self._slot.rss > settings.max_rss:

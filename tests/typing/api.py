@@ -46,6 +46,14 @@ def idempotent_task(order: str) -> bytes:
     return order.encode()
 
 
+@app.task(isolation="process", max_memory="512MB", soft_timeout=25.0, timeout=30)
+def isolated(path: str) -> int:
+    return len(path)
+
+
+assert_type(isolated.enqueue_sync("x"), fastq.JobHandle[int])
+
+
 @app.cron("30 4 * * 1-5", tz="Europe/Berlin")
 @app.every(dt.timedelta(minutes=5))
 @app.task
