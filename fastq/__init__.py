@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from fastq.handle import Bulk, JobHandle
     from fastq.job import DeadLetter, Event, JobPriority, JobResult, JobState, JobStatus, Progress
     from fastq.lease import Lease, SyncLease, SyncTerm, Term
-    from fastq.limiter.api import Limiter, LimiterState, SyncLimiter, acquire_all
+    from fastq.limiter.api import Limiter, LimiterState, SyncLimiter, acquire_all, acquire_all_sync
     from fastq.limiter.catalogue import (
         configure_limiter,
         configure_store,
@@ -77,7 +77,7 @@ _HOMES = {
     "fastq.handle": "Bulk JobHandle",
     "fastq.job": "DeadLetter Event JobPriority JobResult JobState JobStatus Progress",
     "fastq.lease": "Lease SyncLease SyncTerm Term",
-    "fastq.limiter.api": "Limiter LimiterState SyncLimiter acquire_all",
+    "fastq.limiter.api": "Limiter LimiterState SyncLimiter acquire_all acquire_all_sync",
     "fastq.limiter.catalogue": "configure_limiter configure_store get_or_clone_limiter monitored_acquire rate_limited",
     "fastq.limits": "CostTooHigh",
     "fastq.lock": "Lock",
@@ -158,6 +158,7 @@ __all__ = [
     "UnknownTask",
     "WaitTimeout",
     "acquire_all",
+    "acquire_all_sync",
     "configure_limiter",
     "configure_store",
     "get_or_clone_limiter",

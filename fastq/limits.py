@@ -50,6 +50,7 @@ SHORTEST_USE: Final = 0.005
 
 _US: Final = 1_000_000
 _SLOW: Final = 2.0  # units per second: a use's delay of 5 ms is up to 1 % of the time between two of them
+_LENGTHY: Final = 0.5  # units per second: 1 % of the time between two of them is 20 ms, enough for a use's delay
 _LONGEST_PERIOD: Final = 366 * 86_400.0  # seconds: of windows, and for one unit of a rate
 _MOST: Final = 10**9  # units: a rate, limit or burst above this is a mistake
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}\Z")
@@ -258,7 +259,15 @@ def _bucket_terms(bucket: TokenBucket, use_within: float | None) -> Terms:
     use = use_within or _between(0.05 * size / rate)
     if use_within is None and size < 1 + rate * (use + spare):
         use = min(use, max(SHORTEST_USE, (size - 1) / rate - spare, 0.01 / rate if slow else 0.0))
+    if use_within is None and size == int(size) and rate <= _LENGTHY:
+        use = min(use, 0.01 / rate)
     interval, stretch = _US / rate, 1 + rate * use
+    if size == int(size) and rate <= _LENGTHY and stretch <= 1.0101:
+        # An interval longer by `use` keeps the promise by itself: between the uses of n units more than the burst lie n of
+        # these, less one `use`. So no room is reserved, and a fresh bucket has its whole burst, unit by unit. One µs more,
+        # in both, so that no rounding keeps the last unit out of reach.
+        interval = interval * stretch + 1
+        return Terms("bucket", interval, size * interval + 1, 0.0, use, int(size), rate)
     if size < stretch and slow and stretch <= 1.0101:
         return Terms("bucket", interval * stretch, interval * stretch, 0.0, use, 1, rate)
     size = max(size, stretch + rate * spare)

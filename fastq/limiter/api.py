@@ -11,7 +11,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Final, ParamSpec, TypeVar, cast
 from weakref import WeakValueDictionary
 
@@ -26,7 +26,7 @@ from fastq.limiter.stores import Store, this_process
 from fastq.limits import CostTooHigh, read_rule, size_of
 from fastq.logs import fields, log_context
 
-__all__ = ["Limiter", "LimiterState", "SyncLimiter", "acquire_all", "limited"]
+__all__ = ["Limiter", "LimiterState", "SyncLimiter", "acquire_all", "acquire_all_sync", "limited"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -421,6 +421,30 @@ def acquire_all(limiters: Sequence[Limiter], timeout: float | None = None, cost:
         LimitTimeout: (a builtin TimeoutError) not all within ``timeout`` (None: as long as it takes).
     """
     return _Together(list(dict.fromkeys(limiters)), timeout, cost)
+
+
+@contextmanager
+def _give_slots_back(got: Sequence[tuple[Gate, Waiter]]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for gate, waiter in got:
+            if waiter.holder in gate.held:
+                this_process().run(gate.release(waiter.holder))
+
+
+def acquire_all_sync(
+    limiters: Sequence[Limiter | SyncLimiter], timeout: float | None = None, cost: int = 1
+) -> AbstractContextManager[None]:
+    """:func:`acquire_all` for blocking code: when it returns, all have been acquired; entering it is for slots alone::
+
+        with fastq.acquire_all_sync([stripe, pool], timeout=5):
+            ...
+
+    Raises as :func:`acquire_all`.
+    """
+    asked = dict.fromkeys(one._limiter if isinstance(one, SyncLimiter) else one for one in limiters)
+    return _give_slots_back(this_process().run(take_all([(limiter, cost) for limiter in asked], timeout)))
 
 
 # -- around a function ------------------------------------------------------------------------------------

@@ -384,7 +384,7 @@ class Gate:
     def _put(self, sent: float, reply: Acquired, terms: Terms) -> float:
         """Keep what was granted; the present time."""
         now, until = time.monotonic(), sent + terms.usable(reply.now_us)
-        self._note_late(reply.units > 0 and until < now)
+        self._note_late(reply.units > 0 and until < now, now - sent)
         self.tokens.put(reply.units, until, float(reply.now_us))
         self.tokens.mark = reply.units // 2
         self._tell(now, reply.wait_us, 1)
@@ -446,18 +446,15 @@ class Gate:
             self._marked, self._marked_at = self.used, now
         return max(self._recent, used if passed < terms.use_within else 0)
 
-    def _note_late(self, late: bool) -> None:
+    def _note_late(self, late: bool, round_trip: float) -> None:
         if not late:
             self._late = 0
             return
         self._late += 1
         self.counts.note("late")
         if self._late == _LATE:
-            use = self._terms.use_within
-            log.warning(
-                "limiter's store answers too late: raise use_within",
-                extra=fields(limiter_id=self.plan.id, use_within=use),
-            )
+            told = fields(limiter_id=self.plan.id, use_within=self._terms.use_within, round_trip=round(round_trip, 4))
+            log.warning("limiter's store answers too late: raise use_within", extra=told)
 
     # -- slots ----------------------------------------------------------------------------------------
 
@@ -478,7 +475,7 @@ class Gate:
             return await self._not_granted(reply, terms, asked[0].cost)
         now, served = time.monotonic(), asked[: reply.slots]
         late = terms.kind != "none" and reply.units > 0 and sent + terms.usable(reply.now_us) < now
-        self._note_late(late)
+        self._note_late(late, now - sent)
         unwanted = [waiter for waiter in served if late or waiter.future.done()]
         for waiter in served:
             if not late and not waiter.future.done():

@@ -226,6 +226,17 @@ def test_never_over_whatever_clients_do(lab: LimitLab, name: str, seed: int) -> 
     assert fleet.excess() <= 0
 
 
+@pytest.mark.parametrize("rate", ["1/h burst 7", "10/m burst 5", "30/m burst 30", "7/h burst 1000", "1/m"])
+def test_a_fresh_slow_bucket_has_its_whole_burst_unit_by_unit(lab: LimitLab, rate: str) -> None:
+    rule = Rule(parse_rate(rate))
+    terms = lab.use(rule)
+    assert isinstance(rule.rate, TokenBucket)
+    burst = int(rule.rate.size)
+    assert lab.state().left == burst
+    assert [lab.acquire(1).status for _ in range(burst + 1)] == [b"granted"] * burst + [b"short"]
+    assert lab.after(burst * terms.a / US + 1).acquire(burst).units == burst, "and all at once"
+
+
 def test_windows_hold_at_the_edges_of_their_parts(lab: LimitLab) -> None:
     """One unit asked for at each µs around each edge: what is granted never exceeds the limit."""
     rule = Rule(SlidingWindow(3, 1))
@@ -246,6 +257,7 @@ RULES = [
     Rule(parse_rate("3/s burst 1.5"), 3),
     Rule(parse_rate("50000/s burst 700")),
     Rule(TokenBucket(1 / 7, 2.2), 2),
+    Rule(TokenBucket(1 / 7, 3), 2),
     Rule(SlidingWindow(20, 1)),
     Rule(SlidingWindow(7, 33.3), 3),
     Rule(FixedWindow(9, 2)),

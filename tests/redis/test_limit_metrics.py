@@ -43,7 +43,8 @@ async def test_waits_and_timeouts_are_counted_by_limiter_and_task(redis_url: str
             await limiter.for_key("secret-tenant").acquire(timeout=0.001)
         with pytest.raises(fastq.LimitTimeout):
             await asyncio.to_thread(limiter.sync.for_key("secret-tenant").acquire, 0.0001)
-        await limiter.penalize(0.05)
+        await limiter.penalize(5)
+        assert not await limiter.try_acquire()
     snapshot = aggregate(counted)
     (waits,) = snapshot.waits
     assert (waits.limiter, waits.job_type, waits.timeouts) == ("counted", "send", 2)

@@ -20,6 +20,7 @@ import pytest
 import fastq
 from fastq import FastQ
 from fastq.broker import commands
+from fastq.limiter.stores import RedisStore
 from tests.conftest import eventually, eventually_async
 
 
@@ -252,6 +253,12 @@ async def test_try_acquire_does_not_wait(redis_url: str) -> None:
         assert [await limiter.try_acquire(timeout=0) for _ in range(3)] == [True, True, False]
 
 
+async def test_the_last_unit_of_a_fresh_burst_is_there_at_once(redis_url: str) -> None:
+    async with application(redis_url) as app:
+        limiter = app.limiter("fresh", rate="10/m burst 5")
+        assert [await limiter.try_acquire() for _ in range(6)] == [True] * 5 + [False]
+
+
 async def test_a_cancelled_waiter_gives_back_what_it_was_granted(redis_url: str) -> None:
     async with application(redis_url) as app:
         limiter = app.limiter("cancel", rate="1/h burst 5", max_concurrent=5)
@@ -456,6 +463,56 @@ async def test_acquire_all_in_both_orders_does_not_lock_up(redis_url: str) -> No
     async with application(redis_url) as app:
         a, b = app.limiter("order-a", max_concurrent=1), app.limiter("order-b", max_concurrent=1)
         await asyncio.wait_for(asyncio.gather(*(_enter(a, b) if n % 2 else _enter(b, a) for n in range(10))), 10)
+
+
+def test_acquire_all_in_blocking_code(redis_url: str) -> None:
+    app = FastQ(redis_url)
+    a, b, rate = (
+        app.limiter("sync-a", max_concurrent=1),
+        app.limiter("sync-b", max_concurrent=1),
+        app.limiter("r", rate="1/m burst 5"),
+    )
+    with fastq.acquire_all_sync([a, b.sync, rate, a], timeout=5):
+        assert [limiter.sync.state().holders for limiter in (a, b)] == [1, 1]
+        start = time.monotonic()
+        with pytest.raises(fastq.LimitTimeout) as refused:
+            fastq.acquire_all_sync([rate, a], timeout=0.2)
+        assert 0.2 <= time.monotonic() - start < 2
+        assert (refused.value.limiter_id, refused.value.timeout) == ("sync-a", 0.2)
+    eventually(lambda: [limiter.sync.state().holders for limiter in (a, b)] == [0, 0])
+    fastq.acquire_all_sync([a, b], timeout=5)
+    assert a.sync.state().holders == 1
+    a.sync.release()
+    b.sync.release()
+    app.close()
+
+
+class Far(RedisStore):
+    """A Redis that is 30 ms away."""
+
+    async def ask(self, command: Any) -> Any:
+        answer = await super().ask(command)
+        await asyncio.sleep(0.03)
+        return answer
+
+
+async def test_a_redis_that_is_too_far_away_for_the_rule_is_told(redis_url: str, caplog: Any) -> None:
+    """Units that come later than they may be used are lost: nothing else would show it."""
+    async with application(redis_url) as app:
+        near = app.limiter("far", rate="1000/s burst 1000", use_within=0.02)
+        near._store = Far(app.endpoint)
+        with pytest.raises(fastq.LimitTimeout):
+            await near.acquire(timeout=0.5)
+        assert near.counts.late >= 5
+        (told,) = [record.fields for record in caplog.records if "answers too late" in record.message]
+        assert told["use_within"] == 0.02
+        assert told["round_trip"] >= 0.03
+        await near._store.aclose()
+        patient = app.limiter("patient", rate="1000/s burst 1000", use_within=0.2)
+        patient._store = Far(app.endpoint)
+        await patient.acquire(timeout=0.5)
+        assert patient.counts.late == 0
+        await patient._store.aclose()
 
 
 # -- decorator, sync twin ---------------------------------------------------------------------------

@@ -147,3 +147,15 @@ async def leaders() -> None:
 
     assert_type(await leader.run(work), int)
     app.leader("daily_report", 15)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+async def limiters() -> None:
+    limiter = app.limiter("stripe_api", rate="100/s", adaptive=True)
+    await fastq.monitored_acquire("stripe_api", "sync", timeout=3)
+    async with fastq.acquire_all([limiter], timeout=3) as nothing:
+        assert_type(nothing, None)
+    with fastq.acquire_all_sync([limiter, limiter.sync], timeout=3):
+        pass
+    assert_type((await limiter.state()).pace, float)
+    assert_type(fastq.LimitTimeout("stripe_api", 3.0).retry_after, float | None)
+    await fastq.monitored_acquire("stripe_api")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -231,6 +231,9 @@ LIMITS = {
     "10000/s": (Rule(parse_rate("10000/s")), 3),
     "1/s": (Rule(parse_rate("1/s")), 300),
     "100/s burst 1": (Rule(parse_rate("100/s burst 1")), 20),
+    "10/m burst 5": (Rule(parse_rate("10/m burst 5")), 3_000),
+    "30/m burst 30": (Rule(parse_rate("30/m burst 30")), 3_000),
+    "1/m burst 3": (Rule(parse_rate("1/m burst 3")), 30_000),
     "60/min": (Rule(SlidingWindow(60, 60)), 6_000),
     "10 in 1 s": (Rule(SlidingWindow(10, 1)), 100),
     "5000/h": (Rule(SlidingWindow(5_000, 3_600)), 100 * 3_600),
@@ -284,6 +287,14 @@ def planted(name: str, seed: int, **fault: object) -> float:
 def test_the_judgement_finds_a_bucket_without_reserve() -> None:
     found = [planted("100/s burst 1", seed, tamper=lambda t: t._replace(b=t.b + t.c, c=0.0)) for seed in range(4)]
     assert max(found) > 0
+
+
+def test_the_judgement_finds_a_slow_bucket_whose_interval_is_not_longer() -> None:
+    def shorter(terms: fastq.limits.Terms) -> fastq.limits.Terms:
+        return terms._replace(a=US * 6.0, b=5 * US * 6.0)
+
+    assert max(planted("10/m burst 5", seed, tamper=shorter) for seed in range(30)) > 0
+    assert max(planted("10/m burst 5", seed) for seed in range(30)) <= 0
 
 
 def test_the_judgement_finds_units_that_come_back_at_full_value() -> None:
