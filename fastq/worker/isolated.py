@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import resource
 import signal
 import socket
 import sys
+import threading
+import time
 from typing import Any, Literal
 
 import msgspec
@@ -24,6 +27,7 @@ from fastq.errors import LimitTimeout, Retry, Snooze, SoftTimeLimitExceeded
 from fastq.job import decode_envelope, encode
 from fastq.task import Task
 from fastq.worker.ending import NOT_THE_HANDLERS, Ending, ending_of, is_retryable, misfit, reason_of
+from fastq.worker.reports import LineHandler
 from fastq.worker.soft import exceed, softly
 
 __all__ = ["Order", "Reply", "live"]
@@ -47,8 +51,8 @@ class Order(msgspec.Struct, array_like=True):
 class Reply(msgspec.Struct, array_like=True):
     """What became of it."""
 
-    how: Literal["result", "unkept", "retry", "fail", "snooze", "limit"]
-    result: msgspec.Raw = msgspec.Raw(b"\xc0")
+    how: Literal["result", "unkept", "retry", "fail", "snooze", "limit", "progress", "line"]  # the last two: it goes on
+    result: msgspec.Raw = msgspec.Raw(b"\xc0")  # of "progress": the report
     ending: Ending = Ending("", "", "", "")
     delay: float | None = None  # of "retry", "snooze", "limit": the error's own
     spent: bool = False  # this process should not run another job
@@ -71,6 +75,9 @@ class _Context(JobContext, eq=False):
 def live(settings: Settings, app: FastQ, sock: socket.socket) -> None:
     """Run jobs until end of file."""
     logs.setup(settings.log_level, settings.log_format)
+    desk = _Desk(sock)
+    if settings.job_log_lines:
+        logging.getLogger("fastq.job").addHandler(LineHandler(desk))
     signal.signal(signal.SIGALRM, _alarm)
     decode = msgspec.msgpack.Decoder(Order).decode
     loop = _Loop()
@@ -79,8 +86,37 @@ def live(settings: Settings, app: FastQ, sock: socket.socket) -> None:
         if size == 0:
             continue  # the job that was cancelled had ended
         order = decode(_exactly(sock, size))
-        reply = encode(_run(app, sock, loop, order))
-        sock.sendall(len(reply).to_bytes(4, "big") + reply)
+        _send(sock, _run(app, sock, desk, loop, order))
+
+
+def _send(sock: socket.socket, reply: Reply) -> None:
+    data = encode(reply)
+    sock.sendall(len(data).to_bytes(4, "big") + data)
+
+
+class _Desk:
+    """Where the handler's reports go: through the worker, to where those of its own handlers go."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._lock = threading.Lock()  # a handler may have threads
+
+    def now(self) -> float:
+        return time.time()
+
+    def progress(self, _job: JobContext, data: bytes) -> None:
+        self._say(Reply("progress", msgspec.Raw(data)))
+
+    def line(self, _job: JobContext, line: str) -> None:
+        self._say(Reply("line", ending=Ending("", "", line, "")))
+
+    def _say(self, reply: Reply) -> None:
+        with self._lock:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # the soft limit must not cut it in two
+            try:
+                _send(self._sock, reply)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _exactly(sock: socket.socket, size: int) -> bytes:
@@ -119,12 +155,12 @@ async def _limited(job: JobContext, handler: Any) -> Any:
         timer.cancel()
 
 
-def _run(app: FastQ, sock: socket.socket, loop: _Loop, order: Order) -> Reply:
+def _run(app: FastQ, sock: socket.socket, desk: _Desk, loop: _Loop, order: Order) -> Reply:
     envelope = decode_envelope(order.envelope)
     task = app.tasks[envelope.task]
     job = _Context(
         order.id, order.queue, envelope, order.deliveries, order.max_attempts, order.timeout,
-        soft=order.soft, home=app, sock=sock,
+        soft=order.soft, home=app, desk=desk, sock=sock,
     )  # fmt: skip
     try:
         with _memory(order.max_memory):

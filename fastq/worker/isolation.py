@@ -40,6 +40,19 @@ class _Child:
         self.doomed = False  # it runs no other job
         self.ended: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
 
+    async def read(self) -> Reply:
+        """What it says next."""
+        size = int.from_bytes(await self.reader.readexactly(4), "big")
+        return _decode(await self.reader.readexactly(size))
+
+
+def _pass_on(job: JobContext, reply: Reply) -> None:
+    """A report of the handler, to where the worker's own handlers report."""
+    if job.desk is not None and reply.how == "progress":
+        job.desk.progress(job, bytes(reply.result))
+    elif job.desk is not None:
+        job.desk.line(job, reply.ending.message)
+
 
 class Pool:
     """At most ``most`` processes, each replaced after ``jobs_each`` jobs. Jobs that find none free wait, first come first.
@@ -85,8 +98,8 @@ class Pool:
         )
         try:
             child.writer.write(len(order).to_bytes(4, "big") + order)
-            size = int.from_bytes(await child.reader.readexactly(4), "big")
-            reply = _decode(await child.reader.readexactly(size))
+            while (reply := await child.read()).how in ("progress", "line"):
+                _pass_on(job, reply)
         except (asyncio.IncompleteReadError, ConnectionError):
             child.doomed = True
             raise JobCrashed(await self._how(child)) from None

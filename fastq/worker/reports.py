@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from fastq.app import FastQ
 from fastq.broker.commands import Command, report
@@ -18,7 +19,7 @@ from fastq.broker.connection import AsyncConnection
 from fastq.context import JobContext, current
 from fastq.errors import BrokerError
 
-__all__ = ["Reports"]
+__all__ = ["LineHandler", "Reports"]
 
 log = logging.getLogger("fastq.worker")
 
@@ -56,7 +57,7 @@ class Reports:
         self._thread = threading.get_ident()
         self._most = app.settings.job_log_lines
         self._writes: set[asyncio.Task[None]] = set()
-        self._handler = _LineHandler(self) if self._most else None
+        self._handler = LineHandler(self) if self._most else None
         if self._handler is not None:
             logging.getLogger("fastq.job").addHandler(self._handler)
 
@@ -118,14 +119,23 @@ class Reports:
         await asyncio.gather(*self._writes, return_exceptions=True)
 
 
-class _LineHandler(logging.Handler):
+class Desk(Protocol):
+    """Who takes lines: the worker's reports, or what stands for them in the process of an isolated handler."""
+
+    def line(self, job: JobContext, line: str) -> None:
+        """Take a log line."""
+        ...
+
+
+class LineHandler(logging.Handler):
     """Hands the lines of ``job.log`` to the reports of the job's own worker."""
 
-    def __init__(self, reports: Reports) -> None:
+    def __init__(self, reports: Desk) -> None:
         super().__init__()
         self._reports = reports
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Take a line of a running job, of this desk's."""
         job = current.get()
         if isinstance(job, JobContext) and job.desk is self._reports:
             when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))

@@ -121,3 +121,12 @@ def waits(path: str) -> str:
     child.kill()
     child.wait()
     raise RuntimeError("was told")
+
+
+@app.task(isolation="process")
+def tells(path: str, job: fastq.JobContext) -> str:
+    job.progress(3, 10, message="reading")
+    job.log.info("chapter one")
+    while not os.path.exists(path):
+        time.sleep(0.005)
+    return "told"

@@ -124,6 +124,26 @@ def test_cancel(fleet: Fleet, terminate: bool) -> None:
     assert result(enqueue(fleet, "isolated", 1)) == 1
 
 
+def test_reports(make_fleet: MakeFleet, redis_url: str) -> None:
+    """Progress and log lines go through the worker to where those of other handlers go."""
+    fleet = make_fleet(redis_url, workers=1, job_log_lines=10)
+    fleet.start(*APP)
+    fleet.until_serving(1)
+    gate = fleet.folder / "gate"
+    job = enqueue(fleet, "tells", str(gate))
+
+    def progress() -> Any:
+        status = job.status_sync()
+        return status.progress if status is not None else None
+
+    seen = eventually(progress, PATIENCE)
+    assert (seen.current, seen.total, seen.message) == (3, 10, "reading")
+    eventually(lambda: any("chapter one" in line for line in job.logs_sync()), PATIENCE)
+    gate.touch()
+    assert result(job) == "told"
+    assert fleet.stop() == 0
+
+
 def pids(path: Path) -> tuple[int, int]:
     handler, child = eventually(
         lambda: path.exists() and path.read_text().endswith("\n") and path.read_text(), PATIENCE
