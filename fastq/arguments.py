@@ -81,6 +81,8 @@ class Arguments:
         self._least = sum(p.default is p.empty for p in positional)
         self._most = len(positional)
         kinds = {p.kind for p in wanted}
+        ordinary = kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+        self._ordinary = {p.name: p.default for p in wanted if p.default is not p.empty} if ordinary else None
         self._variadic = inspect.Parameter.VAR_POSITIONAL in kinds
         self._simple = not self._variadic and not any(
             p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is p.empty for p in wanted
@@ -124,6 +126,10 @@ class Arguments:
         Raises:
             InvalidArguments: they do not fit the signature.
         """
+        if self._ordinary is not None and len(args) <= self._most:
+            named = {**self._ordinary, **dict(zip(self._names, args, strict=False)), **kwargs}
+            if len(named) == self._most:  # else an argument is missing, or unknown: bind says which
+                return named
         args, kwargs = self._bind(args, kwargs)
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
