@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import time
 from collections import deque
@@ -89,6 +90,9 @@ class Pool:
         """
         soft, job.soft = job.soft, 0.0  # the process itself watches this one
         child = await self._take()
+        if job.stopping:  # it was cancelled while it waited
+            self._leave(child)
+            raise asyncio.CancelledError
         self._at_work[job] = child
         job.deadline = time.monotonic() + job.timeout  # counts from here: it may have waited for a process
         order = encode(
@@ -145,6 +149,7 @@ class Pool:
                     return await self._start()
                 except BaseException:
                     self._count -= 1
+                    self._next()
                     raise
             waiter: asyncio.Future[None] = self._loop.create_future()
             self._waiters.append(waiter)
@@ -224,6 +229,9 @@ class Pool:
         self.broken = True
         self._loop.remove_reader(self._nursery.control.fileno())
         log.error("nursery of isolated handlers is gone")
+        for child in self._all.values():  # they were killed with it
+            if not child.ended.done():
+                child.ended.set_result((signal.SIGKILL, 0))
         for started in self._starting:
             if not started.done():
                 started.set_exception(JobCrashed("the process could not be started: the nursery is gone"))

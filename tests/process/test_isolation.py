@@ -27,6 +27,7 @@ def make_fleet(tmp_path: Path) -> Iterator[MakeFleet]:
 
         def make(url: str, **settings: Any) -> Fleet:
             fleet = Fleet(tmp_path, url, **settings)
+            fleet.environ["PYTHONWARNINGS"] = "default:This process:DeprecationWarning"  # 3.12+, of a fork with threads
             stack.callback(fleet.close)
             return fleet
 
@@ -122,6 +123,29 @@ def test_cancel(fleet: Fleet, terminate: bool) -> None:
     if terminate:
         eventually(lambda: not alive(handler), PATIENCE)
     assert result(enqueue(fleet, "isolated", 1)) == 1
+
+
+def test_cancelled_while_it_waits_for_a_process(make_fleet: MakeFleet, redis_url: str) -> None:
+    """It never starts; the one that has the process goes on."""
+    fleet = make_fleet(redis_url, workers=1, processes=1, job_log_lines=10)
+    fleet.start(*APP)
+    fleet.until_serving(1)
+    gate = fleet.folder / "gate"
+    first = enqueue(fleet, "tells", str(gate))
+    eventually(first.logs_sync, PATIENCE)
+    told, killed, last = (enqueue(fleet, "isolated", n) for n in range(3))
+    for job in (told, killed, last):
+        eventually(lambda job=job: job.status_sync().state == "running", PATIENCE)
+    assert told.cancel_sync()
+    assert killed.cancel_sync(terminate=True)
+    with pytest.raises(fastq.JobCancelled):
+        result(killed)
+    gate.touch()
+    assert result(first) == "told"
+    with pytest.raises(fastq.JobCancelled):
+        result(told)
+    assert result(last) == 2
+    assert fleet.stop() == 0
 
 
 def test_reports(make_fleet: MakeFleet, redis_url: str) -> None:
