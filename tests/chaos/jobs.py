@@ -49,6 +49,17 @@ async def once(key: str, seconds: float = 0.005) -> None:
     note("d", key)
 
 
+@tasks.task(idempotent=3_600, max_attempts=2, retry=0)
+async def charged(key: str, gate: str, job: fastq.JobContext) -> int:
+    """Charges once, whatever kills its worker after that; what it returns is the process that charged."""
+    note("s", key)
+    payer = await job.once("charge", os.getpid)
+    while not Path(gate).exists():
+        await asyncio.sleep(POLL)
+    note("d", key)
+    return int(payer)
+
+
 @tasks.task(result_ttl=0, max_attempts=1)
 async def gated(key: str, gate: str) -> None:
     """Runs until the gate is open."""

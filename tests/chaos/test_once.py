@@ -1,0 +1,42 @@
+"""What is to happen once, while workers are killed."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any
+
+from tests.conftest import eventually
+from tests.process.fleet import PATIENCE, Fleet
+
+MakeFleet = Callable[..., Fleet]
+
+
+def test_an_idempotent_call_is_one_job_and_one_charge_across_a_kill(
+    make_fleet: MakeFleet, redis_url: str, raw: Any
+) -> None:
+    """F305, F306, F312: concurrent duplicates, before and after the SIGKILL of the worker that runs the job."""
+    fleet = make_fleet(redis_url, workers=2, concurrency=2).serving()
+    gate = str(fleet.gate())
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+
+        def call(_: int) -> str:
+            return fleet.enqueue("charged", "k", gate)
+
+        ids = set(threads.map(call, range(40)))
+        assert len(ids) == 1
+        (job_id,) = ids
+        first = fleet.until_started("k").of("s", "k")[0].pid
+        eventually(lambda: raw.hget(f"fastq:{{default}}:steps:{job_id}", "charge"), PATIENCE)
+        fleet.kill(first)
+        ids |= set(threads.map(call, range(40)))
+        eventually(lambda: len(fleet.story().of("s", "k")) == 2, PATIENCE)
+        fleet.gate().touch()
+        fleet.until_done(["k"])
+        eventually(lambda: (status := fleet.producer.get_status_sync(job_id)) and status.state.final, PATIENCE)
+        ids |= set(threads.map(call, range(40)))
+    status = fleet.producer.get_status_sync(job_id)
+    assert status is not None
+    assert ids == {job_id}
+    assert (status.state, status.result) == ("success", first), "the step of the dead worker was not called again"
+    assert len(fleet.story().of("s", "k")) == 2
