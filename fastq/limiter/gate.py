@@ -205,7 +205,7 @@ class Gate:
 
     def forget_tokens(self) -> None:
         """After a penalty nothing that was granted before it is used."""
-        self.tokens.drain()
+        self.counts.note("expired", self.tokens.drain())
         self._ready_at = self._told_at = _UNKNOWN
 
     def look(self) -> None:
@@ -418,7 +418,7 @@ class Gate:
                     self._blocked = self._spawn(self._block(reply.wait_us / 1e6))
                 return False
             case b"penalized":
-                self.tokens.drain()
+                self.counts.note("expired", self.tokens.drain())
                 self._tell(now, reply.wait_us, 0)
             case _:
                 self._tell(now, reply.wait_us, need + self.tokens.left(now))
