@@ -206,16 +206,15 @@ def use(redis: SyncConnection, url: str, rate: int, processes: int, seconds: flo
     """Forks that acquire as fast as they can; judged by the instants that they wrote down."""
     redis.call(raw("FLUSHALL"))
     redis.call(raw("CONFIG", "RESETSTAT"))
-    burst = max(1, rate // 10)
-    per_process = used(processes, url, {"rate": f"{rate}/s burst {burst}"}, seconds, tasks=3 if rate < 1_000 else 30)
+    per_process = used(processes, url, {"rate": f"{rate}/s"}, seconds, tasks=3 if rate < 1_000 else 30)
     times = sorted(at for uses in per_process for at in uses)
     span = times[-1] - times[0]
     return Use(
         rate,
         processes,
         len(times),
-        (len(times) - burst) / (rate * span),
-        over_bucket(times, rate, burst),
+        (len(times) - rate) / (rate * span),
+        over_bucket(times, rate, rate),
         _scripts(redis) / span,
         min(map(len, per_process)),
     )

@@ -1,8 +1,8 @@
 """Pattern 2: a queue that is consumed no faster than its limiter allows, ten at a time, and that pushes back.
 
 What the document writes by hand is what a worker does: `async for message in queue.consume()` is the worker's reserve,
-`Semaphore(10)` its concurrency, `ack` is returning, `nack(requeue=True, delay=30)` is Snooze, `nack` is any other exception
-(retried by the task's policy, then kept in the dead-letter queue).
+`Semaphore(10)` its concurrency, `ack` is returning, `nack(requeue=True, delay=30)` is requeue(delay=30), `nack` is any other
+exception (retried by the task's policy, then kept in the dead-letter queue).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ async def process_message(message: dict[str, Any]) -> None:
         async with limiter.acquire_context(timeout=0.3):
             await handle_message(message)
     except TimeoutError:
-        raise fastq.Snooze(0.5) from None  # back-pressure, no failure
+        fastq.requeue(delay=0.5)  # back-pressure, no failure
 
 
 async def handle_message(message: dict[str, Any]) -> None:

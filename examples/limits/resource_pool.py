@@ -24,7 +24,7 @@ async def process_with_resource_limit(job_data: int) -> None:
         async with limiter.acquire_context(timeout=0.5):
             await post(os.environ["EXPENSIVE_URL"], job_data)
     except TimeoutError:
-        raise fastq.Snooze(0.2) from None  # too many concurrent jobs
+        fastq.requeue(delay=0.2)  # too many concurrent jobs
 
 
 async def main() -> None:

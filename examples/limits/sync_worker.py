@@ -19,9 +19,7 @@ def sync_user_data(user_id: str) -> str:
     try:
         limiter.acquire(timeout=0.3)
     except TimeoutError:
-        raise fastq.Snooze(
-            0.5
-        ) from None  # `raise fastq.Retry(delay=60)` would charge an attempt, as Celery's retry does
+        fastq.requeue(delay=0.5)  # Celery's retry charges an attempt: that is `raise fastq.Retry(delay=60)`
     post_blocking(os.environ["EXTERNAL_URL"], user_id)
     return user_id
 

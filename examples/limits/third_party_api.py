@@ -28,10 +28,10 @@ async def process_github_webhook(webhook_data: dict[str, int]) -> None:
         await post(os.environ["GITHUB_URL"], webhook_data)
     except TimeoutError:
         logger.info("GitHub API rate limit timeout - requeueing")
-        raise fastq.Snooze(1.0) from None  # no attempt is charged, no slot is held meanwhile
+        fastq.requeue(delay=1.0)  # no attempt is charged, no slot is held meanwhile
     except TooManyRequests as error:
         await limiter.penalize(error.retry_after)  # every worker stops until then
-        raise fastq.Snooze(error.retry_after) from None
+        fastq.requeue(delay=error.retry_after)
 
 
 async def main() -> None:

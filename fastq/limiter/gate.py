@@ -384,10 +384,11 @@ class Gate:
     def _put(self, sent: float, reply: Acquired, terms: Terms) -> float:
         """Keep what was granted; the present time."""
         now, until = time.monotonic(), sent + terms.usable(reply.now_us)
-        self._note_late(reply.units > 0 and until < now, now - sent)
+        late = reply.units > 0 and until < now
+        self._note_late(late, now - sent)
         self.tokens.put(reply.units, until, float(reply.now_us))
         self.tokens.mark = reply.units // 2
-        self._tell(now, reply.wait_us, 1)
+        self._tell(now, 0 if late else reply.wait_us, 1)  # what came late goes back, and is there at once
         return now
 
     async def _request(self, command: Any) -> tuple[float, Acquired]:
