@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         SoftTimeLimitExceeded,
         TaskDefinitionError,
         UndecodableJob,
+        UnknownSchedule,
         UnknownTask,
         WaitTimeout,
     )
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from fastq.registry import Tasks
     from fastq.retry import Additive, Custom, Exponential, Fixed, Linear, RetryPolicy, Steps
     from fastq.task import JobOptions, Task
+    from fastq.timetable import CronTrigger, ScheduleInfo, ScheduleOptions, ScheduleRun, crontab
 
 __version__ = "0.1.0"
 
@@ -73,7 +75,7 @@ _HOMES = {
     "fastq.app": "FastQ Middleware",
     "fastq.config": "Settings",
     "fastq.context": "JobContext State requeue",
-    "fastq.errors": "BodyTooLarge BrokerError BrokerOutOfMemory BrokerReplyError BrokerUnavailable ConfigError DuplicateJob EnqueueError Fail FastQError InvalidArguments InvalidJobId InvalidOption InvalidQueueName JobAlreadyRunning JobCancelled JobCrashed JobFailed JobIdReused JobTimeout LeaseLost LeaseTimeout LimitTimeout MissingExtra QueueFull ResultExpired ResultNotKept Retry Snooze SoftTimeLimitExceeded TaskDefinitionError UndecodableJob UnknownTask WaitTimeout",
+    "fastq.errors": "BodyTooLarge BrokerError BrokerOutOfMemory BrokerReplyError BrokerUnavailable ConfigError DuplicateJob EnqueueError Fail FastQError InvalidArguments InvalidJobId InvalidOption InvalidQueueName JobAlreadyRunning JobCancelled JobCrashed JobFailed JobIdReused JobTimeout LeaseLost LeaseTimeout LimitTimeout MissingExtra QueueFull ResultExpired ResultNotKept Retry Snooze SoftTimeLimitExceeded TaskDefinitionError UndecodableJob UnknownSchedule UnknownTask WaitTimeout",
     "fastq.handle": "Bulk JobHandle",
     "fastq.job": "DeadLetter Event JobPriority JobResult JobState JobStatus Progress",
     "fastq.lease": "Lease SyncLease SyncTerm Term",
@@ -83,6 +85,7 @@ _HOMES = {
     "fastq.lock": "Lock",
     "fastq.once": "Unique make_idempotency_key",
     "fastq.registry": "Tasks",
+    "fastq.timetable": "CronTrigger ScheduleInfo ScheduleOptions ScheduleRun crontab",
     "fastq.retry": "Additive Custom Exponential Fixed Linear RetryPolicy Steps",
     "fastq.task": "JobOptions Task",
 }
@@ -98,6 +101,7 @@ __all__ = [
     "Bulk",
     "ConfigError",
     "CostTooHigh",
+    "CronTrigger",
     "Custom",
     "DeadLetter",
     "DuplicateJob",
@@ -141,6 +145,9 @@ __all__ = [
     "ResultNotKept",
     "Retry",
     "RetryPolicy",
+    "ScheduleInfo",
+    "ScheduleOptions",
+    "ScheduleRun",
     "Settings",
     "Snooze",
     "SoftTimeLimitExceeded",
@@ -155,12 +162,14 @@ __all__ = [
     "Term",
     "UndecodableJob",
     "Unique",
+    "UnknownSchedule",
     "UnknownTask",
     "WaitTimeout",
     "acquire_all",
     "acquire_all_sync",
     "configure_limiter",
     "configure_store",
+    "crontab",
     "get_or_clone_limiter",
     "make_idempotency_key",
     "monitored_acquire",

@@ -20,6 +20,7 @@ from fastq.job import TASK_NAME, Event, JobStatus, check_id, is_id
 from fastq.queues import Queues
 from fastq.registry import Tasks
 from fastq.routes import route
+from fastq.schedules import Scheduling
 from fastq.sender import Sender
 from fastq.task import Call, JobOptions, TaskOptions, check_options, make_once
 
@@ -66,7 +67,7 @@ class Middleware:
         """After it has raised ``error`` (also Retry, Snooze, Fail and timeouts)."""
 
 
-class FastQ(Tasks):
+class FastQ(Tasks, Scheduling):
     """An application: its tasks, and the Redis that its jobs live in.
 
     Nothing is connected until the first call. One object serves any number of threads and event loops, and
@@ -371,6 +372,8 @@ class FastQ(Tasks):
     def dead(self) -> DeadLetters:
         """The dead-letter queues."""
         return DeadLetters(self)
+
+    # -- operations -------------------------------------------------------------------------------
 
     @property
     def inspector(self) -> Inspector:

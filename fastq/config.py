@@ -121,6 +121,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         _text("Queues by task name, before those of the tasks themselves: `tasks.send_email=emails,report*=reports`."),
     ] = ""
+    schedules: Annotated[str, _text("Schedules, as JSON; in a file a table each: `[schedules.x]`.")] = ""
     default_timeout: Annotated[
         float, _duration("How long a handler may run, unless its task says otherwise.", gt=0, le=YEAR)
     ] = 300.0
@@ -196,7 +197,10 @@ PARTS = {
 }
 
 #: Environment variables of a field besides its own, in the order in which they are looked up.
-VARIABLES: Mapping[str, tuple[str, ...]] = {"url": ("FASTQ_REDIS_URL", "FASTQ_URL", "REDIS_URL")}
+VARIABLES: Mapping[str, tuple[str, ...]] = {
+    "url": ("FASTQ_REDIS_URL", "FASTQ_URL", "REDIS_URL"),
+    "schedules": ("FASTQ_SCHEDULE_JSON", "FASTQ_SCHEDULES", "JOBS_SCHEDULE_JSON"),
+}
 
 #: FASTQ_… variables that are no setting; they are never taken for a misspelt one.
 OTHER_VARIABLES = {
@@ -407,6 +411,8 @@ def _read(field: _Field, raw: object, origin: str) -> object:
             raw = routes_text(raw)
             for _, queue in parse_routes(raw):
                 check_queue_name(queue)
+        elif field.name == "schedules" and not isinstance(raw, str):
+            raw = msgspec.json.encode(raw).decode()  # what the environment would hold; fastq.timetable reads it
         elif field.choices:
             raw = _choice(field, raw)
         return msgspec.convert(_READERS[field.kind](raw), field.type, strict=not isinstance(raw, str))
@@ -533,6 +539,7 @@ def _suspects(fields: Mapping[str, _Field], environ: Mapping[str, str]) -> Itera
 
 # -- docs/settings.md -------------------------------------------------------------------------
 
+_COLUMNS = ("| setting | default | environment | meaning |", "|---|---|---|---|")
 _HEAD = """\
 # Settings
 
@@ -555,13 +562,7 @@ def document() -> str:
     lines = [_HEAD]
     for field in _fields().values():
         if field.name in PARTS:
-            lines += [
-                "",
-                f"## {PARTS[field.name]}",
-                "",
-                "| setting | default | environment | meaning |",
-                "|---|---|---|---|",
-            ]
+            lines += ["", f"## {PARTS[field.name]}", "", *_COLUMNS]
         variables = ", ".join(f"`{variable}`" for variable in field.variables)
         lines.append(f"| `{field.name}` | {_default(field)} | {variables} | {field.doc}{_limits(field)} |")
     lines += ["", "## Other environment variables", "", "| variable | meaning |", "|---|---|"]

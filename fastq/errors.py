@@ -88,6 +88,10 @@ class EnqueueError(FastQError):
     """A job was refused; nothing was stored."""
 
 
+class UnknownSchedule(FastQError, LookupError):
+    """No schedule has this name."""
+
+
 class UnknownTask(EnqueueError, LookupError):
     """No task of this name is registered."""
 

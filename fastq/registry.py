@@ -14,19 +14,20 @@ from typing import (
     ParamSpec,
     Protocol,
     TypeVar,
-    get_args,
+    Unpack,
     overload,
 )
 
 from fastq.config import check_queue_name, parse_size
 from fastq.context import JobContext, takes_state
-from fastq.cron import Cron, Every, MisfirePolicy, Schedule
+from fastq.cron import Cron, Every, Schedule
 from fastq.errors import ConfigError, FastQError, InvalidOption, TaskDefinitionError, UnknownTask, did_you_mean
 from fastq.job import TASK_NAME, JobPriority, Seconds, check_priority, seconds
 from fastq.limiter.options import JOB_LIMITS, JobLimits, read_job_limits
 from fastq.once import IDEMPOTENT_TTL, Unique, as_unique, unique_key
 from fastq.retry import RetryPolicy, RetryRule, as_policy, attempts_in_all
 from fastq.task import AsyncTask, Producer, SyncTask, Task, TaskOptions, UniqueOption
+from fastq.timetable import CronTrigger, ScheduleOptions, Written, definition, read_table
 
 if TYPE_CHECKING:
     from fastq.limiter.api import Limiter
@@ -46,7 +47,7 @@ class Periodic(NamedTuple):
     schedule: Schedule
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    misfire: MisfirePolicy
+    options: Mapping[str, Any]
 
 
 class Tasks:
@@ -69,6 +70,7 @@ class Tasks:
         self.tasks: dict[str, Task[..., Any]] = {}
         self.periodic: dict[str, Periodic] = {}
         self.queue_limits: dict[str, JobLimits] = {}
+        self.written: dict[str, Written] = {}
         self._bound: Producer | None = None
 
     def producer(self) -> Producer:
@@ -94,6 +96,7 @@ class Tasks:
         for name, limits in other.queue_limits.items():
             if self.queue_limits.setdefault(name, limits) != limits:
                 raise TaskDefinitionError(f"queue {name!r} was given other limits before: {self.queue_limits[name]}")
+        self.written.update(other.written)
         other._bound = self._bound
 
     def _add(self, name: str, task: Task[..., Any]) -> None:
@@ -272,7 +275,7 @@ class Tasks:
         name: str | None = None,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
-        misfire: MisfirePolicy = "once",
+        **options: Unpack[ScheduleOptions],
     ) -> Callable[[Any], Any]:
         """Enqueue the decorated task at the minutes of a cron expression, once per tick whatever number of
         schedulers runs.
@@ -283,7 +286,7 @@ class Tasks:
                 one that the autumn change repeats fires once.
             name: of the schedule; default: the task's name and the expression.
             args, kwargs: of the job.
-            misfire: ticks missed while no scheduler ran: "skip" them, run "once" (the last), or "all" (at most 100).
+            options: misfire, overlap, jitter and others; see :class:`fastq.ScheduleOptions`.
 
         Raises:
             TaskDefinitionError: the expression or zone is wrong, or the schedule's name is taken.
@@ -295,7 +298,7 @@ class Tasks:
             async def report() -> None: ...
         """
         schedule = Cron(expression, tz)
-        return self._schedule(schedule, name, expression, args, kwargs, misfire)
+        return self._schedule(schedule, name, expression, args, kwargs, options)
 
     def every(
         self,
@@ -304,7 +307,7 @@ class Tasks:
         name: str | None = None,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
-        misfire: MisfirePolicy = "skip",
+        **options: Unpack[ScheduleOptions],
     ) -> Callable[[Any], Any]:
         """Enqueue the decorated task every so many seconds (at least 0.1), at multiples of the interval since
         the epoch, so that all schedulers agree. Arguments and errors as for :meth:`cron`.
@@ -316,7 +319,56 @@ class Tasks:
             async def sync_stock() -> None: ...
         """
         every = seconds("interval", interval, least=0.1)
-        return self._schedule(Every(every), name, f"every {every:g} s", args, kwargs, misfire)
+        return self._schedule(Every(every), name, f"every {every:g} s", args, kwargs, options)
+
+    def scheduled_job(
+        self,
+        trigger: Literal["cron", "interval"] | Schedule,
+        *,
+        id: str | None = None,  # noqa: A002 - APScheduler's word
+        seconds: float = 0,
+        minutes: float = 0,
+        hours: float = 0,
+        days: float = 0,
+        **fields: Any,
+    ) -> Callable[[Any], Any]:
+        """APScheduler's decorator: ``"interval"`` with its length, ``"cron"`` with the fields of
+        :func:`fastq.CronTrigger`, or a schedule object; policies as for :meth:`cron`.
+
+        Raises:
+            TaskDefinitionError: as :meth:`cron`.
+
+        Example::
+
+            @app.scheduled_job("cron", hour=2, minute=0, id="cleanup", misfire_grace_time=300)
+            async def cleanup() -> None: ...
+        """
+        options = {key: fields.pop(key) for key in ScheduleOptions.__annotations__ if key in fields}
+        if trigger == "cron":
+            schedule: Schedule = CronTrigger(**fields)
+        elif fields:
+            raise TaskDefinitionError(f"scheduled_job got unknown options: {', '.join(fields)}")
+        elif trigger == "interval":
+            schedule = Every(seconds + 60 * minutes + 3_600 * hours + 86_400 * days)
+        else:
+            schedule = trigger
+        return self._schedule(schedule, id, schedule.explain(), (), None, options)
+
+    def beat_schedule(self, table: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take schedules as Celery's ``beat_schedule`` holds them: name -> ``task``, ``schedule`` (``fastq.crontab(…)``,
+        seconds, a ``timedelta``), ``args``, ``kwargs``, ``options``. Tasks are looked up when a scheduler starts.
+
+        Raises:
+            ConfigError: an entry that cannot be read. TaskDefinitionError: a name is taken.
+
+        Example::
+
+            app.beat_schedule({"sync": {"task": "tasks.sync_inventory", "schedule": 300.0}})
+        """
+        for entry in read_table(table, "beat_schedule"):
+            if entry.name in self.written or entry.name in self.periodic:
+                raise TaskDefinitionError(f"the schedule {entry.name!r} is defined twice")
+            self.written[entry.name] = entry
 
     def _schedule(
         self,
@@ -325,15 +377,17 @@ class Tasks:
         label: str,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any] | None,
-        misfire: MisfirePolicy,
+        options: Mapping[str, Any],
     ) -> Callable[[Any], Any]:
-        if misfire not in get_args(MisfirePolicy):
-            raise TaskDefinitionError(f"misfire={misfire!r} is not one of {', '.join(get_args(MisfirePolicy))}")
+        try:
+            definition(name or label, "", b"", schedule, options)
+        except InvalidOption as error:
+            raise TaskDefinitionError(str(error)) from None
 
         def decorate(target: Any) -> Any:
             task = target if isinstance(target, Task) else self._register(target, {})
             full = name or f"{task.name} {label}"
-            self._add_periodic(full, Periodic(full, task, schedule, args, dict(kwargs or {}), misfire))
+            self._add_periodic(full, Periodic(full, task, schedule, args, dict(kwargs or {}), options))
             return task
 
         return decorate

@@ -123,11 +123,6 @@ def enqueue(
     return Command("enqueue", keys, args, _refusals)
 
 
-def fire(q: QueueKeys, priority: int, schedule: str, tick_ms: int, job_id: str, envelope: bytes) -> Command[bool]:
-    """Enqueue the job of one tick; False when this tick or a later one was enqueued before."""
-    return Command("fire", (q.ticks, q.jobs, q.ready[priority], q.wake), (schedule, tick_ms, job_id, envelope), bool)
-
-
 # -- worker ------------------------------------------------------------------------------------
 
 

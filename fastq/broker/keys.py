@@ -71,7 +71,16 @@ TABLE: tuple[KeyInfo, ...] = (
     KeyInfo("{q}:steps:<id>", "hash", "worker", "ttl", "step of a job -> its result (msgpack), see JobContext.once"),
     KeyInfo("{q}:paused", "string", "operator", "queue", "present while the queue is paused"),
     KeyInfo("{q}:producers", "hash", "enqueue", "bounded", "producer id -> its last sequence number (µs); pruned"),
-    KeyInfo("{q}:ticks", "hash", "scheduler", "queue", "schedule name -> last tick that was enqueued, in ms"),
+    KeyInfo("{q}:ticks", "hash", "scheduler", "queue", "schedule name -> last tick that was dealt with, in ms"),
+    KeyInfo("{q}:schedules", "hash", "schedule", "queue", "schedule name -> its definition (msgpack)"),
+    KeyInfo("{q}:suspended", "set", "operator", "queue", "names of paused schedules"),
+    KeyInfo(
+        "{q}:runs",
+        "hash",
+        "scheduler",
+        "queue",
+        "schedule name -> its last 20 runs: `tick job_id time state`, a line each",
+    ),
     KeyInfo("{q}:dead", "zset", "worker", "bounded", "ids of the dead-letter queue by time of death in ms"),
     KeyInfo("{q}:dead:jobs", "hash", "worker", "bounded", "job id -> envelope"),
     KeyInfo("{q}:dead:errors", "hash", "worker", "bounded", "job id -> error (msgpack)"),
@@ -117,6 +126,13 @@ TABLE: tuple[KeyInfo, ...] = (
     KeyInfo("{n}:lease", "hash", "lease", "ttl", "`owner`, `until` (ms), `token` (the last one) of a leader or a lock"),
     KeyInfo("{n}:wake", "list", "lease", "ttl", "at most one token: it was given up"),
     KeyInfo("queues", "set", "enqueue", "queue", "names of all queues"),
+    KeyInfo(
+        "schedules",
+        "hash",
+        "schedule",
+        "queue",
+        "queue -> changes of its schedules so far; `@app` -> when that application's code was last declared, in ms",
+    ),
     KeyInfo("leader", "string", "scheduler", "ttl", "id of the leading scheduler"),
 )
 
@@ -169,6 +185,9 @@ class QueueKeys:
         self.paused = self._name("paused")
         self.producers = self._name("producers")
         self.ticks = self._name("ticks")
+        self.schedules = self._name("schedules")
+        self.suspended = self._name("suspended")
+        self.runs = self._name("runs")
         self.dead = self._name("dead")
         self.dead_jobs = self._name("dead:jobs")
         self.dead_errors = self._name("dead:errors")
@@ -258,6 +277,7 @@ class GlobalKeys:
         self.queues = f"{prefix}:queues".encode()
         self.leader = f"{prefix}:leader".encode()
         self.limits = f"{prefix}:limits".encode()
+        self.schedules = f"{prefix}:schedules".encode()
 
 
 def bucket_of(ttl: float, now_ms: int) -> tuple[str, int]:

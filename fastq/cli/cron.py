@@ -1,4 +1,4 @@
-"""``fastq cron ls|next``: the schedules that an application declares. They stand in code, so it is imported."""
+"""``fastq cron``: the schedules that an application declares (``ls``, ``next``; it is imported), and those in Redis."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from fastq.cli.root import Verbs
 from fastq.cli.serve import APP, application
 from fastq.cli.session import NotFound, Session, with_session
 from fastq.cli.table import duration, rows
-from fastq.errors import did_you_mean
+from fastq.config import check_queue_name, parse_duration
+from fastq.cron import Cron, Every
+from fastq.errors import UnknownTask, did_you_mean
+from fastq.job import TASK_NAME
+from fastq.timetable import definition
 
 if TYPE_CHECKING:
+    from fastq.broker.planner import Planner
     from fastq.registry import Periodic
 
 __all__ = ["verbs"]
@@ -45,7 +50,7 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
 
 @click.group(cls=Verbs)
 def cron() -> None:
-    """List schedules and their next ticks."""
+    """List schedules, and change those in Redis."""
 
 
 @cron.command("ls")
@@ -80,6 +85,133 @@ def upcoming(session: Session, name: str | None, app: str, count: int) -> None:
     session.answer(ticks, rows(("AT", "IN", "NAME", "TASK"), body) if ticks else ["this application has no schedule"])
 
 
+# -- those in Redis -------------------------------------------------------------------------------
+
+
+@cron.command("status")
+@with_session
+def status(session: Session) -> None:
+    """List the schedules in Redis, with their last and next runs."""
+    found = session.run(_planner(session).list({}))
+    now = time.time()
+    body = [
+        (
+            i.name,
+            i.task,
+            i.queue,
+            i.schedule,
+            "paused" if i.paused else _ahead(i.next_run, now),
+            "never" if i.last_run is None else f"{duration(now - i.last_run)} ago",
+            i.last_status or "-",
+            i.source or "run time",
+        )
+        for i in found
+    ]
+    head = ("NAME", "TASK", "QUEUE", "SCHEDULE", "NEXT", "LAST", "STATUS", "FROM")
+    session.answer(found, rows(head, body) if found else ["there is no schedule"])
+
+
+def _ahead(at: float | None, now: float) -> str:
+    return "-" if at is None else f"in {duration(max(at - now, 0))}"
+
+
+@cron.command("history")
+@click.argument("name")
+@with_session
+def history(session: Session, name: str) -> None:
+    """Print the last runs of the schedule NAME."""
+    runs = session.run(_planner(session).history(name))
+    found = [{"tick": run.tick, "job_id": run.job_id, "at": run.at, "state": run.state} for run in runs]
+    body = [
+        (_wall(r.at, "UTC"), "by hand" if r.tick is None else _wall(r.tick, "UTC"), r.state, r.job_id) for r in runs
+    ]
+    session.answer(found, rows(("FIRED", "TICK", "STATE", "JOB"), body) if found else ["it has not run yet"])
+
+
+@cron.command("pause")
+@click.argument("name")
+@with_session
+def pause(session: Session, name: str) -> None:
+    """Let the schedule NAME rest until it is resumed."""
+    session.run(_planner(session).pause(name, paused=True))
+    session.answer({"name": name, "paused": True}, [f"{name} is paused"])
+
+
+@cron.command("resume")
+@click.argument("name")
+@with_session
+def resume(session: Session, name: str) -> None:
+    """Let the schedule NAME go on with its next tick."""
+    session.run(_planner(session).pause(name, paused=False))
+    session.answer({"name": name, "paused": False}, [f"{name} goes on"])
+
+
+@cron.command("run")
+@click.argument("name")
+@with_session
+def run(session: Session, name: str) -> None:
+    """Enqueue a job of the schedule NAME now; prints the job's id."""
+    job = session.run(_planner(session).run_now(name))
+    session.answer({"name": name, "id": job}, [job])
+
+
+@cron.command("rm")
+@click.argument("name")
+@with_session
+def rm(session: Session, name: str) -> None:
+    """Remove the schedule NAME; one of the code comes back with the next start of a scheduler."""
+    if not session.run(_planner(session).remove(name)):
+        session.run(_planner(session).find(name))  # raises, with a hint
+    session.answer({"name": name, "removed": True}, [f"{name} is removed"])
+
+
+@cron.command("add")
+@click.argument("name")
+@click.argument("task")
+@click.option("--cron", "expression", metavar="EXPR", help="Five fields, or @daily and the like.")
+@click.option("--every", metavar="DURATION", help="An interval: 30s, 5m, 1d.")
+@click.option("--tz", default="UTC", show_default=True, help="The zone of the expression.")
+@click.option("--args", "arguments", metavar="JSON", default="{}", help='Arguments of the task: {"to": "…"} or […].')
+@click.option("--queue", "-q", help="Default: the setting default_queue.")
+@click.option("--overlap", type=click.Choice(["allow", "skip", "queue", "cancel"]), help="While its last job lives.")
+@click.option("--misfire", type=click.Choice(["skip", "once", "all"]), help="Ticks that nobody fired.")
+@with_session
+def add(
+    session: Session,
+    name: str,
+    task: str,
+    expression: str | None,
+    every: str | None,
+    tz: str,
+    arguments: str,
+    queue: str | None,
+    overlap: str | None,
+    misfire: str | None,
+) -> None:
+    """Enqueue TASK again and again, under the name NAME; one of the same name is replaced."""
+    from fastq.cli.enqueue import body_of
+
+    if (expression is None) == (every is None):
+        raise click.UsageError("give --cron or --every", click.get_current_context())
+    if not TASK_NAME.match(task):
+        raise UnknownTask(f"{task!r:.250} is not a task name: 1 to 200 characters of A-Z a-z 0-9 _ . : -")
+    schedule = Cron(expression, tz) if expression is not None else Every(parse_duration(every))
+    given = {"overlap": overlap, "misfire": misfire}
+    options = {option: value for option, value in given.items() if value is not None}
+    new = definition(name, task, body_of(task, arguments), schedule, options)
+    session.run(_planner(session).put(check_queue_name(queue or session.settings.default_queue), new))
+    session.answer({"name": name, "schedule": new.explain()}, [f"{name}: {new.explain()}"])
+
+
+def _planner(session: Session) -> Planner:
+    from fastq.broker.planner import Planner
+
+    return Planner(session.settings.prefix)
+
+
+# -- those of the code ----------------------------------------------------------------------------
+
+
 def _schedules(session: Session, app: str) -> dict[str, Periodic]:
     return dict(application(session.settings, app).periodic)
 
@@ -97,7 +229,7 @@ def _info(periodic: Periodic, now: float) -> ScheduleInfo:
         task=periodic.task.name,
         schedule=periodic.schedule.explain(),
         tz=_zone(periodic),
-        misfire=periodic.misfire,
+        misfire=definition(periodic.name, periodic.task.name, b"", periodic.schedule, periodic.options).misfire,
         next_at=periodic.schedule.next(now),
     )
 

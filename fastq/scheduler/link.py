@@ -25,7 +25,7 @@ from fastq.metrics import WorkerMetrics
 from fastq.retry import Exponential
 from fastq.service import Service, Step
 
-__all__ = ["Leadership", "Link", "Roster"]
+__all__ = ["Leadership", "Link", "Roster", "resilient"]
 
 T = TypeVar("T")
 log = logging.getLogger("fastq.scheduler")
@@ -155,7 +155,7 @@ class Leadership:
     def __init__(self, link: Link, keys: GlobalKeys, name: str) -> None:
         self.name = name
         self.answered = False  # whether Redis has ever said who leads
-        self.service = _resilient("lead", self.step, link, jitter=0.1)
+        self.service = resilient("lead", self.step, link, jitter=0.1)
         self._link = link
         self._key = keys
         self._term = 0
@@ -179,7 +179,7 @@ class Leadership:
         async def turn() -> float:
             return await step() if self.leading else math.inf
 
-        service = _resilient(name, turn, link or self._link, jitter=jitter)
+        service = resilient(name, turn, link or self._link, jitter=jitter)
         self._followers.append(service)
         return service
 
@@ -223,7 +223,9 @@ class Leadership:
             log.debug("the leadership will run out", extra=fields(error=str(error)))
 
 
-def _resilient(name: str, step: Step, link: Link, *, jitter: float = 0.0) -> Service:
+def resilient(name: str, step: Step, link: Link, *, jitter: float = 0.0) -> Service:
+    """A service to which an outage is nothing new."""
+
     async def turn() -> float:
         try:
             return await step()

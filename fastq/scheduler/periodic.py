@@ -1,31 +1,35 @@
 """Ticks of cron entries and intervals become jobs: each tick once, whatever number of schedulers there is.
 
 A schedule's last tick is kept in Redis beside its queue. fire.lua compares and sets it in the same call that enqueues the
-job, so of all schedulers that fire a tick, one does. The job's id is made of the schedule's name and the tick.
+job, so of all schedulers that fire a tick, one does. The job's id is made of the schedule's name and the tick. Definitions
+stand in Redis, too: those of the code are declared there when a scheduler starts (:mod:`fastq.broker.planner`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
-import hashlib
+import heapq
+import itertools
 import logging
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fastq.app import FastQ
-from fastq.arguments import check_size
-from fastq.broker.commands import Command, fire, raw
-from fastq.broker.keys import GlobalKeys, QueueKeys
-from fastq.cron import SKIP_GRACE, MisfirePolicy, Schedule, due_ticks
-from fastq.job import VERSION, Envelope, Extra, encode
+from fastq.broker.commands import Command, raw
+from fastq.broker.inspector import Inspector
+from fastq.broker.keys import QueueKeys
+from fastq.broker.planner import Declared, Planner
+from fastq.broker.timing import Fired, fire, trace
+from fastq.broker.views import text_of
+from fastq.cron import SKIP_GRACE, Schedule, due_ticks
+from fastq.errors import BrokerError, BrokerUnavailable
 from fastq.logs import fields
-from fastq.registry import Periodic
-from fastq.scheduler.link import CHUNK, Leadership, Link
+from fastq.scheduler.link import CHUNK, Leadership, Link, resilient
+from fastq.timetable import Definition, decode_definition, job_id
 
-__all__ = ["Entry", "Ticker", "entries_of", "job_id"]
+__all__ = ["Entry", "Ticker"]
 
 log = logging.getLogger("fastq.scheduler")
 
@@ -33,29 +37,22 @@ MOST = 100
 """Missed ticks that ``misfire="all"`` makes up for: the newest ones."""
 
 NAP = 1.0
-"""Longest sleep: Redis's clock may have been set meanwhile."""
+"""Longest sleep: Redis's clock may have been set, and schedules may have been changed meanwhile."""
+
+RELOAD = 30.0
+"""Seconds after which every definition is read again, whatever the count of changes says."""
 
 RETRY = 1.0
 """Seconds until a tick is tried again that Redis has refused (out of memory, no permission)."""
 
+HELD = 0.5
+"""Seconds until a tick is tried again that waits for the job of an earlier one (``overlap="queue"``)."""
+
+TRACE = 2.0
+"""Seconds between two looks at how runs ended; records of jobs live at least a second."""
+
 BROKEN = 60.0
 """Seconds until a schedule is asked again that has raised an error (``Schedule`` may be the user's own)."""
-
-_NOT_IN_ID = re.compile(r"[^A-Za-z0-9_.:/+=-]+")
-_LONGEST_NAME = 80
-
-
-def job_id(schedule: str, tick_ms: int) -> str:
-    """The id of the job of one tick; names that do not fit into an id are shortened and told apart by a digest.
-
-    >>> job_id("nightly", 1_000), job_id("report */5 * * * *", 2_000)
-    ('nightly@1000', 'report_/5_-453ce961d4@2000')
-    """
-    name = _NOT_IN_ID.sub("_", schedule)
-    if name != schedule or len(name) > _LONGEST_NAME:
-        digest = hashlib.blake2b(schedule.encode("utf-8", "replace"), digest_size=5).hexdigest()
-        name = f"{name[:_LONGEST_NAME]}-{digest}"
-    return f"{name}@{tick_ms}"
 
 
 def shown(instant: float) -> str:
@@ -64,49 +61,49 @@ def shown(instant: float) -> str:
 
 
 class Entry:
-    """One schedule, its job's body encoded, and how far it has come.
+    """One schedule as stored, and how far it has come."""
 
-    Raises:
-        InvalidArguments, BodyTooLarge: the arguments of the schedule do not fit its task.
-    """
+    __slots__ = ("data", "definition", "due", "keys", "last", "name", "open", "schedule")
 
-    def __init__(self, app: FastQ, periodic: Periodic) -> None:
-        task = periodic.task
-        self.name = periodic.name
-        self.schedule: Schedule = periodic.schedule
-        self.misfire: MisfirePolicy = periodic.misfire
-        self.keys: QueueKeys = app.keys(app.queue_of(task.name, task.defaults.queue))
+    def __init__(self, keys: QueueKeys, definition: Definition, data: bytes, schedule: Schedule) -> None:
+        self.name = definition.name
+        self.keys = keys
+        self.definition = definition
+        self.data = data
+        self.schedule = schedule
         self.last: float | None = None  # the newest tick dealt with, as far as known here; seconds since the epoch
         self.due = -math.inf  # when to look again, by Redis's clock; seconds
-        self._task = task.name
-        self._priority = task.defaults.priority
-        self._expires = task.defaults.expires
-        self._body = check_size(task.name, task.arguments.encode(periodic.args, periodic.kwargs), app.max_body())
+        self.open = True  # whether one of its jobs may live
 
-    def envelope(self, tick_ms: int, now_ms: int) -> bytes:
-        """The job of one tick. Its ``due_at`` is the tick, its expiry counts from now: it may be late by design."""
-        extra = Extra(schedule=self.name, due_at=tick_ms)
-        if self._expires is not None:
-            extra.expires_at = now_ms + round(self._expires * 1_000)
-        return encode(Envelope(self._priority, VERSION, self._task, self._body, now_ms, 0, extra))
-
-    def fire(self, tick: float, now_ms: int) -> Command[bool]:
+    def fire(self, tick: float, now_ms: int) -> Command[Fired]:
         """The command that enqueues the job of one tick, unless somebody did."""
-        tick_ms = round(tick * 1_000)
+        known, tick_ms = self.definition, round(tick * 1_000)
+        late = known.delay_ms(tick_ms)
         return fire(
-            self.keys, self._priority, self.name, tick_ms, job_id(self.name, tick_ms), self.envelope(tick_ms, now_ms)
+            self.keys,
+            known.priority,
+            self.name,
+            tick_ms,
+            job_id(self.name, tick_ms),
+            known.envelope(tick_ms, now_ms, late),
+            self.data,
+            delay_ms=late,
+            overlap="queue" if known.overlap == "cancel" else known.overlap,
+            most=known.most,
         )
 
     def ticks(self, now: float) -> list[float]:
         """The ticks to fire now, by the schedule's policy for missed ones."""
         assert self.last is not None
-        ticks = due_ticks(self.schedule, self.last, now, self.misfire, MOST + 1)
+        known = self.definition
+        ticks = due_ticks(self.schedule, self.last, now, known.misfire, MOST + 1, known.grace)
         if len(ticks) > MOST:
             ticks = _newest(self.schedule, self.last, now)
         first = self.schedule.next(self.last)
-        if first <= now and (not ticks or first < ticks[0] or now - first > SKIP_GRACE):
+        waits = known.overlap in ("queue", "cancel")  # ticks that wait for their turn are late on purpose
+        if first <= now and not waits and (not ticks or first < ticks[0] or now - first > SKIP_GRACE):
             late = round(now - first, 1)
-            said = fields(schedule=self.name, misfire=self.misfire, since=shown(first), late=late, fired=len(ticks))
+            said = fields(schedule=self.name, misfire=known.misfire, since=shown(first), late=late, fired=len(ticks))
             log.warning("ticks missed", extra=said)
         return ticks
 
@@ -126,69 +123,208 @@ def _newest(schedule: Schedule, after: float, now: float) -> list[float]:
     return ticks[::-1]
 
 
-def entries_of(app: FastQ) -> list[Entry]:
-    """An entry for each schedule of the application. Raises as :class:`Entry`."""
-    return [Entry(app, periodic) for periodic in app.periodic.values()]
+class Agenda:
+    """The entries of all queues by name, and in the order in which they are due."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, dict[str, Entry]] = {}
+        self._heap: list[tuple[float, int, Entry]] = []
+        self._numbers = itertools.count()
+
+    def __iter__(self) -> Iterator[Entry]:
+        for entries in self.queues.values():
+            yield from entries.values()
+
+    def put(self, entry: Entry) -> None:
+        """Take in an entry whose ``due`` was set."""
+        heapq.heappush(self._heap, (entry.due, next(self._numbers), entry))
+
+    def take(self, now: float, most: int) -> list[Entry]:
+        """Entries that are due, the earliest ones; put them back."""
+        found: list[Entry] = []
+        while self._heap and self._heap[0][0] <= now and len(found) < most:
+            due, _, entry = heapq.heappop(self._heap)
+            if self._counts(due, entry):
+                found.append(entry)
+        return found
+
+    def next_due(self) -> float:
+        """When the first one is due."""
+        while self._heap and not self._counts(self._heap[0][0], self._heap[0][2]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else math.inf
+
+    def _counts(self, due: float, entry: Entry) -> bool:
+        return entry.due == due and self.queues.get(entry.keys.queue, {}).get(entry.name) is entry
 
 
 class Ticker:
-    """Fires what is due and sleeps until the next tick, by Redis's clock."""
+    """Fires what is due and sleeps until the next tick, by Redis's clock.
 
-    def __init__(self, leadership: Leadership, link: Link, entries: Iterable[Entry], prefix: str) -> None:
+    Args:
+        leadership, link: of this scheduler.
+        planner: where the schedules are.
+        source: the application whose code declares ``declared``.
+        declared: its schedules.
+        inspector: cancels jobs (``overlap="cancel"``).
+    """
+
+    def __init__(
+        self,
+        leadership: Leadership,
+        link: Link,
+        planner: Planner,
+        source: str,
+        declared: Sequence[Declared],
+        inspector: Inspector,
+    ) -> None:
         self.service = leadership.follow("periodic", self.step)
+        self.tracer = leadership.follow("trace", self.trace, jitter=0.1)
+        self.declaring = resilient(
+            "declare", self.declare, link
+        )  # also of a standby: the code that started last counts
+        self.agenda = Agenda()
         self._leadership = leadership
         self._link = link
-        self._entries = list(entries)
-        self._queues = GlobalKeys(prefix).queues
+        self._planner = planner
+        self._source = source
+        self._declared = declared
+        self._inspector = inspector
+        self._own: Mapping[str, Schedule] = {d.definition.name: d.own for d in declared if d.own is not None}
         self._epoch = (0, 0)
+        self._changes: dict[str, int] = {}
+        self._looked = -math.inf
+        self._loaded = -math.inf
 
     @property
     def upcoming(self) -> list[tuple[str, float]]:
         """Each schedule's name and next tick (seconds since the epoch), the next one first; for the operator."""
         return sorted(
-            ((e.name, e.due) for e in self._entries if e.due < math.inf and e.last is not None),
+            ((e.name, e.due) for e in self.agenda if e.due < math.inf and e.last is not None),
             key=lambda pair: pair[1],
         )
 
-    async def step(self) -> float:
-        """Fire what is due; seconds until the next tick."""
-        if not self._entries:
-            return math.inf
+    # -- what there is ------------------------------------------------------------------------------
+
+    async def declare(self) -> float:
+        """Tell Redis what the code says, once."""
+        await self._link.connection.run(self._planner.declare(self._source, self._declared))
+        return math.inf
+
+    async def _declare_again(self) -> None:
+        try:
+            await self.declare()
+        except BrokerUnavailable:
+            raise
+        except BrokerError as error:  # out of memory, say: what is stored goes on
+            self._link.went_well("declare", self._source, error)
+
+    async def _look(self) -> None:
+        """Take in what was changed; at most one command a second when nothing was."""
+        loop = asyncio.get_running_loop().time()
         if self._epoch != self._leadership.epoch:
             self._epoch = self._leadership.epoch
-            for entry in self._entries:
-                entry.last, entry.due = None, -math.inf
-        now = self._now()
-        await self._learn([entry for entry in self._entries if entry.last is None and entry.due <= now])
-        now = self._now()
-        due = [entry for entry in self._entries if entry.last is not None and entry.due <= now]
-        await self._fire(self._ticks(due, now))
-        for entry in due:
-            if entry.due <= now:
-                with self._apart(entry):
-                    entry.begin(now)
-        return min(max(min(entry.due for entry in self._entries) - self._now(), 0.001), NAP)
+            self._changes.clear()
+            self.agenda = Agenda()
+        elif loop - self._looked < NAP * 0.9:
+            return
+        self._looked = loop
+        changes = await self._link.call(self._planner.changes())
+        if self._source not in changes.sources:  # a Redis that came back empty
+            await self._declare_again()
+            changes = await self._link.call(self._planner.changes())
+        if loop - self._loaded > RELOAD:
+            self._loaded = loop
+            self._changes.clear()
+        for queue in self.agenda.queues.keys() - changes.queues.keys():
+            del self.agenda.queues[queue]
+        for queue, count in changes.queues.items():
+            if self._changes.get(queue) != count:
+                await self._load(queue)
+                self._changes[queue] = count
+
+    async def _load(self, queue: str) -> None:
+        keys = self._planner.keys(queue)
+        stored: dict[str, bytes] = await self._link.connection.run(self._planner.stored(queue))
+        suspended: list[bytes] = await self._link.call(raw("SMEMBERS", keys.suspended))
+        paused = set(map(text_of, suspended))
+        entries = self.agenda.queues.setdefault(queue, {})
+        for gone in (entries.keys() - stored.keys()) | paused:
+            entries.pop(gone, None)
+        for name, data in stored.items():
+            known = entries.get(name)
+            if name in paused or (known is not None and known.data == data):
+                continue
+            entry = self._entry(keys, data)
+            if entry is None:
+                entries.pop(name, None)  # only the code of another application can tell its ticks
+                continue
+            entries[name] = entry
+            self.agenda.put(entry)
+
+    def _entry(self, keys: QueueKeys, data: bytes) -> Entry | None:
+        definition = decode_definition(data)
+        if definition is None:
+            return None
+        try:
+            schedule = definition.schedule(self._own)
+        except Exception as error:  # noqa: BLE001 - a zone that this host does not have, say: the others go on
+            log.error("schedule failed", extra=fields(schedule=definition.name, error=str(error)))
+            return None
+        return None if schedule is None else Entry(keys, definition, data, schedule)
+
+    # -- firing -------------------------------------------------------------------------------------
+
+    async def step(self) -> float:
+        """Fire what is due; seconds until the next tick."""
+        await self._look()
+        while self._leadership.leading and (due := self.agenda.take(self._now(), CHUNK)):
+            await self._serve(due)
+            await self._look()
+        return min(max(self.agenda.next_due() - self._now(), 0.001), NAP)
+
+    async def _serve(self, due: Sequence[Entry]) -> None:
+        try:
+            await self._learn([entry for entry in due if entry.last is None])
+            now = self._now()
+            ready = [entry for entry in due if entry.last is not None and entry.due <= now]
+            await self._make_room(ready)
+            await self._fire(self._ticks(ready, now))
+            for entry in ready:
+                if entry.due <= now:
+                    with self._apart(entry):
+                        entry.begin(now)
+        finally:
+            for entry in due:
+                self.agenda.put(entry)
 
     def _now(self) -> float:
         return self._link.now_ms() / 1_000
 
     async def _learn(self, entries: Sequence[Entry]) -> None:
         """Ask how far each schedule has come; one that is new begins now."""
-        for start in range(0, len(entries), CHUNK):
-            chunk = entries[start : start + CHUNK]
-            now = self._link.now_ms()
-            asked: list[Command[Any]] = []
-            for entry in chunk:
-                asked.append(raw("HSETNX", entry.keys.ticks, entry.name, now))
-                asked.append(raw("HGET", entry.keys.ticks, entry.name))
-                asked.append(raw("SADD", self._queues, entry.keys.queue))
-            replies = await self._link.ask(asked)
-            for entry, last in zip(chunk, replies[1::3], strict=True):
-                if self._link.went_well("ticks", entry.keys.queue, last):
-                    with self._apart(entry):
-                        entry.begin(int(last) / 1_000)
-                else:
-                    entry.due = self._now() + RETRY
+        if not entries:
+            return
+        now = self._link.now_ms()
+        asked: list[Command[Any]] = []
+        for entry in entries:
+            asked.append(raw("HSETNX", entry.keys.ticks, entry.name, now))
+            asked.append(raw("HGET", entry.keys.ticks, entry.name))
+        replies = await self._link.ask(asked)
+        for entry, last in zip(entries, replies[1::2], strict=True):
+            if self._link.went_well("ticks", entry.keys.queue, last):
+                with self._apart(entry):
+                    entry.begin(int(last) / 1_000)
+            else:
+                entry.due = self._now() + RETRY
+
+    async def _make_room(self, entries: Iterable[Entry]) -> None:
+        """``overlap="cancel"``: end the jobs of earlier ticks first. Who dies in between leaves the rest to the heir."""
+        for entry in entries:
+            if entry.definition.overlap == "cancel" and entry.open:
+                for run in await self._link.connection.run(self._planner.history(entry.name)):
+                    if run.state == "open":
+                        await self._link.connection.run(self._inspector.cancel(run.job_id, entry.keys.queue))
 
     async def _fire(self, ticks: dict[Entry, list[float]]) -> None:
         """Fire ticks, the first one of each schedule in one write, then the second ones: a later tick of a schedule must
@@ -200,20 +336,36 @@ class Ticker:
             replies = await self._link.ask([entry.fire(tick, now_ms) for entry, tick in batch])
             for (entry, tick), reply in zip(batch, replies, strict=True):
                 del ticks[entry][0]
-                if not self._link.went_well("fire", entry.keys.queue, reply):
-                    entry.due = now_ms / 1_000 + RETRY
+                again = self._after(entry, tick, now_ms, reply)
+                if again is not None:
+                    entry.due = now_ms / 1_000 + again
                     ticks[entry].clear()
-                elif reply:
-                    self._fired(entry, tick, now_ms)
                 if not ticks[entry]:
                     del ticks[entry]
         for entry in ticks:  # no leader any more
             entry.due = math.inf
 
-    def _fired(self, entry: Entry, tick: float, now_ms: int) -> None:
-        self._link.metrics.count("fired")
-        job = job_id(entry.name, round(tick * 1_000))
-        log.debug("schedule fired", extra=fields(schedule=entry.name, job=job, late=round(now_ms / 1_000 - tick, 3)))
+    def _after(self, entry: Entry, tick: float, now_ms: int, reply: Fired) -> float | None:
+        """What a reply means: seconds until the same tick is tried again, or None to go on."""
+        if not self._link.went_well("fire", entry.keys.queue, reply):
+            return RETRY
+        if reply is Fired.CHANGED:
+            self._changes.pop(entry.keys.queue, None)
+            self._looked = -math.inf
+            return RETRY
+        if reply is Fired.HELD:
+            return HELD
+        entry.open = True
+        if reply is Fired.ENQUEUED:
+            self._link.metrics.count("fired")
+            job = job_id(entry.name, round(tick * 1_000))
+            late = round(now_ms / 1_000 - tick, 3)
+            log.debug("schedule fired", extra=fields(schedule=entry.name, job=job, late=late))
+        elif reply is Fired.SKIPPED:
+            log.info(
+                "tick skipped, its schedule's jobs still live", extra=fields(schedule=entry.name, tick=shown(tick))
+            )
+        return None
 
     def _ticks(self, entries: Iterable[Entry], now: float) -> dict[Entry, list[float]]:
         found: dict[Entry, list[float]] = {}
@@ -230,3 +382,18 @@ class Ticker:
         except Exception as error:  # it is told, and the schedule is set aside
             log.error("schedule failed", extra=fields(schedule=entry.name, again_in=BROKEN), exc_info=error)
             entry.last, entry.due = None, self._now() + BROKEN
+
+    # -- how runs ended -----------------------------------------------------------------------------
+
+    async def trace(self) -> float:
+        """Write down how the runs since the last look ended."""
+        for entries in list(self.agenda.queues.values()):
+            waiting = [entry for entry in entries.values() if entry.open]
+            for start in range(0, len(waiting), CHUNK):
+                chunk = waiting[start : start + CHUNK]
+                for entry in chunk:
+                    entry.open = False  # a tick that is fired meanwhile sets it again
+                alive = await self._link.call(trace(chunk[0].keys, [entry.name for entry in chunk]))
+                for entry, count in zip(chunk, alive, strict=True):
+                    entry.open = entry.open or count > 0
+        return TRACE

@@ -20,14 +20,17 @@ from fastq import config, logs
 from fastq.app import FastQ
 from fastq.board import Board, ChildContext, Slot, SlotState
 from fastq.broker.connection import AsyncConnection
+from fastq.broker.inspector import Inspector
 from fastq.broker.keys import GlobalKeys
+from fastq.broker.planner import Declared, Planner
 from fastq.errors import ExitCode, FastQError
 from fastq.launch import Launch, load_app, report
 from fastq.logs import fields
 from fastq.metrics import WorkerMetrics
 from fastq.scheduler.link import Leadership, Link, Roster
 from fastq.scheduler.maintenance import WAIT, Promoter, Pruner, Recoverer, Unparker, Waker
-from fastq.scheduler.periodic import Entry, Ticker, entries_of, shown
+from fastq.scheduler.periodic import Ticker, shown
+from fastq.schedules import declared_by
 from fastq.service import Service
 
 __all__ = ["main", "run_alone"]
@@ -64,14 +67,14 @@ def _live(launch: Launch, slot: Slot, orphaned: Callable[[], bool]) -> int:
     if loaded is None:
         return ExitCode.USAGE
     slot.state = SlotState.BOOTED
-    return _serve(*loaded, slot, orphaned)
+    return _serve(*loaded, launch.app, slot, orphaned)
 
 
-def _load(launch: Launch) -> tuple[FastQ, list[Entry]] | None:
+def _load(launch: Launch) -> tuple[FastQ, list[Declared]] | None:
     """The application and its schedules; a schedule whose arguments do not fit its task is told here, not at each tick."""
     try:
         app = load_app(launch)
-        return app, entries_of(app)
+        return app, declared_by(app, launch.app)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -79,13 +82,13 @@ def _load(launch: Launch) -> tuple[FastQ, list[Entry]] | None:
         return None
 
 
-def _serve(app: FastQ, entries: list[Entry], slot: Slot, orphaned: Callable[[], bool]) -> int:
+def _serve(app: FastQ, declared: list[Declared], source: str, slot: Slot, orphaned: Callable[[], bool]) -> int:
     import uvloop
 
     gc.freeze()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_Scheduler(app, entries, slot, orphaned).run())
+            runner.run(_Scheduler(app, declared, source, slot, orphaned).run())
     except FastQError as error:
         log.error("scheduler cannot work", extra=fields(error=str(error)))
         return ExitCode.USAGE
@@ -109,7 +112,9 @@ def queues_of(app: FastQ) -> set[str]:
 class _Scheduler:
     """The loops of one process and what surrounds them: connections, signals, signs of life."""
 
-    def __init__(self, app: FastQ, entries: list[Entry], slot: Slot, orphaned: Callable[[], bool]) -> None:
+    def __init__(
+        self, app: FastQ, declared: list[Declared], source: str, slot: Slot, orphaned: Callable[[], bool]
+    ) -> None:
         settings = app.settings
         metrics = WorkerMetrics(slot)
         self._slot = slot
@@ -123,14 +128,17 @@ class _Scheduler:
         promoter = Promoter(self._leadership, link, self._roster)
         self._waker = Waker(self._leadership, Link(self._pops, metrics, quiet=True), self._roster, promoter).service
         self._roster.on_new = promoter.look_again
-        self._ticker = Ticker(self._leadership, link, entries, settings.prefix)
+        planner, inspector = Planner(settings.prefix), Inspector(settings.prefix, result_ttl=settings.result_ttl)
+        self._ticker = Ticker(self._leadership, link, planner, source, declared, inspector)
         self._services = [
             Service("tick", self._tick),
             self._leadership.service,
             self._roster.service,
             promoter.service,
             self._waker,
+            self._ticker.declaring,
             self._ticker.service,
+            self._ticker.tracer,
             Unparker(self._leadership, link, self._roster).service,
             Recoverer(self._leadership, link, self._roster, settings).service,
             Pruner(self._leadership, link, self._roster, settings).service,

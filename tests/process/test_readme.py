@@ -19,7 +19,17 @@ SNIPPETS = dict(re.findall(r"<!-- test: (\S+) -->\n```python\n(.*?)```", README,
 def test_every_python_snippet_is_known() -> None:
     """The two at the top show the same code that `calls` runs; the others carry a test mark."""
     assert len(re.findall(r"```python\n", README)) == len(SNIPPETS) + 2
-    assert set(SNIPPETS) == {"tasks.py", "calls", "handlers", "schedules", "limits", "limited", "results", "once"}
+    assert set(SNIPPETS) == {
+        "tasks.py",
+        "calls",
+        "handlers",
+        "schedules",
+        "schedules-at-run-time",
+        "limits",
+        "limited",
+        "results",
+        "once",
+    }
 
 
 def top_of_readme(url: str) -> dict[str, object]:
@@ -101,6 +111,16 @@ async def test_limited_tasks(redis_url: str) -> None:
         "task:sync_tenant",
         "stripe_api",
     ]
+
+
+async def test_the_schedules_at_run_time(redis_url: str) -> None:
+    app = fastq.FastQ(redis_url)
+    names: dict[str, object] = {"app": app}
+    exec(SNIPPETS["schedules"], names)
+    exec("async def life():\n" + textwrap.indent(SNIPPETS["schedules-at-run-time"], "    "), names)
+    await names["life"]()  # type: ignore[operator]
+    assert await app.list_scheduled() == []
+    await app.aclose()
 
 
 async def test_the_limits(redis_url: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastq.broker import commands
+from fastq.broker import commands, timing
 from fastq.broker.commands import NewJob, Recovered
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import GlobalKeys
@@ -70,7 +70,9 @@ def test_a_refused_call_may_be_repeated_with_the_same_number(full: Lab) -> None:
 
 def test_what_makes_new_jobs_is_refused(full: Lab) -> None:
     with pytest.raises(BrokerOutOfMemory):
-        full.call(commands.fire(full.q, 5, "nightly", 1_000, "tick", E))
+        full.call(timing.fire(full.q, 5, "nightly", 1_000, "tick", E, b"definition"))
+    with pytest.raises(BrokerOutOfMemory):
+        full.call(timing.schedule(full.q, "nightly", b"", b"definition", begin=True, most=9))
     assert full.value("ticks") is None
     with pytest.raises(BrokerOutOfMemory):
         full.call(commands.replay(full.q, [("dead", E)]))
@@ -123,7 +125,7 @@ def test_a_queue_that_drains_takes_jobs_again(full: Lab) -> None:
 
 
 def test_every_script_says_what_it_does_without_memory() -> None:
-    """A new script has to decide: `allow-oom`, or it makes new jobs."""
+    """A new script has to decide: `allow-oom`, or it makes new jobs (or what will make them)."""
     from fastq.broker import scripts
 
     heads: dict[str, Any] = {name: scripts.expand(name).partition("\n")[0] for name in scripts.NAMES}
@@ -132,5 +134,6 @@ def test_every_script_says_what_it_does_without_memory() -> None:
         "enqueue_once",
         "fire",
         "replay",
+        "schedule",
     }
     assert all(head.startswith("#!lua") for head in heads.values())

@@ -22,7 +22,10 @@ from fastq.board import Board
 from fastq.broker import commands
 from fastq.broker.commands import NewJob
 from fastq.broker.connection import AsyncConnection
+from fastq.broker.inspector import Inspector
 from fastq.broker.keys import GlobalKeys
+from fastq.broker.planner import Planner
+from fastq.broker.timing import Fired
 from fastq.broker.url import parse_url
 from fastq.cron import Every
 from fastq.job import ErrorInfo, WorkerCard, check_id, decode_envelope, decode_error, encode
@@ -30,9 +33,11 @@ from fastq.metrics import COUNTERS, WorkerMetrics, aggregate
 from fastq.scheduler import maintenance, periodic
 from fastq.scheduler.link import LEASE, STANDBY, Leadership, Link, Roster
 from fastq.scheduler.maintenance import Promoter, Pruner, Recoverer, Waker
-from fastq.scheduler.periodic import MOST, Ticker, entries_of, job_id
+from fastq.scheduler.periodic import MOST, Entry, Ticker
 from fastq.scheduler.process import queues_of
+from fastq.schedules import declared_by
 from fastq.service import Service
+from fastq.timetable import decode_definition, job_id
 from tests.conftest import MakeServer, connect, eventually_async
 from tests.redis.lab import PAD, Lab, envelope
 from tests.unit.service_contract import stress_start_stop
@@ -60,7 +65,10 @@ class Rig:
         self.roster.on_new = self.promoter.look_again
         self.recoverer = Recoverer(self.leadership, self.link, self.roster, self.settings)
         self.pruner = Pruner(self.leadership, self.link, self.roster, self.settings)
-        self.ticker = Ticker(self.leadership, self.link, entries_of(self.app), "fastq")
+        self.planner = Planner("fastq")
+        self.ticker = Ticker(
+            self.leadership, self.link, self.planner, "jobs:app", declared_by(self.app, "jobs:app"), Inspector("fastq")
+        )
 
     @property
     def services(self) -> dict[str, Service]:
@@ -73,7 +81,8 @@ class Rig:
             self.pruner,
             self.ticker,
         )
-        return {part.service.name: part.service for part in parts}
+        services = {part.service.name: part.service for part in parts}
+        return services | {"declare": self.ticker.declaring, "trace": self.ticker.tracer}
 
     def counted(self, name: str) -> float:
         return aggregate(self.board).counters[name]  # type: ignore[index]
@@ -114,7 +123,9 @@ def events(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]
 # -- every loop is a service ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lead", "queues", "promote", "wake", "recover", "prune", "periodic"])
+@pytest.mark.parametrize(
+    "name", ["lead", "queues", "promote", "wake", "recover", "prune", "periodic", "declare", "trace"]
+)
 async def test_every_loop_starts_and_stops_in_any_order(rig: Rig, name: str) -> None:
     await rig.leadership.step()
     try:
@@ -509,6 +520,13 @@ def beating(url: str, interval: float = 0.1, **options: Any) -> fastq.FastQ:
     return app
 
 
+def again(rig: Rig) -> None:
+    """Every schedule is looked at in the next step."""
+    for entry in rig.ticker.agenda:
+        entry.due = 0.0
+        rig.ticker.agenda.put(entry)
+
+
 def ticks_of(lab: Lab, schedule: str = "beat") -> list[int]:
     return sorted(int(job.rpartition("@")[2]) for job in lab.ready() if job.startswith(schedule))
 
@@ -560,8 +578,16 @@ async def test_two_schedulers_that_both_lead_fire_each_tick_once(redis_url: str,
 
 
 async def test_a_repeated_call_fires_once(redis_url: str, lab: Lab) -> None:
-    (entry,) = entries_of(beating(redis_url))
-    assert lab.twice(entry.fire(1_000.0, 1_000_100)) == (True, False)
+    rig = Rig(redis_url, beating(redis_url))
+    await rig.leadership.step()
+    await rig.ticker.declare()
+    lab.raw.hdel(lab.q.ticks, "beat")
+    (data,) = lab.value("schedules").values()
+    made = decode_definition(data)
+    assert made is not None
+    entry = Entry(lab.q, made, data, Every(0.1))
+    assert lab.twice(entry.fire(1_000.0, 1_000_100)) == (Fired.ENQUEUED, Fired.BEFORE)
+    await rig.close()
     assert ticks_of(lab) == [1_000_000]
 
 
@@ -654,7 +680,7 @@ async def test_a_later_tick_does_not_overtake_a_refused_one(
         monkeypatch.setattr(rig.link, "ask", short_of_memory)
         await rig.ticker.step()
         assert ticks_of(lab) == [newest - 20_000]
-        rig.ticker._entries[0].due = 0.0  # RETRY is over
+        again(rig)  # RETRY is over
         await rig.ticker.step()
         assert ticks_of(lab)[:3] == [newest - 20_000, newest - 10_000, newest]
         await rig.close()
@@ -669,7 +695,7 @@ async def test_a_new_term_asks_how_far_the_heir_has_come(
     lab.raw.hset(lab.q.ticks, "beat", newest - 10_000)
     await rig.leadership.step()
     await rig.ticker.step()
-    entry = rig.ticker._entries[0]
+    (entry,) = rig.ticker.agenda
     entry.last, entry.due = newest / 1_000 - 3_600, newest / 1_000 - 3_590  # we led an hour ago; others fired since
     rig.leadership._trusted_until = -math.inf
     await rig.leadership.step()
@@ -732,7 +758,9 @@ async def test_the_next_ticks_are_known(redis_url: str, lab: Lab) -> None:
 
 
 async def test_nothing_is_scheduled(rig: Rig) -> None:
-    assert await rig.ticker.step() == math.inf
+    await rig.leadership.step()
+    assert await rig.ticker.step() == periodic.NAP
+    await rig.close()
 
 
 def test_arguments_that_do_not_fit_are_told_before_anything_runs(redis_url: str) -> None:
@@ -743,7 +771,7 @@ def test_arguments_that_do_not_fit_are_told_before_anything_runs(redis_url: str)
     def beat(name: str) -> None: ...
 
     with pytest.raises(fastq.InvalidArguments, match="nam"):
-        entries_of(app)
+        declared_by(app, "jobs:app")
 
 
 @given(name=st.text(min_size=1, max_size=300), tick=st.integers(0, 10**14))

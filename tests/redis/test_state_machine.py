@@ -20,9 +20,10 @@ from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from fastq import job
-from fastq.broker import commands, scripts
+from fastq.broker import commands, scripts, timing
 from fastq.broker.commands import Held, NewJob, Once, Parked, Promoted, Recovered, Refused, Settled
 from fastq.broker.keys import PAD, bucket_of
+from fastq.broker.timing import Fired
 from fastq.errors import FastQError
 from tests.redis.lab import FAR, LEASE, Lab, batch, texts
 
@@ -59,6 +60,8 @@ KINDS = {
     **dict.fromkeys(
         ("jobs", "ghosts", "deliveries", "unique", "unique:of", "unique:start", "info", "ticks", "producers"), "hash"
     ),
+    **dict.fromkeys(("schedules", "runs"), "hash"),
+    "suspended": "set",
     **dict.fromkeys(("dead:jobs", "dead:errors", "cancels", "done:1000:1", "done:cancelled", "awaited"), "hash"),
     **dict.fromkeys(("due", "workers", "dead", "done"), "zset"),
     **dict.fromkeys(("wake", "due:wake", *(f"ready:{priority}" for priority in PRIORITIES)), "list"),
@@ -99,6 +102,8 @@ class Model:
         self.cancelled: dict[str, bytes] = {}  # the records that cancelling has left
         self.ticks: dict[str, int] = {}
         self.awaited: set[str] = set()
+        self.schedules: set[str] = set()
+        self.suspended: set[str] = set()
 
     def push(self, job_id: str, *, front: bool = False) -> None:
         """Into the ready list of its priority."""
@@ -285,15 +290,46 @@ class Protocol(RuleBasedStateMachine):
                 assert self.lab.near(FAR if value == FAR else 0) == int(score)
                 self.model.due[job_id] = int(score)
 
-    @rule(schedule=st.sampled_from("st"), tick=st.integers(1, 4), priority=priorities)
-    def fire(self, schedule: str, tick: int, priority: int) -> None:
-        job_id, data = f"{schedule}{tick}", self.envelope(priority)
-        fires = tick > self.model.ticks.get(schedule, 0)
-        assert self.call(commands.fire(self.lab.q, priority, schedule, tick, job_id, data)) == fires
-        if fires:
-            self.model.ticks[schedule] = tick
-            self.model.jobs[job_id] = data
-            self.model.push(job_id)
+    @rule(schedule=st.sampled_from("st"), tick=st.integers(1, 4), priority=priorities, again=st.booleans())
+    def fire(self, schedule: str, tick: int, priority: int, again: bool) -> None:
+        """Mostly a schedule that is there: the first call makes it."""
+        model = self.model
+        if schedule not in model.ticks:
+            assert self.call(timing.schedule(self.lab.q, schedule, b"", b"d", begin=False, most=9)) == 1
+            self.lab.raw.hset(
+                self.lab.q.ticks, schedule, 0
+            )  # in place of the time, which ticks of 1 to 4 ms never reach
+            model.schedules.add(schedule)
+            model.ticks[schedule] = 0
+        job_id, data = f"{schedule}{tick}.{self.fresh()}", self.envelope(priority)
+        command = timing.fire(self.lab.q, priority, schedule, tick, job_id, data, b"d")
+        before = tick <= model.ticks.get(schedule, 0)
+        expected = Fired.BEFORE if before else Fired.CHANGED if schedule in model.suspended else Fired.ENQUEUED
+        assert self.call(command) == expected
+        if expected is Fired.ENQUEUED:
+            model.ticks[schedule] = tick
+            model.jobs[job_id] = data
+            model.push(job_id)
+        if again:
+            assert self.call(command) == (expected if expected is Fired.CHANGED else Fired.BEFORE)
+
+    @rule(schedule=st.sampled_from("st"), what=st.sampled_from(("pause", "resume", "remove")))
+    def change_schedule(self, schedule: str, what: str) -> None:
+        model, q = self.model, self.lab.q
+        known = schedule in model.schedules
+        if what == "remove":
+            assert self.call(timing.unschedule(q, schedule)) == known
+            model.schedules.discard(schedule)
+            model.suspended.discard(schedule)
+            model.ticks.pop(schedule, None)
+            return
+        assert self.call(timing.suspend(q, schedule, pause=what == "pause")) == known
+        if known and what == "pause":
+            model.suspended.add(schedule)
+        elif schedule in model.suspended:
+            model.suspended.discard(schedule)
+            assert int(self.lab.raw.hget(q.ticks, schedule)) == self.lab.near()
+            self.lab.raw.hset(q.ticks, schedule, model.ticks[schedule])
 
     # -- workers ------------------------------------------------------------------------------------
 
@@ -696,6 +732,9 @@ class Protocol(RuleBasedStateMachine):
         assert set(live["unique:start"]) == model.unstarted
         assert {k: i for k in "kl" if (i := live[f"unique:ttl:{k}"])} == model.remembered
         assert {name: int(tick) for name, tick in live["ticks"].items()} == model.ticks
+        assert set(live["schedules"]) == model.schedules
+        assert set(live["suspended"]) == model.suspended
+        assert set(live["runs"]) <= model.schedules
         assert live["dead:jobs"] == model.dead
         assert set(live["awaited"]) == model.awaited, "a waiter who was not told, or was too early"
         assert live["done:1000:1"] == model.done
@@ -789,7 +828,9 @@ BUGS: dict[str, Mutation] = {
     "purge that tells nobody": ("purge", "if redis.call('HLEN', KEYS[9]) > 0", "if false"),
     "poison that tells nobody": ("recover", "if #ended > 0 and redis.call('HLEN', KEYS[14]) > 0", "if false"),
     "follow that does not look": ("follow", "if redis.call('HEXISTS', jobs, id) == 1", "if true"),
-    "fire without compare": ("fire", "tonumber(last) >= tonumber(ARGV[2])", "false"),
+    "fire without compare": ("fire", "tonumber(last) >= tick", "false"),
+    "fire of a paused schedule": ("fire", "redis.call('SISMEMBER', suspended, name) == 1", "false"),
+    "unschedule that leaves the last tick": ("unschedule", "redis.call('HDEL', KEYS[2], ARGV[1])", ""),
     "extend that revives": (
         "extend",
         "if redis.call('ZSCORE', KEYS[1], ARGV[i]) then\n    redis.call('ZADD', KEYS[1], 'XX'",

@@ -60,6 +60,12 @@ assert_type(isolated.enqueue_sync("x"), fastq.JobHandle[int])
 async def report(pool: str = fastq.State("pool")) -> None: ...
 
 
+@app.cron("@daily", overlap="skip", jitter=dt.timedelta(seconds=5))
+@app.every(5, overlap="sometimes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+@app.task
+def swept() -> None: ...
+
+
 @app.lifespan
 async def resources() -> AsyncIterator[dict[str, str]]:
     yield {"pool": "a pool"}
@@ -107,6 +113,12 @@ async def right() -> None:
         assert_type(event.progress, fastq.Progress | None)
     assert_type(await app.wait_for(job.id, timeout=60), fastq.JobStatus | None)
     assert_type(app.wait_for_sync(job.id), fastq.JobStatus | None)
+    assert_type(await app.schedule("report", cron="0 9 * * *", name="daily", misfire="all", max_instances=2), str)
+    assert_type(await app.schedule_interval(report, dt.timedelta(minutes=5)), str)
+    assert_type([info.next_run for info in await app.list_scheduled()], list[float | None])
+    assert_type([run.state for run in app.schedules.history_sync("daily")], list[str])
+    assert_type(app.unschedule_sync("daily"), bool)
+    assert_type(fastq.crontab(minute=0, hour="*/6").expression, str)
 
 
 async def wrong() -> None:
@@ -121,6 +133,8 @@ async def wrong() -> None:
     resize.enqueue_sync("x", 3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await with_context.enqueue("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     sync_with_context.enqueue_sync("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await app.schedule("report", cron="@daily", overlapp="skip")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await app.schedule("report", "@daily")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     text: str = resize("x")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     handle: fastq.JobHandle[str] = await send_email.enqueue("a")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     size: int = await (await with_context.enqueue(1)).result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]

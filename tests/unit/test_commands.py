@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastq.broker import commands as c
-from fastq.broker import scripts
+from fastq.broker import scripts, timing
 from fastq.broker.commands import Batch, Command, NewJob
 from fastq.broker.keys import PAD, GlobalKeys, LeaseKeys, QueueKeys
 
@@ -25,7 +25,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "enqueue": lambda: c.enqueue(Q, 5, "p", 1, [NewJob("a", b"e")]),
     "enqueue_once": lambda: c.enqueue(Q, 5, "p", 1, [NewJob("a", b"A", unique="k")]),
     "extend": lambda: c.extend(Q, 1_000, ["v", "w"]),
-    "fire": lambda: c.fire(Q, 5, "s", 1, "a", b"e"),
+    "fire": lambda: timing.fire(Q, 5, "s", 1, "a", b"e", b"d"),
     "follow": lambda: c.follow(Q, "told", ["a", "b"], 1_000),
     "lead": lambda: c.lead(GlobalKeys("fastq"), "s", 1),
     "park": lambda: c.park(Q, "w", [c.Parked("a", "x/~all", 1, 5), c.Parked("b", "y/k", 1, 5)]),
@@ -40,11 +40,15 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "report": lambda: c.report(Q, "w", "a", b"progress", 1_000, 5, ["line"]),
     "reserve": lambda: c.reserve(Q, "w", 1),
     "resume": lambda: c.resume(Q, "w"),
+    "schedule": lambda: timing.schedule(Q, "s", b"", b"d", begin=True, most=9),
     "settle": lambda: c.settle(Q, "w", filled(), 9),
     "watch": lambda: c.watch(Q, 1_000, ["*", "a"]),
     "status": lambda: c.status(Q, "a", ["v", "w"]),
     "unpark": lambda: c.unpark(Q, "w", "x/~all", 1, 5),
     "unpark_due": lambda: c.unpark_due(Q),
+    "suspend": lambda: timing.suspend(Q, "s", pause=True),
+    "trace": lambda: timing.trace(Q, ["s"]),
+    "unschedule": lambda: timing.unschedule(Q, "s"),
 }
 LIMITS = {"acquire", "give_back", "hold", "limit_state", "penalize"}  # tests/unit/test_limits.py
 
@@ -217,8 +221,8 @@ def test_raw_is_a_plain_command() -> None:
             [c.Refused(1, "unique", b"holder"), c.Refused(4, "finished", b"\xff")],
         ),
         ("extend", [1, 0], [True, False]),
-        ("fire", 1, True),
-        ("fire", 0, False),
+        ("fire", 1, timing.Fired.ENQUEUED),
+        ("fire", -2, timing.Fired.CHANGED),
         ("lead", 1, True),
         ("promote", [2, 1_000, -1], c.Promoted(2, 1_000, -1)),
         ("purge", [5, 1], (5, True)),

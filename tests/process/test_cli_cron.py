@@ -1,0 +1,37 @@
+"""``fastq cron`` on what lies in Redis: status, add, run, history, pause, resume, rm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.process.test_cli import ran
+
+
+def test_a_schedule_s_life_from_the_command_line(tmp_path: Path, redis_url: str, raw: Any) -> None:
+    def fastq(*words: str) -> Any:
+        return ran(tmp_path, *words, FASTQ_REDIS_URL=redis_url)
+
+    assert fastq("cron", "status").out == "there is no schedule\n"
+    added = fastq(
+        "cron", "add", "daily", "report", "--cron", "0 9 * * *", "--tz", "Europe/Berlin", "--args", '{"kind": "x"}'
+    )
+    assert (added.code, added.out, added.err) == (0, "daily: At 09:00 every day (Europe/Berlin)\n", "")
+    assert fastq("cron", "add", "ping", "health", "--every", "5m", "--overlap", "skip", "--queue", "ops").code == 0
+    lines = fastq("cron", "status").out.splitlines()
+    assert lines[0].split() == ["NAME", "TASK", "QUEUE", "SCHEDULE", "NEXT", "LAST", "STATUS", "FROM"]
+    assert [line.split()[:3] for line in lines[1:]] == [["ping", "health", "ops"], ["daily", "report", "default"]]
+    job = fastq("cron", "run", "daily").out.strip()
+    assert raw.lrange("fastq:{default}:ready:5", 0, -1) == [job.encode()]
+    history = fastq("cron", "history", "daily", "--json").json
+    assert [(run["tick"], run["job_id"], run["state"]) for run in history] == [(None, job, "open")]
+    assert "by hand" in fastq("cron", "history", "daily").out
+    assert fastq("cron", "pause", "daily").out == "daily is paused\n"
+    assert {i["id"]: i["paused"] for i in fastq("cron", "status", "--json").json} == {"ping": False, "daily": True}
+    assert fastq("cron", "resume", "daily").out == "daily goes on\n"
+    assert fastq("cron", "rm", "daily").out == "daily is removed\n"
+    gone = fastq("cron", "rm", "pin")
+    assert (gone.code, gone.err) == (1, "fastq: no schedule is named 'pin' - did you mean 'ping'?\n")
+    assert fastq("cron", "add", "x", "report").code == 2
+    wrong = fastq("cron", "add", "x", "report", "--cron", "0 9 * *")
+    assert (wrong.code, "4 fields, not 5" in wrong.err) == (2, True)
