@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.limits import jobs
 from benchmarks.limits.driver import faults, measure, report
 
 
@@ -20,10 +21,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=Path(".benchmarks/limits.json"), help="where the figures go, too")
     options = parser.parse_args()
     figures = measure(options.keys, options.scale)
+    behind = jobs.measure(seconds=5 * options.scale)
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(msgspec.to_builtins(figures), indent=2) + "\n")
-    sys.stdout.write(report(figures) + "\n")
-    for fault in (found := faults(figures)):
+    both = {"limiters": msgspec.to_builtins(figures), "jobs": msgspec.to_builtins(behind)}
+    options.json.write_text(json.dumps(both, indent=2) + "\n")
+    sys.stdout.write(f"{report(figures)}\n\n{jobs.report(behind)}\n")
+    for fault in (found := faults(figures) + jobs.faults(behind.uses)):
         sys.stdout.write(f"FAULT: {fault}\n")
     return 1 if found else 0
 
