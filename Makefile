@@ -8,7 +8,8 @@ export PYTHON
 PY := .venv/bin/python
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-versions check style types floors lua format bench bench-limits clean
+.PHONY: help build demo test test-versions check style types floors lua format bench bench-limits bench-rivals bench-gate \
+	bench-figures clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -21,6 +22,7 @@ demo: build ## the whole queue at work on real input, with a worker killed half-
 
 test: build $(if $(ARGS),,test-versions) ## the whole suite against real servers that it starts itself
 	@$(PY) -m pytest $(ARGS)
+	$(if $(ARGS),,@$(PY) -m benchmarks.load gate)
 
 test-versions: build ## the version-dependent tests on every other Python found (VERSIONS="3.12 3.13")
 	@sh tools/test_versions.sh $(VERSIONS)
@@ -46,10 +48,20 @@ format: build ## let ruff rewrite what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: build ## what it costs, measured in one run on this machine
+bench: build ## what it costs, measured in one run on this machine: micro benchmarks, then every row without other libraries
 	@$(PY) -m pytest -q $(wildcard benchmarks/micro/bench_*.py) --benchmark-enable \
 		--benchmark-columns=min,median,iqr,rounds --benchmark-group-by=group
-	$(if $(wildcard benchmarks/load/__main__.py),@$(PY) -m benchmarks.load $(ARGS))
+	@$(PY) -m benchmarks.load run $(ARGS)
+
+bench-rivals: build ## the same beside other queues, each in an environment of its own (20 minutes; ARGS="--only arq,celery")
+	@$(PY) -m benchmarks.load rivals --save latest $(ARGS)
+	@$(PY) -m benchmarks.load figures
+
+bench-gate: build ## counts and ratios that must hold on every machine; part of `make test`
+	@$(PY) -m benchmarks.load gate
+
+bench-figures: build ## the worker's flame picture, the charts and the tables of docs/performance.md, from the last saved run
+	@$(PY) -m benchmarks.load figures
 
 bench-limits: build ## what limits cost, what they hold, beside rate-sync 0.4.2, in one run
 	@$(PY) -m benchmarks.limits $(ARGS)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -190,6 +191,37 @@ async def wake(url: str) -> None:
             done = ids
             if not ids:
                 break
+
+
+# -- producers --------------------------------------------------------------------------------
+
+
+async def enqueue(wire: Wire, jobs: int) -> None:
+    """The floor of a bulk enqueue: ids and envelopes made and packed, stored 500 at a time by two commands, one round trip."""
+    encode = msgspec.msgpack.Encoder().encode
+    for start in range(0, jobs, 500):
+        ids = [os.urandom(12).hex() for _ in range(min(500, jobs - start))]
+        rows: list[Any] = []
+        for number, job_id in enumerate(ids):
+            rows += (job_id, encode(Envelope(5, 1, "noop", encode((number,)), 1_700_000_000_000)))
+        stored = wire.call("HSET", _keys.jobs, *rows)
+        await wire.call("RPUSH", _keys.ready[5], *ids)
+        await stored
+
+
+async def send_laps(url: str, kind: str, laps: int) -> None:
+    """100 jobs a second for ``pop`` or ``wake``."""
+    wire, encode = await connect(url), msgspec.msgpack.encode
+    for n in range(laps):
+        now = time.monotonic()
+        if kind == "pop":
+            await wire.call("RPUSH", LATENCY_LIST, repr(now))
+        else:
+            envelope = encode(Envelope(5, 1, "lap", encode((now,)), 1_700_000_000_000))
+            waiting = wire.call("HSET", _keys.jobs, str(n), envelope), wire.call("RPUSH", _keys.ready[5], str(n))
+            await wire.call("RPUSH", _keys.wake, "1")
+            await asyncio.gather(*waiting)
+        await asyncio.sleep(0.01)
 
 
 WORKERS = {"redis-py": redis_py, "protocol": protocol, "flat": flat, "pop": pop, "wake": wake}

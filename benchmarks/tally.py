@@ -44,6 +44,11 @@ def lap(sent: float) -> None:
     _write(f"{int(now * 1e9)} {int((now - sent) * 1e9)}\n")
 
 
+def note(value: int) -> None:
+    """Any number."""
+    _write(f"{time.monotonic_ns()} {value}\n")
+
+
 def fork(processes: int) -> None:
     """Go on as so many processes, for libraries that leave that to a process manager."""
     for _ in range(processes - 1):

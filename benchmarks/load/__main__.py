@@ -1,24 +1,52 @@
-"""`python -m benchmarks.load`: the load driver, its table and its gate; `make bench` runs it after the micro benchmarks."""
+"""``python -m benchmarks.load run|rivals|gate|flame|docs``: what ``make bench``, ``bench-rivals``, ``bench-gate`` call."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
 import sys
 
-from benchmarks.gate import faults
-from benchmarks.load.driver import measure, report
+from benchmarks.load import rows
+from benchmarks.load.book import RESULTS, table
+from benchmarks.load.candidates import NAMES
 
 
 def main() -> int:
     """Exit status 1 when the gate finds a fault."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=100_000, help="jobs per drain (default 100,000)")
+    parser.add_argument("verb", choices=["run", "rivals", "gate", "figures", "produce"], nargs="?", default="run")
+    parser.add_argument("--jobs", type=int, default=200_000, help="jobs per drain of fastq and the floors")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; candidates take turns in each")
+    parser.add_argument("--only", default=",".join(NAMES), help="rivals, by comma")
+    parser.add_argument("--full", action="store_true", help="10 M pending jobs, 1 M jobs for memory: 5 minutes, 4 GiB")
+    parser.add_argument("--quick", action="store_true", help="rivals: one round for all rows but the first")
+    parser.add_argument("--save", default="", help="name of the JSON file in benchmarks/results/")
     options = parser.parse_args()
-    figures = measure(options.jobs)
-    sys.stdout.write(report(figures) + "\n")
-    for fault in (found := faults(figures)):
-        sys.stdout.write(f"FAULT: {fault}\n")
-    return 1 if found else 0
+    if options.verb == "produce":
+        asyncio.run(rows.produce())
+    if options.verb == "gate":
+        from benchmarks.gate import main as gate
+
+        return gate()
+    if options.verb == "figures":
+        from benchmarks.load.figures import draw
+
+        draw()
+        return 0
+    from benchmarks.load.driver import compare, measure
+
+    if options.verb == "rivals":
+        book = compare(
+            options.only.split(","), options.repeats, options.jobs,
+            full=options.full, quick=options.quick, save=options.save,
+        )  # fmt: skip
+    else:
+        book = measure(options.repeats, options.jobs, full=options.full)
+    if options.save:
+        sys.stderr.write(f"bench: saved {book.save(options.save).relative_to(RESULTS.parent.parent)}\n")
+    sys.stdout.write(table(json.loads(json.dumps(book.as_json()))) + "\n")
+    return 0
 
 
 if __name__ == "__main__":

@@ -43,10 +43,10 @@ def fill(url: str, task: str, jobs: int) -> None:
 
 
 def _workers(url: str, processes: int, task: str) -> list[str]:
-    """One process as users start it; several under their supervisor."""
+    """One process as users start it; several under their supervisor, as what needs a scheduler (parked jobs)."""
     name = "benchmarks.load.app:app"
     quiet = ("--log-level", "error")
-    if processes == 1:
+    if processes == 1 and task != "noop_limited":
         return module("fastq", "worker", name, *quiet)
     return module("fastq", "supervise", name, *quiet, "--workers", str(processes))
 

@@ -1,140 +1,175 @@
-"""The load driver: real processes, a private server, every figure of one run on one machine."""
+"""One run: which rows, in which order, how often. Candidates of one row take turns, so that noise meets all of them."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import platform
-import statistics
-import time
-from typing import NamedTuple
+import sys
+from collections.abc import Callable, Sequence
 
-import uvloop
+from benchmarks.load import rows
+from benchmarks.load.book import Book
+from benchmarks.load.candidates import FASTQ, FLOORS, NAMES, Rival, rival
+from benchmarks.load.lab import Candidate, Redis, Stuck, drain, private_server
+from benchmarks.rivals.environment import Missing
+from fastq.errors import FastQError
 
-from benchmarks.load.app import app, lap, noop
-from benchmarks.load.candidates import FASTQ, FLOORS, aim, fill
-from benchmarks.load.lab import Drain, Redis, drain, private_server, running, until
-from fastq.broker.keys import QueueKeys
+__all__ = ["compare", "measure"]
 
-KEYS = QueueKeys("fastq", "default")
+SECONDS = 1.0
+"""How long a rival's drain should take; its rate is learnt in a short one first."""
 
-
-class Enqueue(NamedTuple):
-    """Jobs per second of one producer process."""
-
-    one_by_one: float
-    concurrent: float
-    many: float
-    sync: float
-    round_trips: float  # per job, 500 concurrent callers
+FAST = 200_000
+"""Jobs of the drains of fastq and of the floors: about two seconds."""
 
 
-def enqueue_rates(redis: Redis, jobs: int) -> Enqueue:
-    """One by one, 500 at a time, in bulk; on uvloop, no worker running."""
-    redis.clear()
-    return uvloop.run(_enqueue_rates(redis, jobs))
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    sys.stderr.write(f"bench: {text}\n")
+    sys.stderr.flush()
 
 
-async def _enqueue_rates(redis: Redis, jobs: int) -> Enqueue:
-    await noop.enqueue(0)
-    few = jobs // 10
-    start = time.perf_counter()
-    for n in range(few):
-        await noop.enqueue(n)
-    one = few / (time.perf_counter() - start)
-    calls = redis.sent()
-    start = time.perf_counter()
-    for _ in range(few // 500):
-        await asyncio.gather(*(noop.enqueue(n) for n in range(500)))
-    rounds = few // 500 * 500
-    concurrent = rounds / (time.perf_counter() - start)
-    trips = (redis.sent() - calls) / rounds
-    start = time.perf_counter()
-    await noop.enqueue_many(((n,) for n in range(jobs)), ids=False)
-    many = jobs / (time.perf_counter() - start)
-    start = time.perf_counter()
-    for n in range(few):
-        noop.enqueue_sync(n)
-    sync = few / (time.perf_counter() - start)
-    await app.aclose()
-    return Enqueue(one, concurrent, many, sync, trips)
+def attempt(book: Book, what: str, measured: Callable[[], None]) -> bool:
+    """Measure; what fails is said and noted, and the run goes on."""
+    try:
+        measured()
+    except (Stuck, OSError, FastQError, ValueError, KeyError, IndexError) as error:
+        say(f"{what}: {error}")
+        book.notes[f"{what}, failed"] = str(error).strip().splitlines()[0][:200]
+        return False
+    return True
 
 
-def latency(redis: Redis, laps: int) -> tuple[float, float]:
-    """p50 and p99 in ms from the call of enqueue to the first line of the handler, one idle worker, 100 jobs/s."""
-    redis.clear()
-    with running(FASTQ.worker(redis.url, 1, "lap"), redis.url) as (_, marks):
-        until(lambda: redis.call("EXISTS", KEYS.workers) == 1)
-        uvloop.run(_laps(laps))
-        until(lambda: len(marks.laps()) == laps, 20)
-        times = marks.laps()
-    return statistics.median(times) * 1e3, times[len(times) * 99 // 100] * 1e3
-
-
-async def _laps(laps: int) -> None:
-    for _ in range(laps):
-        await lap.enqueue(time.monotonic())
-        await asyncio.sleep(0.01)
-    await app.aclose()
-
-
-def bytes_per_job(redis: Redis, jobs: int) -> float:
-    """Memory of Redis per pending job."""
-    redis.clear()
-    before = redis.memory()
-    fill(redis.url, "noop", jobs)
-    return (redis.memory() - before) / jobs
-
-
-class Figures(NamedTuple):
-    """Everything that one run measures."""
-
-    machine: str
-    server: str
-    fastq: Drain
-    bare: Drain
-    enqueue: Enqueue
-    p50_ms: float
-    p99_ms: float
-    bytes_per_job: float
-
-
-def measure(jobs: int = 100_000, laps: int = 400, repeats: int = 3) -> Figures:
-    """One run: the drains alternate, the best of each counts (the machine's noise only ever slows down)."""
+def measure(repeats: int = 3, jobs: int = FAST, *, full: bool = False) -> Book:
+    """The floors and fastq: every row that needs no other library."""
     with private_server() as redis:
-        aim(redis.url)
-        ours, theirs = [], []
-        for _ in range(repeats):
-            ours.append(drain(redis, FASTQ, jobs))
-            theirs.append(drain(redis, FLOORS["redis-py"], jobs))
-        return Figures(
-            f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.machine()}",
-            redis.name(),
-            max(ours),
-            max(theirs),
-            enqueue_rates(redis, jobs // 2),
-            *latency(redis, laps),
-            bytes_per_job(redis, jobs // 5),
-        )
+        book = Book(redis.name())
+        _drains(book, redis, [], repeats, jobs)
+        _own(book, redis, repeats, jobs, full)
+    return book
 
 
-def report(f: Figures) -> str:
-    """The table that `make bench` prints."""
-    rows = [
-        ("drain, 1 worker process, no-op jobs", f"{f.fastq.jobs_per_second:,.0f} jobs/s"),
-        ("the bare loop", f"{f.bare.jobs_per_second:,.0f} jobs/s"),
-        ("ratio", f"{f.fastq.jobs_per_second / f.bare.jobs_per_second:.2f}"),
-        ("worker CPU per job (bare loop)", f"{f.fastq.worker_us:.1f} µs ({f.bare.worker_us:.1f})"),
-        ("Redis CPU per job (bare loop)", f"{f.fastq.redis_us:.1f} µs ({f.bare.redis_us:.1f})"),
-        ("commands from the client per job", f"{f.fastq.sent:.3f}"),
-        ("enqueue one by one", f"{f.enqueue.one_by_one:,.0f} jobs/s"),
-        ("enqueue_sync one by one", f"{f.enqueue.sync:,.0f} jobs/s"),
-        ("enqueue, 500 concurrent callers", f"{f.enqueue.concurrent:,.0f} jobs/s"),
-        ("  round trips per job of these", f"{f.enqueue.round_trips:.4f}"),
-        ("enqueue_many", f"{f.enqueue.many:,.0f} jobs/s"),
-        ("enqueue to start, idle worker, p50 / p99", f"{f.p50_ms:.2f} / {f.p99_ms:.2f} ms"),
-        ("Redis memory per pending job", f"{f.bytes_per_job:.0f} bytes"),
+def compare(
+    names: Sequence[str] = NAMES,
+    repeats: int = 3,
+    jobs: int = FAST,
+    *,
+    full: bool = False,
+    quick: bool = False,
+    save: str = "",
+) -> Book:
+    """The same with the rivals; ``save`` is written after each step, so that a run that is ended early keeps its figures.
+
+    ``quick``: all rows but the drains of one process once for each rival, 10 minutes instead of 40.
+    """
+    with private_server() as redis:
+        book = Book(redis.name())
+        rivals = _installed(book, names)
+        steps: list[Callable[[], object]] = [
+            lambda: _drains(book, redis, rivals, repeats, jobs, quick=quick),
+            lambda: _own(book, redis, repeats, jobs, full),
+        ]
+        steps += [lambda other=other: _rest_of(book, redis, other, 1 if quick else repeats) for other in rivals]  # type: ignore[misc]
+        for step in steps:
+            step()
+            if save:
+                book.save(save)
+    return book
+
+
+def _installed(book: Book, names: Sequence[str]) -> list[Rival]:
+    """Those that this machine can have; the book says why the others are missing."""
+    rivals = []
+    for name in names:
+        try:
+            found = rival(name)
+        except Missing as why:
+            say(f"{name}: {why}")
+            book.notes[name] = f"not measured: {why}"
+            continue
+        book.notes[name] = f"{found.about.guarantee}; {found.about.settings}; {', '.join(found.about.packages)}"
+        rivals.append(found)
+    return rivals
+
+
+def _drains(book: Book, redis: Redis, rivals: Sequence[Rival], repeats: int, jobs: int, *, quick: bool = False) -> None:
+    floors = list(FLOORS.values())
+    sizes = {FASTQ.name: jobs} | dict.fromkeys(FLOORS, jobs)
+    for other in list(rivals):
+        say(f"learning the rate of {other.candidate.name}")
+        if not attempt(book, other.candidate.name, lambda other=other: _learn(redis, other, sizes)):  # type: ignore[misc]
+            continue
+    field = [other.candidate for other in rivals if other.candidate.name in sizes]
+    for turn in range(repeats):
+        say(f"drains, round {turn + 1} of {repeats}")
+        for who in (FASTQ, *floors, *field):
+            attempt(book, who.name, lambda who=who: rows.drained(book, redis, who, sizes[who.name]))  # type: ignore[misc]
+        once = quick and turn > 0
+        for row, task, who in _variants([] if once else rivals, sizes):
+            attempt(
+                book, f"{who.name}, {row}",
+                lambda row=row, task=task, who=who: rows.drained(  # type: ignore[misc]
+                    book, redis, who, sizes[who.name] // (4 if row == rows.SYNC else 1), row, task=task
+                ),
+            )  # fmt: skip
+        for who in (FASTQ, *floors, *([] if once else field)):
+            attempt(
+                book, f"{who.name}, two",
+                lambda who=who: rows.drained(book, redis, who, sizes[who.name], rows.TWO, processes=2),  # type: ignore[misc]
+            )  # fmt: skip
+
+
+def _variants(rivals: Sequence[Rival], sizes: dict[str, int]) -> list[tuple[str, str, Candidate]]:
+    found = [
+        (rows.KEPT, "noop_kept", FASTQ),
+        (rows.LIMITED, "noop_limited", FASTQ),
+        (rows.SYNC, "noop_sync", FASTQ),
     ]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {value}" for name, value in rows]
-    return "\n".join([f"{f.machine}, {f.server}, one run", "", *lines])
+    able = [o for o in rivals if o.candidate.name in sizes and o.about.handlers != "async"]
+    return found + [(rows.SYNC, "noop_sync" if o.about.handlers == "both" else "noop", o.candidate) for o in able]
+
+
+def _learn(redis: Redis, other: Rival, sizes: dict[str, int]) -> None:
+    rate = drain(redis, other.candidate, 1_500, seconds=30).jobs_per_second
+    sizes[other.candidate.name] = int(min(max(rate * SECONDS, 1_000), FAST)) // 100 * 100
+
+
+def _own(book: Book, redis: Redis, repeats: int, jobs: int, full: bool) -> None:
+    def row(what: str, measured: Callable[[], None]) -> None:
+        say(what)
+        attempt(book, what, measured)
+
+    piles = (10_000_000, 1_000_000, 10_000, 100_000) if full else (1_000_000, 100_000, 10_000, 100_000)
+    row("enqueue", lambda: rows.enqueue_rates(book, redis, jobs // 4))
+    for _ in range(repeats):
+        row("idle latency", lambda: rows.idle_latency(book, redis, 400))
+        row("latency of the floors", lambda: rows.floor_latency(book, redis, "pop", 400))
+        row("latency of the floors", lambda: rows.floor_latency(book, redis, "wake", 400))
+        row("half load", lambda: rows.half_load(book, redis, book.median(rows.DRAIN) / 2, 4.0))
+        row("together", lambda: rows.together(book, redis, FASTQ, rows.own_producer(), 10.0 if full else 4.0))
+        row("bytes", lambda: rows.bytes_per_job(book, redis, FASTQ, 50_000))
+        row("promotion", lambda: rows.promotion(book, redis, jobs // 2))
+        row("starts", lambda: rows.starts(book, redis))
+        row("memory", lambda: rows.memory(book, redis, 1_000_000 if full else jobs * 2))
+    row("backlog", lambda: rows.backlog(book, redis, *piles, jobs))
+
+
+def _rest_of(book: Book, redis: Redis, other: Rival, repeats: int) -> None:
+    """Latency, enqueue, together and memory of a rival that drains."""
+    name = other.candidate.name
+    if name not in book.rows.get(rows.DRAIN, {}):
+        return
+    rate = book.median(rows.DRAIN, name)
+    some = int(min(max(rate, 1_000), 20_000))
+    for _ in range(repeats):
+        say(f"{name}: latency, enqueue, together, memory")
+        attempt(book, name, lambda: rows.rival_latency(book, redis, other, 300))
+        attempt(
+            book, name, lambda: book.add(rows.MANY, name, some / other.send(redis.url, "fill", "noop", some), "jobs/s")
+        )
+        attempt(
+            book, name, lambda: book.add(rows.ONE, name, 2_000 / other.send(redis.url, "one", "noop", 2_000), "jobs/s")
+        )
+        attempt(
+            book, name,
+            lambda: rows.together(book, redis, other.candidate, other.command("fill", "noop", 10_000_000), 3.0),
+        )  # fmt: skip
+        attempt(book, name, lambda: rows.bytes_per_job(book, redis, other.candidate, 5_000))

@@ -56,6 +56,9 @@ class Redis:
     def call(self, *words: Any) -> Any:
         return self._connection.call(raw(*words))
 
+    def close(self) -> None:
+        self._connection.close()
+
     def info(self, section: str) -> dict[str, str]:
         lines = self.call("INFO", section).decode().splitlines()
         return dict(line.split(":", 1) for line in lines if ":" in line)
@@ -82,6 +85,10 @@ class Redis:
             int(stats[f"cmdstat_{n}"].split("calls=")[1].split(",")[0]) for n in names if f"cmdstat_{n}" in stats
         )
 
+    def reads(self) -> int:
+        """Times that the server read from a connection."""
+        return int(self.info("stats").get("total_reads_processed", 0))
+
     def memory(self) -> int:
         return int(self.info("memory")["used_memory"])
 
@@ -102,7 +109,11 @@ def private_server() -> Iterator[Redis]:
     """A server on a loopback port, nothing written to disk: the system's Redis where there is one, as the rivals expect."""
     system = shutil.which("redis-server")
     with EmbeddedServer(port=0, binary=system) as server:
-        yield Redis(server.url)
+        redis = Redis(server.url)
+        try:
+            yield redis
+        finally:
+            redis.close()
 
 
 # -- processes --------------------------------------------------------------------------------
@@ -113,11 +124,11 @@ class Process:
 
     def __init__(self, words: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
         self.log = log
+        self.started = time.monotonic()
         with log.open("ab") as out:
             self.child = subprocess.Popen(
                 words, env=os.environ | dict(environ), cwd=ROOT, start_new_session=True, stdout=out, stderr=out
             )
-        self.started = time.monotonic()
 
     @property
     def pid(self) -> int:
@@ -258,6 +269,7 @@ class Drain(NamedTuple):
     redis_us: float  # CPU of Redis per job
     sent: float  # commands from the client per job, fastq and floors only
     executed: float  # commands that Redis ran per job, those in scripts included
+    reads: float  # times that Redis read from a connection per job: round trips, and a few more for writes over 16 KB
 
 
 def drain(
@@ -274,16 +286,17 @@ def drain(
     redis.call("CONFIG", "RESETSTAT")
     with running(candidate.worker(redis.url, processes, task), redis.url, **candidate.environ) as (process, marks):
         until(lambda: marks.count() >= low, seconds)
-        first, own, theirs, sent, executed = (
-            marks.count(), process.cpu(), redis.cpu(), redis.sent(), redis.executed(),
-        )  # fmt: skip
+        first, own, theirs = marks.count(), process.cpu(), redis.cpu()
+        sent, executed, reads = redis.sent(), redis.executed(), redis.reads()
         until(lambda: marks.count() >= high, seconds)
         last = marks.count()
         own, theirs = process.cpu() - own, redis.cpu() - theirs
+        reads = redis.reads() - reads - 4  # the driver's own
         sent, executed = redis.sent() - sent, redis.executed() - executed
         spent, done = marks.between(low, high)
     measured = last - first
-    return Drain(done / spent, own / measured * 1e6, theirs / measured * 1e6, sent / measured, executed / measured)
+    per_job = (x / measured for x in (own * 1e6, theirs * 1e6, sent, executed, reads))
+    return Drain(done / spent, *per_job)
 
 
 def module(*words: str) -> list[str]:
