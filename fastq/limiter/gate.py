@@ -525,7 +525,7 @@ class Gate:
     # -- giving back ----------------------------------------------------------------------------------
 
     def _sweep_later(self, terms: Terms) -> None:
-        if self._sweeper is None and (self.tokens.expired or self.tokens.left(time.monotonic())):
+        if self._sweeper is None and (self.tokens.left(time.monotonic()) or self.tokens.expired):  # left() finds these
             self._sweeper = self._loop.call_later(terms.use_within + 0.001, self._sweep)
 
     def _sweep(self) -> None:
