@@ -33,7 +33,7 @@ def test_a_key_is_free_after_every_final_state(lab: Lab, end: str) -> None:
     """F309, I7."""
     lab.enqueue(unique("a"))
     if end == "cancel":
-        lab.call(commands.cancel(lab.q, "a", [], b"", ("60000:1", lab.started + FAR)))
+        lab.call(commands.cancel(lab.q, "a", [], b"", 0))
     elif end == "purge":
         lab.call(commands.purge(lab.q))
     else:
@@ -84,7 +84,7 @@ def test_the_key_ends_when_a_worker_takes_the_job(lab: Lab) -> None:
 def test_a_job_that_is_taken_out_before_it_starts_frees_its_key(lab: Lab, end: str) -> None:
     lab.enqueue(unique("a", delay=FAR, once=Once("started", most_ms=FAR)))
     if end == "cancel":
-        lab.call(commands.cancel(lab.q, "a", [], b"", ("60000:1", lab.started + FAR)))
+        lab.call(commands.cancel(lab.q, "a", [], b"", 0))
     else:
         lab.call(commands.purge(lab.q))
     assert [lab.value(name) for name in ("unique", "unique:of", "unique:start")] == [None] * 3
