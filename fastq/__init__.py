@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastq.app import FastQ, Middleware
+    from fastq.batches import BatchResult
     from fastq.config import Settings
     from fastq.context import JobContext, State, requeue
     from fastq.errors import (
@@ -73,6 +74,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "fastq.app": "FastQ Middleware",
+    "fastq.batches": "BatchResult",
     "fastq.config": "Settings",
     "fastq.context": "JobContext State requeue",
     "fastq.errors": "BodyTooLarge BrokerError BrokerOutOfMemory BrokerReplyError BrokerUnavailable ConfigError DuplicateJob EnqueueError Fail FastQError InvalidArguments InvalidJobId InvalidOption InvalidQueueName JobAlreadyRunning JobCancelled JobCrashed JobFailed JobIdReused JobTimeout LeaseLost LeaseTimeout LimitTimeout MissingExtra QueueFull ResultExpired ResultNotKept Retry Snooze SoftTimeLimitExceeded TaskDefinitionError UndecodableJob UnknownSchedule UnknownTask WaitTimeout",
@@ -93,6 +95,7 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names.s
 
 __all__ = [
     "Additive",
+    "BatchResult",
     "BodyTooLarge",
     "BrokerError",
     "BrokerOutOfMemory",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from fastq import config
 from fastq.arguments import encode_untyped
+from fastq.batches import Batching
 from fastq.broker.commands import Command, Operation
 from fastq.broker.keys import QueueKeys
 from fastq.broker.url import Endpoint, parse_url
@@ -67,7 +68,7 @@ class Middleware:
         """After it has raised ``error`` (also Retry, Snooze, Fail and timeouts)."""
 
 
-class FastQ(Tasks, Scheduling):
+class FastQ(Tasks, Scheduling, Batching):
     """An application: its tasks, and the Redis that its jobs live in.
 
     Nothing is connected until the first call. One object serves any number of threads and event loops, and
