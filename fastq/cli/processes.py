@@ -85,7 +85,7 @@ def worker(launch: Launch) -> int:
     from fastq.monitor import keep_in_thread
     from fastq.worker.process import run_alone
 
-    logs.setup(launch.settings.log_level, launch.settings.log_format, background=True)
+    logs.setup(launch.settings.log_level, launch.settings.log_format)
 
     def keep(loaded: FastQ, board: Board) -> None:
         keep_in_thread(board, loaded.settings, loaded.endpoint())

@@ -23,6 +23,7 @@ import struct
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -49,7 +50,7 @@ class Nursery:
     def __init__(self, load: Callable[[], FastQ], live: Callable[[FastQ, socket.socket], None]) -> None:
         self.control, theirs = socket.socketpair()
         parent = os.getpid()
-        self._pid = os.fork()
+        self._pid = _split()
         if self._pid == 0:
             self.control.close()
             _nurse(parent, theirs, load, live)
@@ -81,7 +82,7 @@ def _nurse(
             signal.signal(number, signal.SIG_IGN)  # what the worker does about them, it tells by its socket
         if control.recv(RECORD.size):
             me = os.getpid()
-            template = os.fork()
+            template = _split()
             if template == 0:
                 _die_with(me)
                 app = load()
@@ -135,7 +136,7 @@ def _fork(
     live: Callable[[FastQ, socket.socket], None],
 ) -> int:
     parent = os.getpid()
-    pid = os.fork()
+    pid = _split()
     if pid == 0:
         try:
             os.setpgid(0, 0)  # what its handler starts is killed with it
@@ -155,6 +156,15 @@ def _fork(
     os.close(fd)
     control.sendall(RECORD.pack(STARTED, pid, 0, 0))
     return pid
+
+
+def _split() -> int:
+    """``os.fork()`` without the warning that Python 3.12 and 3.13 give by mistake: they look for the number of threads in
+    /proc/self/stat by counting spaces, and the title of this process has some. There is one thread here, see above.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def _bury(control: socket.socket, children: set[int]) -> None:

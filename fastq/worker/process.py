@@ -67,6 +67,7 @@ def run_alone(launch: Launch, keep: Callable[[FastQ, Board], Any]) -> int:
     ``keep`` starts whatever extends the leases meanwhile (the monitor's keeper, as a thread).
     """
     nursery = _nursery(launch)
+    logs.setup(launch.settings.log_level, launch.settings.log_format, background=True)
     app = _load(launch)
     if app is None:
         return ExitCode.USAGE
