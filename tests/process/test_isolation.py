@@ -16,6 +16,8 @@ import fastq
 from tests.conftest import alive, eventually
 from tests.process.fleet import PATIENCE, Fleet
 
+pytestmark = pytest.mark.versions  # asyncio, signals and forks differ
+
 MakeFleet = Callable[..., Fleet]
 APP = ("supervise", "tests.process.isolated_app:app")
 

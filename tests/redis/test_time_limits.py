@@ -13,6 +13,8 @@ import fastq
 from fastq import FastQ, SoftTimeLimitExceeded
 from tests.redis.workshop import working
 
+pytestmark = pytest.mark.versions  # asyncio, signals and forks differ
+
 
 def make_app(url: str, **settings: Any) -> FastQ:
     return FastQ(url, log_level="critical", **settings)
