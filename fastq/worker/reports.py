@@ -122,7 +122,7 @@ class Reports:
 class Desk(Protocol):
     """Who takes lines: the worker's reports, or what stands for them in the process of an isolated handler."""
 
-    def line(self, job: JobContext, line: str) -> None:
+    def line(self, job: JobContext, line: str, /) -> None:
         """Take a log line."""
         ...
 
