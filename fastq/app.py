@@ -24,6 +24,7 @@ from fastq.routes import route
 from fastq.schedules import Scheduling
 from fastq.sender import Sender
 from fastq.task import Call, JobOptions, TaskOptions, check_options, make_once
+from fastq.values import check_queue_name
 
 if TYPE_CHECKING:
     from fastq.broker.explain import Explanation
@@ -506,7 +507,7 @@ class FastQ(Tasks, Scheduling, Batching):
         """The key names of a queue."""
         keys = self._queue_keys.get(queue)
         if keys is None:
-            keys = self._queue_keys[queue] = QueueKeys(self.settings.prefix, config.check_queue_name(queue))
+            keys = self._queue_keys[queue] = QueueKeys(self.settings.prefix, check_queue_name(queue))
         return keys
 
     def now_ms(self) -> int:  # noqa: D102 - see Producer

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from fastq import config, logs
+from fastq import logs
 from fastq.board import Board, ChildContext, Slot, SlotState, exit_text
 from fastq.broker.commands import Command, extend, raw, recover
 from fastq.broker.connection import SyncConnection
@@ -32,6 +32,7 @@ from fastq.job import ErrorInfo, culprits, encode
 from fastq.launch import Launch
 from fastq.logs import fields
 from fastq.metrics import WorkerMetrics
+from fastq.values import parse_queues
 
 __all__ = ["Keeper", "main", "serve_http"]
 
@@ -64,7 +65,7 @@ class Keeper:
         self._board = board
         self._settings = settings
         self._metrics = metrics
-        self._queues = [QueueKeys(settings.prefix, name) for name in config.parse_queues(settings.queues).names]
+        self._queues = [QueueKeys(settings.prefix, name) for name in parse_queues(settings.queues).names]
         # An answer that takes longer than a third of a lease is too late: better to connect anew in time.
         patience = min(settings.response_timeout, max(settings.lease / 3, 0.5))
         self._connection = SyncConnection(endpoint, connect_timeout=patience, response_timeout=patience)
@@ -250,7 +251,7 @@ class QueueReader:
         from fastq.broker.inspector import Inspector
 
         self._inspector = Inspector(settings.prefix)
-        self._names = config.parse_queues(settings.queues).names
+        self._names = parse_queues(settings.queues).names
         self._connection = SyncConnection(endpoint, connect_timeout=2.0, response_timeout=2.0)
 
     def __call__(self) -> list[QueueGauge]:

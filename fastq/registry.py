@@ -18,7 +18,6 @@ from typing import (
     overload,
 )
 
-from fastq.config import check_queue_name, parse_size
 from fastq.context import JobContext, takes_state
 from fastq.cron import Cron, Every, Schedule
 from fastq.errors import ConfigError, FastQError, InvalidOption, TaskDefinitionError, UnknownTask, did_you_mean
@@ -28,6 +27,7 @@ from fastq.once import IDEMPOTENT_TTL, Unique, as_unique, unique_key
 from fastq.retry import RetryPolicy, RetryRule, as_policy, attempts_in_all
 from fastq.task import AsyncTask, Producer, SyncTask, Task, TaskOptions, UniqueOption
 from fastq.timetable import CronTrigger, ScheduleOptions, Written, definition, read_table
+from fastq.values import check_queue_name, parse_size
 
 if TYPE_CHECKING:
     from fastq.limiter.api import Limiter

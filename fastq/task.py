@@ -21,7 +21,6 @@ import msgspec
 
 from fastq.arguments import Arguments, Returned, check_size
 from fastq.broker.commands import NewJob, Once
-from fastq.config import check_queue_name
 from fastq.context import is_injected
 from fastq.errors import InvalidOption, did_you_mean
 from fastq.handle import Bulk, JobHandle
@@ -40,6 +39,7 @@ from fastq.job import (
 )
 from fastq.once import IDEMPOTENT_TTL, Unique, Until, as_unique, key_of, unique_key
 from fastq.retry import RetryRule, attempts_in_all
+from fastq.values import check_queue_name
 
 __all__ = ["AsyncTask", "Call", "JobOptions", "Producer", "SyncTask", "Task", "TaskOptions"]
 

@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, cast, get_arg
 
 import msgspec
 
-from fastq.config import check_queue_name, parse_duration
 from fastq.cron import Cron, Every, Instant, MisfirePolicy, Schedule
 from fastq.errors import ConfigError, FastQError, InvalidOption, TaskDefinitionError, did_you_mean, safe_text
 from fastq.job import VERSION, Envelope, Extra, JobPriority, check_priority, encode
+from fastq.values import check_queue_name, parse_duration
 
 __all__ = [
     "CronTrigger", "Definition", "OverlapPolicy", "ScheduleInfo", "ScheduleOptions", "ScheduleRun", "Written",

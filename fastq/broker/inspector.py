@@ -40,9 +40,9 @@ from fastq.broker.views import (
     with_progress,
     worker_info,
 )
-from fastq.config import check_queue_name
 from fastq.errors import BrokerReplyError, InvalidOption, InvalidQueueName, UndecodableJob, did_you_mean
 from fastq.job import DeadLetter, Envelope, JobRecord, JobState, JobStatus, decode_envelope, encode, is_id
+from fastq.values import check_queue_name
 
 __all__ = ["PAGE", "Inspector", "QueueInfo", "Replayed", "WorkerInfo"]
 

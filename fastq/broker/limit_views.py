@@ -13,9 +13,9 @@ import msgspec
 
 from fastq.broker.commands import Command, Operation, limit_state, override_rule, penalize, raw, reset_limit
 from fastq.broker.keys import GlobalKeys, LimitKeys, QueueKeys
-from fastq.config import check_queue_name
 from fastq.errors import ConfigError, InvalidQueueName
 from fastq.limits import Rule, Terms, check_limiter_id, partition_name, size_of
+from fastq.values import check_queue_name
 
 __all__ = ["Holder", "LimitInfo", "LimitInspector"]
 

@@ -15,11 +15,11 @@ from fastq.broker import timing
 from fastq.broker.commands import Command, Operation, raw
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.views import clock, text_of
-from fastq.config import check_queue_name
 from fastq.cron import Schedule
 from fastq.errors import BrokerReplyError, InvalidOption, InvalidQueueName, UnknownSchedule, did_you_mean
 from fastq.job import encode
 from fastq.timetable import Definition, ScheduleInfo, ScheduleRun, decode_definition, job_id
+from fastq.values import check_queue_name
 
 __all__ = ["Changes", "Declared", "Planner", "Stored"]
 

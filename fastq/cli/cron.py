@@ -16,11 +16,11 @@ from fastq.cli.root import Verbs
 from fastq.cli.serve import APP, application
 from fastq.cli.session import NotFound, Session, with_session
 from fastq.cli.table import duration, rows
-from fastq.config import check_queue_name, parse_duration
 from fastq.cron import Cron, Every
 from fastq.errors import UnknownTask, did_you_mean
 from fastq.job import TASK_NAME
 from fastq.timetable import definition
+from fastq.values import check_queue_name, parse_duration
 
 if TYPE_CHECKING:
     from fastq.broker.planner import Planner

@@ -197,7 +197,7 @@ def purge(
     """Delete dead letters of QUEUE, for good: the IDs, those --older-than, or --all."""
     if bool(ids) + bool(older_than) + everything != 1:
         raise click.UsageError("give IDs, --older-than or --all", click.get_current_context())
-    from fastq.config import parse_duration
+    from fastq.values import parse_duration
 
     age = parse_duration(older_than) if older_than else None
     session.known_queue(queue)

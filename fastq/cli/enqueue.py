@@ -11,7 +11,6 @@ from fastq.broker.calls import Numbers, Target, enqueue_sync
 from fastq.broker.commands import NewJob, Refused, raw
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.cli.session import Session, with_text_session
-from fastq.config import check_queue_name, parse_duration, parse_queues
 from fastq.errors import (
     BodyTooLarge,
     InvalidArguments,
@@ -20,6 +19,7 @@ from fastq.errors import (
     UnknownTask,
 )
 from fastq.job import TASK_NAME, VERSION, Envelope, Extra, check_id, check_priority, decode_record, encode, new_id
+from fastq.values import check_queue_name, parse_duration, parse_queues
 
 __all__ = ["verbs"]
 

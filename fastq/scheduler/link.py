@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 from fastq.broker.commands import Command, lead, raw
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import GlobalKeys, QueueKeys
-from fastq.config import check_queue_name
 from fastq.errors import BrokerError, BrokerUnavailable, InvalidQueueName
 from fastq.logs import fields
 from fastq.metrics import WorkerMetrics
 from fastq.retry import Exponential
 from fastq.service import Service, Step
+from fastq.values import check_queue_name
 
 __all__ = ["Leadership", "Link", "Roster", "resilient"]
 

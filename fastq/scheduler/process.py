@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from fastq import config, logs
+from fastq import logs
 from fastq.app import FastQ
 from fastq.board import Board, ChildContext, Slot, SlotState
 from fastq.broker.connection import AsyncConnection
@@ -32,6 +32,7 @@ from fastq.scheduler.maintenance import WAIT, Promoter, Pruner, Recoverer, Unpar
 from fastq.scheduler.periodic import Ticker, shown
 from fastq.schedules import declared_by
 from fastq.service import Service
+from fastq.values import parse_queues
 
 __all__ = ["main", "run_alone"]
 
@@ -106,7 +107,7 @@ def scheduler_name() -> str:
 def queues_of(app: FastQ) -> set[str]:
     """The queues that the settings and the registered tasks name."""
     named = {app.queue_of(task.name, task.defaults.queue) for task in app.tasks.values()}
-    return named.union(config.parse_queues(app.settings.queues).names)
+    return named.union(parse_queues(app.settings.queues).names)
 
 
 class _Scheduler:

@@ -31,11 +31,11 @@ from fastq.broker.commands import (
 )
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import GlobalKeys
-from fastq.config import QueueOrder
 from fastq.context import JobContext
 from fastq.errors import BrokerError, BrokerReplyError, UndecodableJob
 from fastq.job import WorkerCard, decode_envelope, encode
 from fastq.metrics import WorkerMetrics
+from fastq.values import QueueOrder
 from fastq.worker.cancels import Cancels
 from fastq.worker.executor import Executor
 from fastq.worker.lane import Lane

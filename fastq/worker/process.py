@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastq import config, logs
+from fastq import logs
 from fastq.app import FastQ
 from fastq.board import Board, ChildContext, Slot, SlotState
 from fastq.broker.connection import AsyncConnection
@@ -31,6 +31,7 @@ from fastq.errors import ExitCode, FastQError
 from fastq.job import WorkerCard
 from fastq.launch import Launch, load_app, report
 from fastq.metrics import WorkerMetrics, count_limits_in
+from fastq.values import parse_queues
 from fastq.worker.isolated import live
 from fastq.worker.isolation import Pool
 from fastq.worker.loop import IDLE_WAIT, WorkerLoop
@@ -121,7 +122,7 @@ def _serve(app: FastQ, slot: Slot, board: Board, orphaned: Callable[[], bool], n
 
 def warn_of_unserved_queues(app: FastQ) -> None:
     """A task whose own queue nobody serves is a mistake that shows itself by nothing at all."""
-    served = set(config.parse_queues(app.settings.queues).names)
+    served = set(parse_queues(app.settings.queues).names)
     for task in app.tasks.values():
         queue = app.queue_of(task.name, task.defaults.queue)
         if queue not in served:
@@ -162,7 +163,7 @@ class _Worker:
 
     async def run(self) -> None:
         settings, slot = self._settings, self._slot
-        order = config.parse_queues(settings.queues)
+        order = parse_queues(settings.queues)
         metrics = WorkerMetrics(slot, queues=order.names, tasks=self._app.tasks)
         count_limits_in(metrics)
         slot.concurrency = settings.concurrency

@@ -13,9 +13,9 @@ from fastq import FastQ
 from fastq.board import Board
 from fastq.broker.commands import extend, promote
 from fastq.broker.connection import AsyncConnection
-from fastq.config import parse_queues
 from fastq.job import WorkerCard
 from fastq.metrics import WorkerMetrics, aggregate, count_limits_in
+from fastq.values import parse_queues
 from fastq.worker.loop import WorkerLoop
 
 _numbers = itertools.count(1)

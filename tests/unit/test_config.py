@@ -17,18 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastq.config
+import fastq.values
 from fastq.config import (
     OTHER_VARIABLES,
-    QueueOrder,
     Settings,
-    check_queue_name,
     load,
-    parse_duration,
-    parse_queues,
-    parse_size,
     shown,
 )
 from fastq.errors import ConfigError, FastQError, InvalidQueueName
+from fastq.values import QueueOrder, check_queue_name, parse_duration, parse_queues, parse_size
 
 ROOT = Path(fastq.config.__file__).parent
 
@@ -47,7 +44,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_examples_in_the_docstrings_are_true() -> None:
-    assert doctest.testmod(fastq.config).failed == 0
+    assert doctest.testmod(fastq.values).failed == 0
 
 
 # -- sources ----------------------------------------------------------------------------------
