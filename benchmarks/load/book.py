@@ -48,6 +48,7 @@ class Book:
 
     def __init__(self, server: str) -> None:
         self.server = server
+        self.when = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         self.rows: dict[str, dict[str, Samples]] = {}
         self.notes: dict[str, str] = {}  # candidate -> guarantee and settings, or why it is missing
         self.load = [os.getloadavg()[0]]
@@ -67,7 +68,7 @@ class Book:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "when": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            "when": self.when,
             "commit": _git("rev-parse", "--short", "HEAD"),
             "machine": {
                 "cores": os.cpu_count(),

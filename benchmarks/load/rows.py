@@ -186,7 +186,7 @@ def half_load(book: Book, redis: Redis, rate: float, seconds: float) -> None:
         until(lambda: redis.call("EXISTS", KEYS.workers) == 1)
         laps = int(seconds * 100)
         uvloop.run(_mixed(laps, round(rate / 100)))
-        until(lambda: redis.call("HLEN", KEYS.jobs) == 0, 20)
+        until(lambda: len(marks.laps()) == laps, 20)
         times = marks.laps()
     book.add(HALF, "fastq", times[len(times) * 99 // 100] * 1e3, "ms")
 
