@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from fastq import config
 from fastq.arguments import encode_untyped
+from fastq.asking import Asking
 from fastq.batches import Batching
 from fastq.broker.commands import Command, Operation
 from fastq.broker.keys import QueueKeys
 from fastq.broker.url import Endpoint, parse_url
 from fastq.context import JobContext, running_job
 from fastq.dead_letters import DeadLetters
-from fastq.errors import ConfigError, InvalidArguments, TaskDefinitionError, UnknownTask
+from fastq.errors import InvalidArguments, TaskDefinitionError, UnknownTask
+from fastq.fleet import Fleet
 from fastq.handle import Bulk, JobHandle
-from fastq.job import TASK_NAME, Event, JobStatus, check_id, is_id
+from fastq.job import TASK_NAME
 from fastq.queues import Queues
 from fastq.registry import Tasks
 from fastq.routes import route
@@ -27,16 +29,7 @@ from fastq.task import Call, JobOptions, TaskOptions, check_options, make_once
 from fastq.values import check_queue_name
 
 if TYPE_CHECKING:
-    from fastq.broker.explain import Explanation
     from fastq.broker.inspector import Inspector
-    from fastq.lease import Lease
-    from fastq.limiter.api import Limiter
-    from fastq.limiter.catalogue import Catalogue
-    from fastq.limiter.jobs import JobLimiter
-    from fastq.limiter.stores import RedisStore
-    from fastq.lock import Lock
-    from fastq.waiting import Waits
-    from fastq.watching import Watches
 
 __all__ = ["FastQ", "Middleware"]
 
@@ -69,7 +62,7 @@ class Middleware:
         """After it has raised ``error`` (also Retry, Snooze, Fail and timeouts)."""
 
 
-class FastQ(Tasks, Scheduling, Batching):
+class FastQ(Tasks, Scheduling, Batching, Asking, Fleet):
     """An application: its tasks, and the Redis that its jobs live in.
 
     Nothing is connected until the first call. One object serves any number of threads and event loops, and
@@ -101,9 +94,6 @@ class FastQ(Tasks, Scheduling, Batching):
         self._routed: dict[str, str] = {}
         self._sender = Sender(self)
         self._inspector: Inspector | None = None
-        self._limits: Catalogue | None = None
-        self._limit_store: RedisStore | None = None
-        self._lease_store: RedisStore | None = None
         self.endpoint()  # a bad URL is told here, not at the first call
 
     def adopt(self, settings: config.Settings) -> None:
@@ -222,140 +212,7 @@ class FastQ(Tasks, Scheduling, Batching):
             name, body, _NO_DEFAULTS, options, self, lambda: {"": list(args), **kwargs} if args else kwargs
         )
 
-    # -- status and dead letters --------------------------------------------------------------
-
-    async def get_status(self, job_id: str, *, queue: str | None = None) -> JobStatus | None:
-        """Where a job is; None when its id is unknown or its record has expired.
-
-        Args:
-            queue: saves asking all queues.
-        """
-        return await self.run(self.inspector.status(job_id, queue))
-
-    def get_status_sync(self, job_id: str, *, queue: str | None = None) -> JobStatus | None:
-        """:meth:`get_status` from blocking code."""
-        return self.run_sync(self.inspector.status(job_id, queue))
-
-    async def wait_for(
-        self, job_id: str, *, timeout: float | None = None, queue: str | None = None
-    ) -> JobStatus | None:
-        """How a job has ended, as soon as it has: success, failed or cancelled. None when its id is unknown, its record has
-        expired, or it ended without leaving one (``result_ttl=0``).
-
-        The end is pushed by Redis; nothing polls, and workers pay nothing for jobs that nobody waits for.
-
-        Args:
-            timeout: seconds to wait; None: as long as it takes. A Redis that is away meanwhile is waited for, too.
-            queue: saves asking all queues.
-
-        Raises:
-            WaitTimeout: it had not ended in time; a ``TimeoutError``. The job goes on.
-
-        Example::
-
-            status = await app.wait_for(job_id, timeout=60)
-            if status is not None and status.state == "success":
-                return status.result
-        """
-        if queue is None:
-            status = await self.get_status(job_id)
-            if status is None or status.state.final:
-                return status
-            queue = status.queue
-        return await self._waits.wait(queue, job_id, timeout) if is_id(job_id) else None
-
-    def wait_for_sync(self, job_id: str, *, timeout: float | None = None, queue: str | None = None) -> JobStatus | None:
-        """:meth:`wait_for` from blocking code; all threads share one connection that listens."""
-        if queue is None:
-            status = self.get_status_sync(job_id)
-            if status is None or status.state.final:
-                return status
-            queue = status.queue
-        return self._waits.wait_sync(queue, job_id, timeout) if is_id(job_id) else None
-
-    @functools.cached_property
-    def _waits(self) -> Waits:
-        from fastq.waiting import Waits
-
-        return Waits(self, self._sender.aclose)
-
-    def events(self, *, queue: str | None = None) -> AsyncIterator[Event]:
-        """What happens to the jobs of a queue (default: the setting ``default_queue``) from now on: started, progress, retried,
-        succeeded, failed, cancelled. Survives a lost connection of up to 10 minutes and 10,000 events.
-
-        While somebody watches, and up to two minutes longer, each event costs Redis about 4 µs; while nobody does, nothing.
-
-        Example::
-
-            async for event in app.events(queue="emails"):
-                print(event.kind, event.job_id)
-        """
-        return self._watches.events(queue or self.settings.default_queue, "*")
-
-    def job_events(self, job_id: str, *, queue: str) -> AsyncIterator[Event]:
-        """What happens to one job; see :meth:`fastq.JobHandle.events`."""
-        return self._watches.events(queue, check_id(job_id))
-
-    @functools.cached_property
-    def _watches(self) -> Watches:
-        from fastq.watching import Watches
-
-        return Watches(self)
-
-    async def get_logs(self, job_id: str, *, queue: str) -> list[str]:
-        """The last lines that a job's handler wrote through ``job.log``; see the setting ``job_log_lines``."""
-        return await self.run(self.inspector.logs(job_id, queue))
-
-    def get_logs_sync(self, job_id: str, *, queue: str) -> list[str]:
-        """:meth:`get_logs` from blocking code."""
-        return self.run_sync(self.inspector.logs(job_id, queue))
-
-    def typed_result(self, status: JobStatus) -> Any:
-        """The result of a job in the type that its task's handler is annotated with, if the task is registered here.
-
-        Raises:
-            UndecodableJob: it does not fit.
-        """
-        task = self.tasks.get(status.task or "")
-        return status.result if task is None else task.returned.convert(status.result)
-
-    async def cancel(self, job_id: str, *, terminate: bool = False, queue: str | None = None) -> bool:
-        """Cancel a job. It is kept in Redis, so no worker has to be there; see docs/time_limits.md.
-
-        A scheduled or pending job is taken out at once. A running one goes on until its handler looks at
-        ``job.cancelled``, fails or returns; whatever else happens to it (a retry, a deploy, the death of its worker), it
-        does not run again. One that succeeds before it was told has succeeded.
-
-        Args:
-            terminate: interrupt a running one: an async handler is cancelled, the process of ``isolation="process"``
-                is killed, a handler in a thread can only be told.
-            queue: saves asking all queues.
-
-        Returns:
-            False when it is unknown or has ended.
-        """
-        return await self.run(self.inspector.cancel(job_id, queue, terminate=terminate)) != "unknown"
-
-    def cancel_sync(self, job_id: str, *, terminate: bool = False, queue: str | None = None) -> bool:
-        """:meth:`cancel` from blocking code."""
-        return self.run_sync(self.inspector.cancel(job_id, queue, terminate=terminate)) != "unknown"
-
-    async def explain(self, job_id: str, *, queue: str | None = None) -> Explanation:
-        """Why a job does not run: paused, scheduled, parked under a limit, behind others, no worker that knows its task …
-
-        Example::
-
-            print(await app.explain(job.id))
-        """
-        from fastq.broker.explain import explain
-
-        return await self.run(explain(self.inspector, job_id, queue))
-
-    def explain_sync(self, job_id: str, *, queue: str | None = None) -> Explanation:
-        """:meth:`explain` from blocking code."""
-        from fastq.broker.explain import explain
-
-        return self.run_sync(explain(self.inspector, job_id, queue))
+    # -- queues and dead letters --------------------------------------------------------------
 
     @functools.cached_property
     def queues(self) -> Queues:
@@ -385,110 +242,6 @@ class FastQ(Tasks, Scheduling, Batching):
 
             self._inspector = Inspector(self.settings.prefix)
         return self._inspector
-
-    # -- limits ---------------------------------------------------------------------------------
-
-    def limiter(self, limiter_id: str, /, **options: Any) -> Limiter:
-        """A limit that all processes of this application share, in its Redis and under its prefix.
-
-        Args:
-            options: ``rate="100/s burst 200"``, or ``algorithm`` and its own options, ``max_concurrent``, ``timeout``,
-                ``on_error``, ``lease``, ``adaptive``; see docs/limits.md. None at all: the limiter of that name which was defined before.
-
-        Raises:
-            ConfigError: options that make no sense (all that is wrong, in one message), or others than before.
-
-        Example::
-
-            stripe = app.limiter("stripe_api", rate="100/s", timeout=5)
-        """
-        from fastq.limiter import catalogue
-
-        if self._limits is None:
-            self._limits = catalogue.Catalogue()
-            self._limit_store = catalogue.redis_store(self.settings, self.endpoint)
-        before = self._limits.options(limiter_id)
-        if not options and before is None:
-            return catalogue.default().find(limiter_id)
-        if before is not None and options not in ({}, before):
-            raise ConfigError(f"limiter {limiter_id!r} was defined before with other options: {before}")
-        if before is None:
-            catalogue.default().adopt(self._limits.add_limiter(limiter_id, options, self._limit_store), options)
-        return self._limits.find(limiter_id)
-
-    def limits_of(self, task: str, queue: str) -> list[JobLimiter]:
-        """The limiters that a task's jobs have to pass in a queue.
-
-        Raises:
-            ConfigError: one of them does not exist, or an option does not fit the handler.
-        """
-        found = self.tasks[task]
-        asked = [(f"queue:{queue}", self.queue_limits.get(queue)), (f"task:{task}", found.defaults.limits)]
-        if not any(options for _, options in asked):
-            return []
-        from fastq.limiter.jobs import bind
-
-        bound = []
-        for owner, options in asked:
-            if options is not None:
-                bound += bind(owner, options, self.limiter, found.arguments.signature)
-        return bound
-
-    def limiters(self) -> dict[str, Limiter]:
-        """Those that this application has defined, by their ids; those of its tasks included. Raises ConfigError."""
-        for name, task in self.tasks.items():
-            self.limits_of(name, task.defaults.queue or self.default_queue())
-        return self._limits.all() if self._limits is not None else {}
-
-    # -- leaders ----------------------------------------------------------------------------------
-
-    def leader(self, name: str, *, ttl: float = 15.0) -> Lease:
-        """Who of all processes that ask for ``name`` leads: one at a time, as long as it renews its lease.
-
-        Args:
-            ttl: seconds after which another one leads when the leader was killed (0.5 s to a day).
-
-        Raises:
-            ConfigError: an impossible name or ttl.
-
-        Example::
-
-            async with app.leader("daily_report", ttl=15) as term:  # waits; the block is cancelled if the lease is lost
-                await write_report(fence=term.token)
-        """
-        from fastq.lease import Lease
-
-        return Lease(self.lease_store(), "leader", name, ttl)
-
-    def lock(self, name: str, *, timeout: float = 60.0, wait: float = 0.0) -> Lock:
-        """Let one block of code of the whole fleet at a time hold ``name``: ``async with`` or ``with``.
-
-        Args:
-            timeout: seconds after which another one can have it when its holder was killed; it is renewed while it is held,
-                however long that is (0.5 s to a day).
-            wait: seconds to wait for it.
-
-        Raises:
-            ConfigError: an impossible name or time. On entering the block:
-            JobAlreadyRunning: somebody else holds it.
-
-        Example::
-
-            async with app.lock("sync:42", timeout=600) as held:
-                await sync(42, fence=held.token)
-        """
-        from fastq.lease import Lease
-        from fastq.lock import Lock
-
-        return Lock(Lease(self.lease_store(), "lock", name, timeout), wait)
-
-    def lease_store(self) -> RedisStore:
-        """Where leases are kept."""
-        if self._lease_store is None:
-            from fastq.limiter.catalogue import redis_store
-
-            self._lease_store = redis_store(self.settings, self.endpoint)
-        return self._lease_store
 
     # -- the broker -------------------------------------------------------------------------------
 
@@ -563,22 +316,15 @@ class FastQ(Tasks, Scheduling, Batching):
 
     async def aclose(self) -> None:
         """Close this event loop's connections; jobs still on their way get BrokerUnavailable, waiters are cancelled."""
-        if "_watches" in self.__dict__:
-            await self._watches.aclose()
-        if "_waits" in self.__dict__:
-            await self._waits.aclose()
+        await self._aclose_waits()
         await self._sender.aclose()
-        if self._limit_store is not None:
-            await self._limit_store.aclose()
+        await self._aclose_limits()
 
     def close(self) -> None:
         """Close the connections of blocking code and of leases. What is still held goes on being renewed, over a new one."""
-        if "_waits" in self.__dict__:
-            self._waits.close()
+        self._close_waits()
         self._sender.close()
-        for store in (self._limit_store, self._lease_store):
-            if store is not None:
-                store.close()
+        self._close_limits()
 
 
 class ByName:
