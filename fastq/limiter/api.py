@@ -20,8 +20,9 @@ import msgspec
 from fastq.broker.commands import override_rule, penalize
 from fastq.errors import LimitTimeout
 from fastq.limiter.counts import Counts
-from fastq.limiter.gate import Gate, Plan, Waiter
+from fastq.limiter.gate import Gate, Waiter
 from fastq.limiter.options import key_of_call
+from fastq.limiter.plan import Plan
 from fastq.limiter.stores import Store, this_process
 from fastq.limits import CostTooHigh, read_rule, size_of
 from fastq.logs import fields, log_context

@@ -17,7 +17,7 @@ from fastq import config
 from fastq.broker.url import Endpoint, parse_url
 from fastq.errors import ConfigError, did_you_mean, safe_text
 from fastq.limiter.api import Limiter, limited
-from fastq.limiter.gate import Plan
+from fastq.limiter.plan import Plan
 from fastq.limiter.stores import MemoryStore, RedisStore, Store
 from fastq.limits import RULE_OPTIONS, check_limiter_id, read_rule
 

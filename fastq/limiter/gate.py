@@ -15,17 +15,17 @@ from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
-import msgspec
-
-from fastq.broker.commands import acquire, give_back, limit_state
+from fastq.broker.commands import acquire, limit_state
 from fastq.broker.keys import LimitKeys
 from fastq.errors import BrokerError, BrokerUnavailable, LimitTimeout
 from fastq.limiter.counts import Counts
-from fastq.limiter.stores import Slot, Store, this_process
+from fastq.limiter.plan import Plan
+from fastq.limiter.slots import Slots
+from fastq.limiter.stores import Store
 from fastq.limits import Acquired, CostTooHigh, LimitState, Rule, Terms, Tokens, block, check_cost
 from fastq.logs import fields
 
-__all__ = ["Gate", "Plan", "Waiter"]
+__all__ = ["Gate", "Waiter"]
 
 log = logging.getLogger("fastq.limits")
 
@@ -39,23 +39,6 @@ _SCAN: Final = 1_000  # waiters of whom each is told at once that its wait is to
 _LATE: Final = 5  # replies in a row that came too late to be used, until that is logged
 _DENIED: Final = frozenset([b"short", b"full", b"penalized"])
 _UNKNOWN: Final = -math.inf
-
-
-class Plan(msgspec.Struct):
-    """How a limiter is configured.
-
-    timeout: seconds that ``acquire`` waits unless the call says otherwise; None: as long as it takes.
-    on_error: what happens while the store cannot be asked: "closed": nobody passes, "open": everybody does.
-    lease: seconds after which the slot of a killed process is free.
-    adaptive: after a penalty the rate is halved, and grows back, from nothing to all in so many seconds; 0: it does not.
-    """
-
-    id: str
-    rule: Rule
-    timeout: float | None = None
-    on_error: str = "closed"
-    lease: float = 15.0
-    adaptive: float = 0.0
 
 
 class Waiter:
@@ -86,14 +69,11 @@ class Gate:
         self.counts = counts
         self.tokens = Tokens()
         self.waiters: deque[Waiter] = deque()
-        self.held: list[str] = []
-        """Holders whose slots nobody has given back."""
         self.used = 0
-        self._owner = owner
         self._key = key
         self._keys = LimitKeys(store.prefix, plan.id, key)
         self._loop = asyncio.get_running_loop()
-        self._process = this_process()
+        self._slots = Slots(plan, store, self._keys, owner)
         self._rule = plan.rule
         self._override = b""
         self._terms = plan.rule.terms(store.now_us())
@@ -126,6 +106,11 @@ class Gate:
         if self._terms.kind == "fixed" and not self._terms.b <= (now := self.store.now_us()) < self._terms.c:
             self._terms = self._rule.terms(now)
         return self._terms
+
+    @property
+    def held(self) -> list[str]:
+        """Holders whose slots nobody has given back."""
+        return self._slots.held
 
     @property
     def keys(self) -> LimitKeys:
@@ -175,15 +160,15 @@ class Gate:
             self.tokens.put(waiter.cost, waiter.until, float(waiter.granted))
             self._sweep_later(self._terms)
             return self._spawn(self._return(0, 0, ()))
-        return self._spawn(self._return(waiter.cost, waiter.granted, self._drop_holder(waiter.holder)))
+        return self._spawn(self._return(waiter.cost, waiter.granted, self._slots.drop(waiter.holder)))
 
     async def release(self, holder: str) -> None:
         """Give a slot back."""
-        await asyncio.shield(self._spawn(self._return(0, 0, self._drop_holder(holder))))
+        await asyncio.shield(self._spawn(self._return(0, 0, self._slots.drop(holder))))
 
     def free(self, holders: Sequence[str]) -> None:
         """Give slots back, without waiting for it."""
-        dropped = [holder for name in holders for holder in self._drop_holder(name)]
+        dropped = [holder for name in holders for holder in self._slots.drop(name)]
         self._spawn(self._return(0, 0, dropped))
 
     async def learn(self) -> LimitState:
@@ -463,7 +448,7 @@ class Gate:
         asked = [waiter for waiter in self.waiters if not waiter.future.done()][:_MOST_SLOTS]
         total = 0
         for n, waiter in enumerate(asked):
-            waiter.holder = waiter.holder or self._process.ticket()
+            waiter.holder = waiter.holder or self._slots.ticket()
             total += waiter.cost
             if total > terms.capacity:
                 asked = asked[:n]
@@ -480,25 +465,13 @@ class Gate:
         unwanted = [waiter for waiter in served if late or waiter.future.done()]
         for waiter in served:
             if not late and not waiter.future.done():
-                self._hold(waiter, terms)
+                self._slots.hold(waiter.holder, terms)
                 self._grant(waiter, reply.now_us)
         if unwanted:
             units = sum(waiter.cost for waiter in unwanted)
             await self._return(units, reply.now_us, [waiter.holder for waiter in unwanted])
         self._tell(now, reply.wait_us, self.waiters[0].cost if self.waiters else 1)
         return self._head() is not None and self._rest(now, terms)
-
-    def _hold(self, waiter: Waiter, terms: Terms) -> None:
-        self.held.append(waiter.holder)
-        self._process.keep(Slot(self.store, self._keys, terms, waiter.holder, self.plan.lease, self._owner))
-
-    def _drop_holder(self, holder: str) -> Sequence[str]:
-        if not holder:
-            return ()
-        self._process.let_go(holder)
-        if holder in self.held:
-            self.held.remove(holder)
-        return (holder,)
 
     async def _block(self, lease_left: float) -> None:
         """Wait for a slot that is given back, or for the first lease to end."""
@@ -542,28 +515,13 @@ class Gate:
         granted, units, terms = self.tokens.granted, self.tokens.drain(), self._terms
         self.counts.note("expired", units)
         if terms.kind != "bucket" or units * terms.a > terms.use_within * 1e6:
-            await self._give_back(
-                units, granted, ()
-            )  # else as many have flowed in since: the bucket is where it would be
+            # else as many have flowed in since: the bucket is where it would be
+            await self._slots.give_back(terms, units, granted, ())
 
     async def _return(self, units: int, granted: float, holders: Sequence[str]) -> None:
         if units:
             self.counts.note("returned", units)
-        await self._give_back(units, granted, holders)
-
-    async def _give_back(self, units: int, granted: float, holders: Sequence[str]) -> None:
-        if not units and not holders:
-            return
-        ticket = self._process.ticket()
-        command = give_back(self._keys, self._terms, ticket, units=units, granted_us=int(granted), holders=holders)
-        for _ in range(2):  # the ticket makes a repetition harmless
-            try:
-                await self.store.ask(command)
-            except BrokerUnavailable:
-                continue
-            except BrokerError as error:
-                log.warning("cannot give back", extra=fields(limiter_id=self.plan.id, error=str(error)))
-            return
+        await self._slots.give_back(self._terms, units, granted, holders)
 
     # -- the store does not answer -----------------------------------------------------------------
 
