@@ -16,9 +16,9 @@ FOLDER = Path(__file__).parent.parent / "lua"
 _INCLUDE = re.compile(r'^--- @include "([a-z_]+)"\n', re.MULTILINE)
 
 NAMES = (
-    "acquire", "cancel", "clamp", "discard", "enqueue", "enqueue_once", "extend", "fire", "follow", "give_back",
+    "acquire", "cancel", "check", "clamp", "discard", "enqueue", "enqueue_once", "extend", "fire", "follow", "give_back",
     "hold", "lead", "lease", "limit_state", "park", "penalize", "promote", "prune", "purge", "recover", "register",
-    "remember", "replay", "report", "reserve", "resume", "schedule", "settle", "status", "suspend", "trace",
+    "remember", "replay", "report", "reserve", "resume", "schedule", "settle", "status", "survey", "suspend", "trace",
     "unpark", "unpark_due", "unschedule", "watch",
 )  # fmt: skip
 

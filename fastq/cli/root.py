@@ -93,6 +93,12 @@ def _doctor() -> Commands:
     return verbs
 
 
+def _check() -> Commands:
+    from fastq.cli.check import verbs
+
+    return verbs
+
+
 class Verb(NamedTuple):
     """What `fastq --help` says of a verb, and where it is."""
 
@@ -112,6 +118,7 @@ VERBS: Mapping[str, Mapping[str, Verb]] = {
         "explain": Verb("Say why a job does not run.", _jobs),
         "top": Verb("Queues, workers and the scheduler, live.", _top),
         "doctor": Verb("Find what is wrong with Redis, permissions or the fleet.", _doctor),
+        "check": Verb("Look whether every job is in exactly one place, and repair.", _check),
         "version": Verb("The versions of fastq and of what it stands on.", _status),
     },
     "Work": {

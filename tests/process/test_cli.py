@@ -796,6 +796,33 @@ def test_dlq_purge(bench: Bench, call: Call, raw: Any) -> None:
     assert call("dlq", "purge", "mail", "--all", "--yes", "--json").json == {"queue": "mail", "purged": 1}
 
 
+# -- check --------------------------------------------------------------------------------------------------
+
+
+def test_check_finds_and_repairs(bench: Bench, raw: Any, call: Call) -> None:
+    """Invariant I1 from the command line: nothing, a lost job (status 5), mended (0), nothing."""
+    bench.put("a", "b")
+    assert call("check").out == f"1 queue, 2 jobs, {len(raw.keys('*'))} keys: 0 faults\n"
+    raw.lrem(bench.q.ready[5], 0, "a")
+    answer = call("check", "mail")
+    assert answer.code == 5
+    assert " FAULT  mail         lost        a: the job is in no place" in answer.out
+    assert "-> fastq check --repair" in answer.out
+    answer = call("check", "--json")
+    assert answer.code == 5
+    report = json.loads(answer.out)
+    (fault,) = report["faults"]
+    assert fault == {"code": "lost", "queue": "mail", "name": "a", "detail": "", "state": "reparable"}
+    assert (report["queues"], report["jobs"], report["complete"]) == (1, 2, True)
+    answer = call("check", "--repair")
+    assert (answer.code, answer.out.count("mended")) == (0, 2)
+    assert call("check").code == 0
+    assert raw.lrange(bench.q.ready[5], 0, -1) == [b"a", b"b"]
+    raw.hdel(bench.q.jobs, "a")
+    assert call("check", "nail").err == "fastq: no queue 'nail' - did you mean 'mail'?\n"
+    assert call("check", "--repair").code == 0
+
+
 # -- doctor -------------------------------------------------------------------------------------------------
 
 

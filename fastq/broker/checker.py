@@ -1,0 +1,358 @@
+"""Whether what lies in Redis fits together: every job in exactly one place, nothing that belongs to no job.
+
+:func:`check` is `fastq check`. It works on a live server: it pages through what there is and notes what looks wrong, then
+``check.lua`` looks at each suspect in one instant, so jobs that move meanwhile are no findings. Unlike the inspector it walks
+the whole key space under the prefix; every single command is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from fastq.broker.commands import Command, Operation, raw
+from fastq.broker.keys import PAD, GlobalKeys, QueueKeys, describe
+from fastq.broker.views import text_of
+from fastq.errors import InvalidQueueName
+from fastq.values import check_queue_name
+
+__all__ = ["Checked", "Fault", "check"]
+
+MOST_JOBS = 1_000_000
+"""Jobs of one queue that are compared with its ready lists: this process remembers their ids, about 150 bytes each."""
+
+MOST_FAULTS = 1_000
+"""Findings after which a check ends: something is wrong with the whole."""
+
+PAGE = 200  # names that one command looks at: 1 to 3 ms
+SCAN = 1_000  # keys that one SCAN looks at
+ROWS = 50  # suspects that one call looks at
+WORK = 100_000  # entries of ready lists that one call may search: about 1 ms
+
+State = Literal["open", "reparable", "repaired"]
+STATES: tuple[State, ...] = ("open", "reparable", "repaired")
+
+WORDS = {
+    "lost": "the job is in no place: nobody would ever run it",
+    "twice": "the job is in several places: {detail}",
+    "empty": "there is no such job in {queue}, but an entry for it: {detail}",
+    "ghost": "more entries are to be skipped than there are: {detail}",
+    "stray": "an entry of {detail} belongs to nothing",
+    "unique": "its unique key {detail} does not lead to it",
+    "letter": "a dead letter without its part {detail}",
+    "limit": "jobs wait for this limit, and {detail}",
+    "orphan": "a running set whose worker has no lease: {detail}",
+    "pad": "the pad is missing in {detail}",
+    "unknown": "no key of fastq",
+    "type": "the key is of type {detail}",
+    "endless": "the key should expire and does not",
+    "unannounced": "the queue is missing in the set of queues: schedulers do not see it",
+}
+"""What a code means, for people; docs/cli.md lists them."""
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """One thing that does not fit.
+
+    Attributes:
+        code: for programs; see docs/cli.md.
+        queue: of which queue; "" for a key that belongs to none.
+        name: the job's id, the worker's, the limit's, or the key.
+        detail: where, or how much.
+        state: ``reparable``; ``repaired``; ``open``: mending it would be a guess.
+    """
+
+    code: str
+    queue: str
+    name: str
+    detail: str = ""
+    state: State = "open"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {WORDS[self.code].format(detail=self.detail, queue=self.queue)}"
+
+
+class Checked(msgspec.Struct, kw_only=True):
+    """What a check has looked at and found.
+
+    ``jobs`` are those not finished, ``complete`` is False when there was more than is looked at (see :data:`MOST_JOBS`,
+    :data:`MOST_FAULTS`).
+    """
+
+    queues: int = 0
+    jobs: int = 0
+    keys: int = 0
+    faults: list[Fault] = []
+    complete: bool = True
+
+    @property
+    def left(self) -> list[Fault]:
+        """What is still wrong."""
+        return [fault for fault in self.faults if fault.state != "repaired"]
+
+
+class Row(NamedTuple):
+    """One question to check.lua."""
+
+    kind: str  # job | limit | worker | pad
+    name: bytes
+    hint: bytes = b""
+
+
+def survey(key: bytes, kind: str, cursor: bytes, count: int = PAGE) -> Command[list[Any]]:
+    """The next names in a hash, set, sorted set or list: [cursor of the next call, names]. ``b"0"`` begins and ends."""
+    return Command("survey", (key,), (kind, cursor, count), list)
+
+
+def ask(q: QueueKeys, how: str, rows: Sequence[Row], orphans: Sequence[bytes] = ()) -> Command[list[list[list[Any]]]]:
+    """Look at these; ``how``: "look" (the ready lists are not searched), "full", "mend". The reply stands in check.lua."""
+    words = (word for row in rows for word in row)
+    keys = (
+        q.jobs, q.due, q.ghosts, q.workers, q.unique, q.unique_of, q.unique_start, q.deliveries, q.cancels, q.awaited,
+        q.parked, q.parked_of, q.dead, q.dead_jobs, q.dead_errors, q.wake, q.info, *q.levels,
+    )  # fmt: skip
+    return Command("check", keys, (how, PAD, len(orphans), *orphans, *words), list)
+
+
+def check(prefix: str, queues: Iterable[str] | None = None, *, repair: bool = False) -> Operation[Checked]:
+    """Look at everything under a prefix, or at some queues only.
+
+    Args:
+        prefix: the first part of every key.
+        queues: names; None: all that are announced or have a key.
+        repair: mend what needs no guess. Nothing that could be a job is ever deleted.
+
+    Raises:
+        InvalidQueueName: one of ``queues`` cannot be the name of a queue.
+    """
+    found = Checked()
+    announced: set[str] = set(map(text_of, (yield raw("SMEMBERS", GlobalKeys(prefix).queues))))
+    space = yield from _key_space(prefix, found)
+    wanted = {check_queue_name(name) for name in queues} if queues is not None else None
+    if wanted is not None:
+        found.faults = [fault for fault in found.faults if fault.queue in wanted]
+    for name in sorted(wanted if wanted is not None else announced | set(space)):
+        if not _is_queue(name):
+            continue
+        found.queues += 1
+        if name in space and name not in announced:
+            found.faults.append((yield from _announce(prefix, name, repair=repair)))
+        look = _Queue(QueueKeys(prefix, name), space.get(name, {}), found)
+        yield from look.walk()
+        yield from look.judge(repair=repair)
+        if len(found.faults) >= MOST_FAULTS:
+            found.complete = False
+            break
+    return found
+
+
+# -- the key space ----------------------------------------------------------------------------------
+
+Space = dict[str, dict[str, list[bytes]]]
+"""Queue -> kind of key -> what its name ends with, for the keys of which a queue has several."""
+
+
+def _key_space(prefix: str, found: Checked) -> Operation[Space]:
+    """Every key under the prefix: one of ours, of its type, with an end if it should have one."""
+    space: Space = {}
+    doubtful: list[bytes] = []
+    ours = re.compile(re.escape(prefix) + r":(?:\{([^}:]+)\}:(running:|parked:by:)?(.*)|[^{].*)\Z", re.DOTALL)
+    cursor = b"0"
+    while True:
+        cursor, names = yield raw("SCAN", cursor, "MATCH", f"{prefix}:*", "COUNT", SCAN)
+        found.keys += len(names)
+        for name in names:
+            match = ours.match(text_of(name))
+            if match and match[1] and _is_queue(match[1]):
+                space.setdefault(match[1], {}).setdefault(match[2] or "", []).append(match[3].encode())
+        doubtful += [name for name, why in (yield from _look_at_keys(names)) if why]
+        if cursor == b"0" or len(doubtful) > MOST_FAULTS:
+            break
+    for name, why in (yield from _look_at_keys(doubtful)):  # once more: it may have expired between two replies
+        if why:
+            match = ours.match(text_of(name))
+            found.faults.append(Fault(why[0], (match and match[1]) or "", text_of(name), why[1]))
+    return space
+
+
+def _look_at_keys(names: Sequence[bytes]) -> Operation[list[tuple[bytes, tuple[str, str] | None]]]:
+    if not names:
+        return []
+    replies = yield [raw(word, name) for name in names for word in ("TYPE", "PTTL")]
+    return [(n, _verdict(n, text_of(replies[2 * i]), replies[2 * i + 1])) for i, n in enumerate(names)]
+
+
+def _verdict(name: bytes, kind: str, ttl: int) -> tuple[str, str] | None:
+    info = describe(text_of(name))
+    if kind == "none":
+        return None
+    if info is None:
+        return "unknown", ""
+    if kind != info.type:
+        return "type", f"{kind}, not {info.type}"
+    return ("endless", "") if info.lifetime == "ttl" and ttl == -1 else None
+
+
+def _is_queue(name: str) -> bool:
+    try:
+        check_queue_name(name)
+    except InvalidQueueName:
+        return False
+    return True
+
+
+def _announce(prefix: str, name: str, *, repair: bool) -> Operation[Fault]:
+    if repair:
+        yield raw("SADD", GlobalKeys(prefix).queues, name)
+    return Fault("unannounced", name, name, state="repaired" if repair else "reparable")
+
+
+# -- one queue --------------------------------------------------------------------------------------
+
+
+class _Queue:
+    """One walk over a queue, which collects suspects, and the judgement of them."""
+
+    def __init__(self, q: QueueKeys, several: dict[str, list[bytes]], found: Checked) -> None:
+        self.q = q
+        self.several = several
+        self.found = found
+        self.waiting: set[bytes] = set()  # jobs that can only be in a ready list
+        self.entries: Counter[bytes] = Counter()  # of the ready lists
+        self.suspects: dict[Row, None] = {}
+        self.orphans: list[bytes] = []  # who has a running set and no lease
+
+    def walk(self) -> Operation[None]:
+        """Jobs first, then where they may be: what is enqueued meanwhile is seen in its list, and looked up."""
+        q = self.q
+        yield from self._workers_and_limits()
+        yield from self._pages(q.jobs, "hash", count=True)
+        for level in q.levels:
+            yield from self._ready(level)
+        yield from self._compare()
+        for key, kind in (
+            (q.due, "zset"), (q.parked_of, "hash"), (q.deliveries, "hash"), (q.cancels, "hash"), (q.unique_of, "hash"),
+            (q.unique_start, "hash"), (q.awaited, "hash"), (q.dead, "zset"), (q.dead_jobs, "hash"), (q.dead_errors, "hash"),
+        ):  # fmt: skip
+            yield from self._pages(key, kind)
+        for worker in self.several.get("running:", []):
+            yield from self._pages(q.running(text_of(worker)), "set")
+        for limit in self.several.get("parked:by:", []):
+            yield from self._pages(q.parked_by(text_of(limit)), "zset", b"by:" + limit)
+        yield from self._unique_keys()
+        yield from self._ghosts()
+
+    def judge(self, *, repair: bool) -> Operation[None]:
+        """One look at every suspect, in which nothing moves."""
+        longest = sum((yield [raw("LLEN", level) for level in self.q.levels]))
+        size = max(1, min(ROWS, WORK // (longest + 1)))
+        hinted = {row.name for row in self.suspects if row.hint}
+        for rows in _chunks((row for row in self.suspects if row.hint or row.name not in hinted), size):
+            for row, faults in zip(rows, (yield self._ask("mend" if repair else "full", rows)), strict=True):
+                for code, detail, state in faults:
+                    fault = Fault(
+                        text_of(code), self.q.queue, text_of(row.name) or "jobs", text_of(detail), STATES[state]
+                    )
+                    self.found.faults.append(fault)
+            if len(self.found.faults) >= MOST_FAULTS:
+                return
+
+    def _ask(self, how: str, rows: Sequence[Row]) -> Command[list[list[list[Any]]]]:
+        return ask(self.q, how, rows, self.orphans)
+
+    def _workers_and_limits(self) -> Operation[None]:
+        q = self.q
+        leases, cards, limits = yield [
+            raw("ZRANGE", q.workers, 0, -1), raw("HKEYS", q.info), raw("ZRANGE", q.parked, 0, -1),
+        ]  # fmt: skip
+        workers = sorted({*leases, *cards, *self.several.get("running:", [])})
+        self.orphans = sorted(set(self.several.get("running:", [])).difference(leases))
+        rows = [Row("worker", worker) for worker in workers]
+        rows += [Row("limit", limit) for limit in sorted({*limits, *self.several.get("parked:by:", [])})]
+        for chunk in _chunks([*rows, Row("pad", b"")], PAGE):
+            self._suspect(chunk, (yield self._ask("look", chunk)))
+
+    def _suspect(self, rows: Iterable[Row], replies: Iterable[list[list[Any]]]) -> Iterable[Row]:
+        """Note the rows that look wrong; of those that may wait in a ready list the rows are returned."""
+        waiting = []
+        for row, faults in zip(rows, replies, strict=True):
+            if any(fault[0] == b"ready" for fault in faults):
+                waiting.append(row)
+            if any(fault[0] != b"ready" for fault in faults):
+                self.suspects[row] = None
+        return waiting
+
+    def _pages(self, key: bytes, kind: str, hint: bytes = b"", *, count: bool = False) -> Operation[None]:
+        cursor = b"0"
+        while True:
+            cursor, names = yield survey(key, kind, cursor)
+            rows = [Row("job", name, hint) for name in names if name != PAD.encode() and name != b"*"]
+            if rows:
+                waiting = self._suspect(rows, (yield self._ask("look", rows)))
+                if count:
+                    self.found.jobs += len(rows)
+                    self._remember(waiting)
+            if cursor == b"0":
+                return
+
+    def _remember(self, rows: Iterable[Row]) -> None:
+        self.waiting.update(row.name for row in islice(rows, MOST_JOBS - len(self.waiting)))
+        if len(self.waiting) == MOST_JOBS:
+            self.found.complete = False
+
+    def _ready(self, level: bytes) -> Operation[None]:
+        """The entries of one list; those that are no job that was seen before are looked up."""
+        cursor = b"0"
+        while True:
+            cursor, names = yield survey(level, "list", cursor)
+            self.entries.update(names)
+            rows = [Row("job", name) for name in dict.fromkeys(names) if name not in self.waiting]
+            if rows:
+                known = {row.name for row in self._suspect(rows, (yield self._ask("look", rows)))}
+                ghosts = yield raw("HMGET", self.q.ghosts, *(row.name for row in rows))
+                unknown = [r for r, ghost in zip(rows, ghosts, strict=True) if r.name not in known and not ghost]
+                self.suspects.update(dict.fromkeys(unknown))
+            if cursor == b"0" or len(self.entries) > 2 * MOST_JOBS:
+                return
+
+    def _compare(self) -> Operation[None]:
+        """Jobs that wait and were not seen in a list are asked for once more: most have been taken meanwhile."""
+        missing = (Row("job", name) for name in self.waiting - self.entries.keys())
+        for chunk in _chunks(missing, PAGE):
+            self.suspects.update(dict.fromkeys(self._suspect(chunk, (yield self._ask("look", chunk)))))
+        for chunk in _chunks([name for name, count in self.entries.items() if count > 1], PAGE):
+            ghosts = yield raw("HMGET", self.q.ghosts, *chunk)
+            for name, ghost in zip(chunk, ghosts, strict=True):
+                if self.entries[name] - int(ghost or 0) > 1:
+                    self.suspects[Row("job", name)] = None
+
+    def _unique_keys(self) -> Operation[None]:
+        cursor = b"0"
+        while True:
+            cursor, pairs = yield raw("HSCAN", self.q.unique, cursor, "COUNT", PAGE)
+            rows = [Row("job", holder, b"key:" + key) for key, holder in zip(pairs[::2], pairs[1::2], strict=True)]
+            if rows:
+                self._suspect(rows, (yield self._ask("look", rows)))
+            if cursor == b"0":
+                return
+
+    def _ghosts(self) -> Operation[None]:
+        cursor = b"0"
+        while True:
+            cursor, pairs = yield raw("HSCAN", self.q.ghosts, cursor, "COUNT", PAGE)
+            for name, count in zip(pairs[::2], pairs[1::2], strict=True):
+                if int(count) > self.entries[name]:
+                    self.suspects[Row("job", name)] = None
+            if cursor == b"0":
+                return
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    stream = iter(items)
+    while chunk := list(islice(stream, size)):
+        yield chunk
