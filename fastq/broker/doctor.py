@@ -311,7 +311,7 @@ def _scripts(prefix: str) -> Operation[list[Finding]]:
 
 
 def _refused(keys: QueueKeys) -> Operation[list[str]]:
-    words = sorted({*NEEDED, *(name for script in scripts.NAMES for name in _calls(script))})
+    words = sorted({*NEEDED, *(name for script in scripts.names() for name in _calls(script))})
     answers = yield [raw("EVAL", PROBE, 1, keys.jobs, word) for word in words]
     return [word for word, answer in zip(words, answers, strict=True) if not answer]
 

@@ -10,17 +10,10 @@ import hashlib
 import re
 from pathlib import Path
 
-__all__ = ["NAMES", "Script", "load"]
+__all__ = ["Script", "load", "names"]
 
 FOLDER = Path(__file__).parent.parent / "lua"
 _INCLUDE = re.compile(r'^--- @include "([a-z_]+)"\n', re.MULTILINE)
-
-NAMES = (
-    "acquire", "cancel", "check", "clamp", "discard", "enqueue", "enqueue_once", "extend", "fire", "follow", "give_back",
-    "hold", "lead", "lease", "limit_state", "park", "penalize", "promote", "prune", "purge", "recover", "register",
-    "remember", "replay", "report", "reserve", "resume", "schedule", "settle", "status", "survey", "suspend", "trace",
-    "unpark", "unpark_due", "unschedule", "watch",
-)  # fmt: skip
 
 
 class Script:
@@ -38,6 +31,11 @@ def expand(name: str) -> str:
     """The text of a script with each ``--- @include "x"`` line replaced by ``lua/include/x.lua``."""
     text = (FOLDER / f"{name}.lua").read_text("utf-8")
     return _INCLUDE.sub(lambda match: (FOLDER / "include" / f"{match[1]}.lua").read_text("utf-8"), text)
+
+
+def names() -> list[str]:
+    """The names of all scripts: there is one for each file."""
+    return sorted(path.stem for path in FOLDER.glob("*.lua"))
 
 
 @functools.cache

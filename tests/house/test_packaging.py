@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+import fastq
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -71,3 +74,10 @@ def test_every_floor_of_the_package_is_known():
         p.parent.name for p in (ROOT / "fastq").glob("*/__init__.py")
     }
     assert modules - {"__init__"} <= floors
+
+
+def test_every_public_name_has_a_home():
+    """The three lists of fastq/__init__.py say the same."""
+    assert fastq.__all__ == sorted(fastq._MODULES, key=lambda name: (not name[0].isupper(), name))
+    for name, module in fastq._MODULES.items():
+        assert getattr(fastq, name) is getattr(import_module(module), name)

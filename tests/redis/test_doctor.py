@@ -262,7 +262,7 @@ def test_no_scripts_no_queue(make_server: Any) -> None:
 
 def test_every_command_of_the_scripts_is_asked_for() -> None:
     assert {"HSET", "LPOP", "ZADD", "SMISMEMBER", "PEXPIREAT"} <= set().union(
-        *(doctor._calls(name) for name in doctor.scripts.NAMES)
+        *(doctor._calls(name) for name in doctor.scripts.names())
     )
 
 

@@ -128,7 +128,7 @@ def test_every_script_says_what_it_does_without_memory() -> None:
     """A new script has to decide: `allow-oom`, or it makes new jobs (or what will make them)."""
     from fastq.broker import scripts
 
-    heads: dict[str, Any] = {name: scripts.expand(name).partition("\n")[0] for name in scripts.NAMES}
+    heads: dict[str, Any] = {name: scripts.expand(name).partition("\n")[0] for name in scripts.names()}
     assert {name for name, head in heads.items() if head == "#!lua"} == {
         "enqueue",
         "enqueue_once",

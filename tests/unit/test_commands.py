@@ -64,8 +64,7 @@ def filled() -> Batch:
 
 
 def test_every_script_has_a_command() -> None:
-    assert set(ONE_OF_EACH) | LIMITS == set(scripts.NAMES)
-    assert set(scripts.NAMES) == {path.stem for path in scripts.FOLDER.glob("*.lua")}
+    assert set(ONE_OF_EACH) | LIMITS == set(scripts.names())
     for name, make in ONE_OF_EACH.items():
         assert make().script == name
 
@@ -246,7 +245,7 @@ def test_replies(command: str, reply: Any, decoded: Any) -> None:
 def test_scripts_are_expanded_and_addressed_by_their_sha() -> None:
     import hashlib
 
-    for name in scripts.NAMES:
+    for name in scripts.names():
         script = scripts.load(name)
         assert b"@include" not in script.text
         assert script.sha.decode() == hashlib.sha1(script.text).hexdigest()
