@@ -280,6 +280,7 @@ def unpark(q: QueueKeys, worker: str, limit: str, want: int, look_ms: int) -> Co
     """Take up to ``want`` (at most 2,000) jobs that wait for ``limit`` under this worker's lease."""
     keys = (
         q.workers, q.running(worker), q.jobs, q.paused, q.deliveries, q.parked, q.parked_of, q.parked_by(limit),
+        q.awaited, q.events,
     )  # fmt: skip
     return Command("unpark", keys, (worker, limit, want, look_ms), Unparked._make)
 

@@ -46,6 +46,15 @@ def test_back_by_score(lab: Lab) -> None:
     assert not lab.raw.exists(lab.q.parked, lab.q.parked_of, lab.q.parked_by(X))
 
 
+def test_a_job_from_behind_a_limit_has_started(lab: Lab) -> None:
+    """As one from the ready list: for those who watch it, and for nobody else."""
+    lab.take("a", "unseen")
+    park(lab, Parked("a", X, 1, 500), Parked("unseen", X, 2, 500))
+    lab.call(commands.watch(lab.q, FAR, ["a"]))
+    unpark(lab, X)
+    assert [said for _, said in lab.raw.xrange(lab.q.events)] == [{b"started": b"a"}]
+
+
 def test_a_paused_queue_and_a_lost_lease_hand_out_nothing(lab: Lab) -> None:
     lab.take("a")
     park(lab, Parked("a", X, 1, 500))

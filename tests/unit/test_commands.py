@@ -51,6 +51,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "unschedule": lambda: timing.unschedule(Q, "s"),
 }
 LIMITS = {"acquire", "give_back", "hold", "limit_state", "penalize"}  # tests/unit/test_limits.py
+CHECKS = {"check", "survey"}  # tests/redis/test_check.py
 
 
 def filled() -> Batch:
@@ -64,7 +65,7 @@ def filled() -> Batch:
 
 
 def test_every_script_has_a_command() -> None:
-    assert set(ONE_OF_EACH) | LIMITS == set(scripts.names())
+    assert set(ONE_OF_EACH) | LIMITS | CHECKS == set(scripts.names())
     for name, make in ONE_OF_EACH.items():
         assert make().script == name
 
