@@ -63,7 +63,7 @@ def load_app(launch: Launch) -> FastQ:
         AppNotFound: the path is malformed, or names a module or attribute that does not exist.
         Exception: whatever the application's modules raise while they are imported.
     """
-    app = _open(launch.app)
+    app = open_app(launch.app)
     app.adopt(launch.settings)
     return app
 
@@ -116,7 +116,7 @@ def _answer(writing: int, app: str, options: Mapping[str, object], file: Path | 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         given = {name: value for name, value in options.items() if value is not None}
-        opened = _open(app)
+        opened = open_app(app)
         if given.get("queues") == ALL_QUEUES:
             given["queues"] = ",".join(_queues_of(opened))
         settings = config.load(arguments={**opened.arguments, **given}, file=file).settings
@@ -141,7 +141,8 @@ def _queues_of(app: FastQ) -> list[str]:
     return [default, *sorted({app.queue_of(task.name, task.defaults.queue) for task in app.tasks.values()} - {default})]
 
 
-def _open(path: str) -> FastQ:
+def open_app(path: str) -> FastQ:
+    """The application at ``package.module:attribute``; empty: one with the tasks of all entry points. Raises as :func:`load_app`."""
     if path:
         return _find(path)
     app = FastQ()
