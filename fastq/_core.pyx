@@ -1,6 +1,9 @@
 # cython: language_level=3, binding=False, autotestdict=False, embedsignature=True, embedsignature.format=clinic
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Compiled per-job bookkeeping: no I/O, no await, no clock, no allocation per call.
+"""Compiled per-job bookkeeping: no I/O, nothing that a handler or Redis could make slow.
+
+``Runner`` starts plain jobs and ends them, ``Run`` drives their coroutines; see fastq/worker/executor.py, which does everything
+that is not plain.
 
 ``Tokens`` are the units of one limiter that this process was granted and may still use.
 
@@ -24,6 +27,8 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
 from libc.math cimport isfinite
 from libc.string cimport memcpy, strcmp
 
@@ -293,3 +298,320 @@ cdef class Tokens:
         self._size = 0
         self._total = self.expired = 0
         return held
+
+
+# -- running jobs -----------------------------------------------------------------------------------------
+
+
+cdef extern from "Python.h":
+    ctypedef enum PySendResult:
+        PYGEN_RETURN
+        PYGEN_ERROR
+        PYGEN_NEXT
+    PySendResult PyIter_Send(PyObject *coroutine, PyObject *value, PyObject **result)
+    object PyContextVar_Set(object variable, object value)
+    bint PyCoro_CheckExact(object coroutine)
+
+
+cdef dict _NONE = {}
+
+
+cdef inline int _pending() except -1:
+    """Raises the exception that a C call has left behind."""
+    return -1
+
+
+@cython.final
+cdef class Runner:
+    """Starts and ends jobs whose handlers are plain coroutine functions, without Python in between.
+
+    ``free`` slots are left; ``finished`` jobs have ended; ``offset`` is Redis's time minus the monotonic one, in seconds.
+    ``raised(job, plan, error)``, ``succeeded(job, plan, result)`` and ``reject(job, plan, error)`` are the executor's, for
+    whatever is not plain; ``ended()`` is called in the next turn of the event loop, once for all jobs that ended in this one.
+    """
+
+    cdef public long free
+    cdef public long finished
+    cdef public double offset
+    cdef readonly dict running
+    cdef public object state, home, desk
+    cdef list _rows
+    cdef object _ledger_start, _ledger_finish, _observe, _clock, _task, _loop, _variable
+    cdef object _raised, _succeeded, _reject, _ended, _give_back
+    cdef dict _batches
+    cdef bint _eager
+    cdef bint _told
+
+    def __init__(self, executor, metrics, dict batches, loop, variable, clock, task, ended, long slots, list rows, bint eager):
+        self.free = slots
+        self.finished = 0
+        self.offset = 0.0
+        self.running = {}
+        self._rows = rows
+        self._ledger_start, self._ledger_finish, self._observe = metrics.start, metrics.finish, metrics.observe
+        self._batches = batches
+        self._loop, self._variable, self._clock, self._task = loop, variable, clock, task
+        self._raised, self._succeeded, self._reject = executor._raised, executor._succeeded, executor._reject
+        self._ended = ended
+        self._eager = eager
+        self._told = False
+
+    def fill(self, backlog, plans, dict limited, long last_life):
+        """Start jobs of a backlog (a deque) while slots are free and they are plain; the first that is not stays in it.
+
+        Whether one that is not plain is now the first, and may be started by the executor.
+        """
+        cdef object job, plan, envelope
+        while self.free > 0:
+            if not backlog:
+                return False
+            job = backlog[0]
+            envelope = job.envelope
+            plan = plans.get(envelope.task)
+            if plan is None or not plan.plain or envelope.extra is not None or <long>job.deliveries >= last_life:
+                return True
+            if limited and job.permits is None and envelope.task in limited:
+                return True
+            backlog.popleft()
+            self.free -= 1
+            self.start(job, plan)
+        return False
+
+    cpdef start(self, job, plan):
+        """Begin to run a plain job."""
+        cdef object row = self._rows.pop()
+        cdef object now = self._clock()
+        cdef object task
+        cdef Run run
+        job.started = now
+        job.timeout = plan.timeout
+        job.max_attempts = plan.max_attempts
+        job.deadline = <double>now + <double>plan.timeout
+        job.row = row
+        job.state, job.home, job.desk = self.state, self.home, self.desk
+        self._ledger_start(row, job.id)
+        self.running[job] = 0.0
+        run = Run.__new__(Run)
+        run._job, run._plan, run._runner = job, plan, self
+        if self._eager:
+            task = self._task(run, loop=self._loop, eager_start=True)
+            if not task.done():
+                job.runner = task
+        else:
+            job.runner = self._task(run, loop=self._loop, name=job.id)
+
+    cdef void _success(self, job, plan) except *:
+        """A job that leaves no trace has succeeded."""
+        self._batches[job.queue].succeeded.append(job.id)
+        self.done(job, plan.series[job.queue], 0, job.envelope.enqueued_at)
+
+    cpdef done(self, job, long series, int status, ready_at):
+        """A job has ended: give its row and slot back, count it. ``ready_at``: ms of Redis's clock when it could have started."""
+        cdef double started = job.started, now = self._clock(), wait
+        cdef object row = job.row
+        self._ledger_finish(row)
+        self._rows.append(row)
+        del self.running[job]
+        job.runner = None
+        wait = self.offset + started - <double>ready_at / 1000.0
+        self._observe(series, status, wait if wait > 0 else 0.0, now - started)
+        self.finished += 1
+        self.outcome()
+
+    cpdef outcome(self):
+        """A slot is free again, and an outcome is there to be settled."""
+        self.free += 1
+        self.tell()
+
+    cpdef tell(self):
+        """Have ``ended`` called in the next turn of the event loop, once."""
+        if not self._told:
+            self._told = True
+            self._loop.call_soon(self._tell)
+
+    def _tell(self):
+        self._told = False
+        self._ended()
+
+
+@cython.final
+@cython.freelist(256)
+cdef class Run:
+    """The coroutine of a plain job: the handler's own, with what comes before and after it.
+
+    A Task drives it. To the handler all is as in a Task of its own: cancellation, context variables, timeouts.
+    """
+
+    cdef object _job, _plan, _inner
+    cdef Runner _runner
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    @property
+    def cr_await(self):
+        """What the handler waits for; with the other ``cr_`` attributes this shows a Task's stack as usual."""
+        return getattr(self._inner, "cr_await", None)
+
+    @property
+    def cr_frame(self):
+        return getattr(self._inner, "cr_frame", None)
+
+    @property
+    def cr_running(self):
+        return getattr(self._inner, "cr_running", False)
+
+    @property
+    def cr_code(self):
+        return getattr(self._inner, "cr_code", getattr(self._plan.task.fn, "__code__", None))
+
+    @property
+    def __qualname__(self):
+        return self._plan.task.name
+
+    @property
+    def __name__(self):
+        return self._plan.task.name
+
+    cdef bint _begin(self) except -1:
+        """Decode the arguments and make the handler's coroutine; False: the job has ended already."""
+        cdef object job = self._job, plan = self._plan, body, args = None, kwargs = None
+        cdef Py_ssize_t count
+        cdef unsigned char first
+        PyContextVar_Set(self._runner._variable, job)
+        try:
+            if job.arguments is not None:
+                if isinstance(job.arguments, BaseException):
+                    raise job.arguments
+                args, kwargs = job.arguments
+            body = job.envelope.body
+            if args is None and plan.decoders is not None and type(body) is bytes and PyBytes_GET_SIZE(body) > 0:
+                first = <unsigned char>PyBytes_AS_STRING(body)[0]
+                count = first & 0x0F
+                if first & 0xF0 == 0x90 and <Py_ssize_t>plan.least <= count <= <Py_ssize_t>plan.most:
+                    try:
+                        args = plan.decoders[count](body)
+                    except Exception:
+                        args = None
+                    if args is not None:
+                        kwargs = _NONE
+            if args is None:
+                args, kwargs = plan.task.arguments.decode(body)
+        except BaseException as error:
+            self._runner._reject(job, plan, error)
+            return False
+        try:
+            self._call(plan.fn(*args, **kwargs) if kwargs else plan.fn(*args))
+        except BaseException as error:
+            self._runner._raised(job, plan, error)
+            return False
+        return True
+
+    cdef int _call(self, made) except -1:
+        """Take what the handler returned when it was called: a coroutine, or whatever else can be awaited."""
+        self._inner = made if PyCoro_CheckExact(made) else made.__await__()
+        return 0
+
+    cdef object _finish(self, result):
+        cdef object job = self._job, plan = self._plan
+        self._inner = None
+        if result is None and plan.traceless and not job.abandoned and not job.permits:
+            self._runner._success(job, plan)
+        else:
+            self._runner._succeeded(job, plan, result)
+
+    cdef object _fail(self, error):
+        self._inner = None
+        self._runner._raised(self._job, self._plan, error)
+
+    def __next__(self):
+        cdef PyObject *reply = NULL
+        cdef PySendResult how
+        cdef object value
+        if self._inner is None and not self._begin():
+            raise StopIteration
+        how = PyIter_Send(<PyObject *>self._inner, <PyObject *>None, &reply)
+        if how == PYGEN_NEXT:
+            value = <object>reply
+            Py_DECREF(value)
+            return value
+        if how == PYGEN_RETURN:
+            value = <object>reply
+            Py_DECREF(value)
+            self._finish(value)
+            raise StopIteration
+        try:
+            _pending()
+        except BaseException as error:
+            self._fail(error)
+        raise StopIteration
+
+    def send(self, value):
+        """As a coroutine's."""
+        if value is None:
+            return self.__next__()
+        try:
+            return self._inner.send(value)
+        except StopIteration as stop:
+            self._finish(stop.value)
+        except BaseException as error:
+            self._fail(error)
+        raise StopIteration
+
+    def throw(self, kind, value=None, traceback=None):
+        """As a coroutine's: cancellation, mostly."""
+        if self._inner is None:  # it has not begun
+            PyContextVar_Set(self._runner._variable, self._job)
+            self._fail(kind if isinstance(kind, BaseException) else kind() if value is None else value)
+            raise StopIteration
+        try:
+            return self._inner.throw(kind) if value is None and traceback is None else self._inner.throw(kind, value, traceback)
+        except StopIteration as stop:
+            self._finish(stop.value)
+        except BaseException as error:
+            self._fail(error)
+        raise StopIteration
+
+    def close(self):
+        """As a coroutine's."""
+        if self._inner is not None:
+            self._inner.close()
+
+
+def take_in(list ids, list envelopes, deliveries, str queue, dict held, backlog, decode, make, long version, long most):
+    """Make jobs of a reply of reserve: into ``held`` by id, and to the end of ``backlog``.
+
+    ``decode`` reads an envelope, ``make(id, queue, envelope, deliveries)`` makes the job. Returns the indices of those that are
+    not as they should be: no envelope, not readable, another version, a body of more than ``most`` bytes, an id that is not
+    ASCII. Nothing was done about these.
+    """
+    cdef Py_ssize_t i
+    cdef list odd = []
+    cdef object raw, data, envelope, job, name
+    for i in range(len(ids)):
+        raw, data = ids[i], envelopes[i]
+        try:
+            if not data:
+                odd.append(i)
+                continue
+            name = (<bytes>raw).decode("ascii")
+            envelope = decode(data)
+            if <long>envelope.version != version or len(envelope.body) > most:
+                odd.append(i)
+                continue
+        except Exception:
+            odd.append(i)
+            continue
+        job = make(name, queue, envelope, deliveries[i] if deliveries else 0)
+        held[name] = job
+        backlog.append(job)
+    return odd
+
+
+def forget(dict held, list ids):
+    """Take ids out of ``held``; those that are not in it do not matter."""
+    for job_id in ids:
+        held.pop(job_id, None)

@@ -90,6 +90,13 @@ class Arguments:
         self._decoders = [self._decoder(n) for n in range(self._most + 1)]
 
     @property
+    def decoders(self) -> tuple[list[Callable[[bytes], tuple[Any, ...]]] | None, int, int]:
+        """For bodies that are arrays of n arguments: what decodes them, by n, and the least and the most n; None if that is
+        not enough for this signature. Whatever they raise, :meth:`decode` raises in our words.
+        """
+        return [decoder.decode for decoder in self._decoders] if self._simple else None, self._least, self._most
+
+    @property
     def signature(self) -> inspect.Signature:
         """The parameters that a call fills: those of the handler without the injected ones."""
         return self._signature

@@ -138,6 +138,8 @@ class Envelope(msgspec.Struct, array_like=True):
 _encoder = msgspec.msgpack.Encoder()
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 encode = _encoder.encode
+read_envelope = _envelope_decoder.decode
+"""As :func:`decode_envelope`, with nothing checked and whatever msgspec raises."""
 
 
 def decode_envelope(data: bytes) -> Envelope:

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from fastq._core import Runner
 from fastq.app import FastQ
 from fastq.broker.commands import Batch
 from fastq.broker.keys import bucket_of
@@ -36,11 +37,11 @@ from fastq.errors import (
 )
 from fastq.job import ErrorInfo, Extra, JobRecord, JobState, encode
 from fastq.metrics import NOT_RUN, STATUSES, WorkerMetrics
-from fastq.task import Task
 from fastq.worker import soft
 from fastq.worker.ending import MESSAGE_LIMIT, NOT_THE_HANDLERS, Ending, ending_of, is_retryable, misfit, reason_of
 from fastq.worker.isolated import Reply
 from fastq.worker.isolation import Pool
+from fastq.worker.plan import Plan
 from fastq.worker.soft import exceed, exceed_thread, in_thread, softly
 
 __all__ = ["Executor"]
@@ -54,46 +55,7 @@ _SUCCESS, _RETRY, _FAILED, _CANCELLED, _SNOOZED, _RELEASED, _LOST = range(7)
 assert STATUSES == ("success", "retry", "failed", "cancelled", "snoozed", "released", "lost")
 _EAGER = sys.version_info >= (3, 12)
 _NOTHING = msgspec.Raw(b"\xc0")
-NOT_THE_HANDLERS.update({__file__, soft.__file__})
-
-
-class Plan:
-    """What running a task's jobs needs, looked up once."""
-
-    __slots__ = (
-        "direct",
-        "hands_back",
-        "injected",
-        "is_async",
-        "isolated",
-        "max_attempts",
-        "max_memory",
-        "result_ttl",
-        "rule",
-        "series",
-        "soft_timeout",
-        "task",
-        "timeout",
-    )
-
-    def __init__(self, task: Task[..., Any], app: FastQ, series: dict[str, int]) -> None:
-        settings, defaults = app.settings, task.defaults
-        self.task = task
-        self.isolated = defaults.isolation is not None
-        self.max_memory = defaults.max_memory
-        self.is_async = task.is_async and not self.isolated  # whether it runs on this event loop
-        self.injected = bool(task.arguments.injected)
-        self.rule = defaults.retry
-        # A limiter without room is no failure, unless the task has a word on such errors itself.
-        own_word = (*self.rule.retry_on, *self.rule.never_on)
-        self.hands_back = not any(kind is not Exception and issubclass(LimitTimeout, kind) for kind in own_word)
-        self.timeout = settings.default_timeout if defaults.timeout is None else defaults.timeout
-        limit = defaults.soft_timeout
-        self.soft_timeout = settings.default_soft_timeout if limit is None else limit
-        self.direct = self.is_async and not self.injected and not self.soft_timeout  # nothing between it and its call
-        self.max_attempts = defaults.max_attempts or settings.default_max_attempts
-        self.result_ttl = settings.result_ttl if defaults.result_ttl is None else defaults.result_ttl
-        self.series = series
+NOT_THE_HANDLERS.update({__file__, soft.__file__, "fastq/_core.pyx"})
 
 
 class Executor:
@@ -104,7 +66,8 @@ class Executor:
         metrics: where runs are counted.
         batches: per queue, where outcomes are put.
         now_ms: Redis's time.
-        on_outcome: called after each outcome; must be cheap.
+        ended: called once in the turn of the event loop after jobs have ended, for all of them.
+        slots: how many jobs may run at once.
     """
 
     def __init__(
@@ -113,13 +76,13 @@ class Executor:
         metrics: WorkerMetrics,
         batches: dict[str, Batch],
         now_ms: Callable[[], int],
-        on_outcome: Callable[[], None],
+        ended: Callable[[], None],
+        slots: int,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._batches = batches
         self._now_ms = now_ms
-        self._on_outcome = on_outcome
         self._loop = asyncio.get_running_loop()
         self._host = socket.gethostname()
         self._rng = random.Random()
@@ -127,28 +90,48 @@ class Executor:
         self._pool: ThreadPoolExecutor | None = None
         self.isolation: Pool | None = None  # a worker process sets it, if any task needs it
         self._rows = list(range(app.settings.concurrency))
-        self.state: Any = None
+        self.runner = Runner(
+            self, metrics, batches, self._loop, current, time.monotonic, asyncio.Task, ended, slots, self._rows, _EAGER
+        )
+        self.runner.home = app
+        self.runner.offset = now_ms() / 1_000 - time.monotonic()
+        self.running = self.runner.running
+        """Job -> monotonic time at which a stop was asked for, 0: none."""
         self.give_back: Callable[[JobContext], None] = _nothing_to_give_back
-        self.desk: Any = None  # worker.reports.Reports
-        self.running: dict[JobContext, float] = {}  # -> monotonic time at which a stop was asked for, 0: none
-        self.finished = 0
         self.stuck = 0  # abandoned handlers that still occupy a thread or a task
         queues = tuple(batches)
-        self._plans = {
+        self.plans = {
             name: Plan(task, app, {queue: metrics.series(queue, name) for queue in queues})
             for name, task in app.tasks.items()
         }
         self._other = {queue: metrics.series(queue, "other") for queue in queues}
 
+    @property
+    def finished(self) -> int:
+        """Jobs that have ended here."""
+        return self.runner.finished
+
+    @property
+    def state(self) -> Any:
+        """What the application's lifespan yielded."""
+        return self.runner.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.runner.state = state
+
     # -- start ------------------------------------------------------------------------------
 
     def start(self, job: JobContext) -> None:
         """Run a job. Its outcome may be there when this returns (expired, unknown, finished eagerly)."""
-        plan = self._plans.get(job.task)
+        plan = self.plans.get(job.task)
         if plan is None:
             self._stray(job)
             return
         extra = job.envelope.extra
+        if plan.plain and extra is None:
+            self.runner.start(job, plan)
+            return
         job.started = time.monotonic()
         job.timeout, job.max_attempts = plan.timeout, plan.max_attempts
         if extra is not None:
@@ -157,7 +140,7 @@ class Executor:
                 return
             job.timeout = extra.timeout or job.timeout
             job.max_attempts = extra.max_attempts or job.max_attempts
-        job.state, job.home, job.desk = self.state, self._app, self.desk
+        job.state, job.home, job.desk = self.state, self._app, self.runner.desk
         job.row = self._rows.pop()
         self._metrics.start(job.row, job.id)
         self.running[job] = 0.0
@@ -186,12 +169,8 @@ class Executor:
                 raise job.arguments
             else:  # decoded for its limits
                 args, kwargs = job.arguments
-        except (InvalidArguments, UndecodableJob) as error:
-            reason = "arguments" if isinstance(error, InvalidArguments) else "undecodable"
-            self._fail(job, Ending(reason, type(error).__name__, str(error), ""))
-            return
-        except Exception as error:  # noqa: BLE001 - the user's own limit_key or cost
-            self._raised(job, plan, error)
+        except Exception as error:  # noqa: BLE001 - also the user's own limit_key or cost
+            self._reject(job, plan, error)
             return
         try:
             if self._app.middlewares:
@@ -204,6 +183,14 @@ class Executor:
             self._raised(job, plan, error)
         else:
             self._succeeded(job, plan, result)
+
+    def _reject(self, job: JobContext, plan: Plan, error: BaseException) -> None:
+        """The arguments cannot be had."""
+        if isinstance(error, InvalidArguments | UndecodableJob):
+            reason = "arguments" if isinstance(error, InvalidArguments) else "undecodable"
+            self._fail(job, Ending(reason, type(error).__name__, str(error), ""))
+        else:
+            self._raised(job, plan, error)
 
     async def _call(self, job: JobContext, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if plan.isolated:
@@ -340,7 +327,7 @@ class Executor:
 
     def never_start(self, job: JobContext) -> None:
         """A job that was reserved and has not started was cancelled."""
-        plan = self._plans.get(job.task)
+        plan = self.plans.get(job.task)
         if plan is None:
             self.put_off(job, 0.0)  # an unknown task's job ends in settle.lua, as everything that was cancelled does
             return
@@ -414,7 +401,7 @@ class Executor:
         self._bury(job, attempts, ending)
         fields = _fields(job) | {"reason": ending.reason, "error": ending.type, "message": ending.message}
         log.error("job failed", extra={"fields": fields | {"traceback": ending.traceback}})
-        self._done(job, plan or self._plans.get(job.task), _FAILED)
+        self._done(job, plan or self.plans.get(job.task), _FAILED)
 
     def _bury(self, job: JobContext, attempts: int, ending: Ending) -> None:
         envelope = msgspec.structs.replace(job.envelope, attempt=attempts)
@@ -439,7 +426,7 @@ class Executor:
         self._metrics.observe(plan.series[job.queue], _CANCELLED, NOT_RUN, NOT_RUN)
         if job.permits:
             self.give_back(job)
-        self._on_outcome()
+        self.runner.outcome()
 
     def _stray(self, job: JobContext) -> None:
         """A task that this release does not know: give the job back for another worker, for a while."""
@@ -458,32 +445,23 @@ class Executor:
             log.warning("unknown task given back", extra={"fields": _fields(job) | {"delay": delay}})
             status = _RELEASED
         self._metrics.observe(self._other[job.queue], status, NOT_RUN, NOT_RUN)
-        self._on_outcome()
+        self.runner.outcome()
 
     def _done(self, job: JobContext, plan: Plan | None, status: int) -> None:
-        metrics, started = self._metrics, job.started
-        metrics.finish(job.row)
-        self._rows.append(job.row)
-        del self.running[job]
-        job.runner = None
         if job.permits:
             self.give_back(job)
         envelope = job.envelope
-        now = time.monotonic()
         ready_at = envelope.enqueued_at if envelope.extra is None else envelope.extra.due_at or envelope.enqueued_at
-        wait = (self._now_ms() - ready_at) / 1_000 - (now - started)
-        series = self._other[job.queue] if plan is None else plan.series[job.queue]
-        metrics.observe(series, status, wait if wait > 0 else 0.0, now - started)
         if self._tell:
-            told = {"outcome": STATUSES[status], "seconds": round(now - started, 4)}
+            told = {"outcome": STATUSES[status], "seconds": round(time.monotonic() - job.started, 4)}
             log.debug("job done", extra={"fields": _fields(job) | told})
-        self.finished += 1
-        self._on_outcome()
+        self.runner.done(job, self._other[job.queue] if plan is None else plan.series[job.queue], status, ready_at)
 
     # -- deadlines, stopping ----------------------------------------------------------------------
 
     def sweep(self, now: float) -> None:
         """Stop what is over its time; give up what does not stop. Call it every 100 ms or so."""
+        self.runner.offset = self._now_ms() / 1_000 - now
         for job, asked in list(self.running.items()):
             if not asked:
                 if job.deadline and now > job.deadline:
@@ -498,7 +476,7 @@ class Executor:
         log.warning("soft time limit exceeded", extra={"fields": _fields(job) | {"seconds": job.soft}})
         job.deadline += job.timeout - job.soft
         job.soft = 0.0
-        if not self._plans[job.task].is_async:
+        if not self.plans[job.task].is_async:
             exceed_thread(job)
         elif job.runner is not None:
             exceed(job)
@@ -508,7 +486,7 @@ class Executor:
 
         ``why`` is "cancel" (it is told, and not interrupted), "terminate", "timeout", "drain", "stop" or "lost".
         """
-        plan = self._plans[job.task]
+        plan = self.plans[job.task]
         if job not in self.running or job.stopping not in ("", "cancel") or why == job.stopping:
             return
         job.stopping = why
@@ -528,7 +506,7 @@ class Executor:
 
     def _abandon(self, job: JobContext) -> None:
         """The handler did not stop: record the outcome, free its slot; what is left of it dies with the process."""
-        plan = self._plans[job.task]
+        plan = self.plans[job.task]
         log.error("handler does not stop", extra={"fields": _fields(job) | {"why": job.stopping}})
         permits, job.permits = job.permits, None  # it still runs: it keeps its slots
         if job.stopping == "timeout":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastq._core import forget
 from fastq.broker.commands import Batch, Command, park, settle
 from fastq.broker.keys import QueueKeys
 from fastq.context import JobContext
@@ -42,10 +43,8 @@ class Lane:
 
     def confirm(self) -> None:
         """What was sent has been written: this worker holds those jobs no more."""
-        held = self.held
         if self.sent is not None:
-            for job_id in self.sent.ids():
-                held.pop(job_id, None)
+            forget(self.held, self.sent.ids())
         self.sent = None
 
     def put_back(self, theirs: dict[str, bytes]) -> None:

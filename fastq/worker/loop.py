@@ -12,8 +12,9 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from fastq._core import take_in
 from fastq.app import FastQ
 from fastq.board import Slot, SlotState
 from fastq.broker.commands import (
@@ -33,12 +34,13 @@ from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import GlobalKeys
 from fastq.context import JobContext
 from fastq.errors import BrokerError, BrokerReplyError, UndecodableJob
-from fastq.job import WorkerCard, decode_envelope, encode
+from fastq.job import VERSION, WorkerCard, decode_envelope, encode, read_envelope
 from fastq.metrics import WorkerMetrics
 from fastq.values import QueueOrder
 from fastq.worker.cancels import Cancels
 from fastq.worker.executor import Executor
 from fastq.worker.lane import Lane
+from fastq.worker.plan import slots
 from fastq.worker.reports import Reports
 from fastq.worker.turnstile import LOOKED_AFTER, Turnstile
 
@@ -107,15 +109,15 @@ class WorkerLoop:
         self._event = asyncio.Event()
         batches = {lane.name: lane.batch for lane in self._lanes}
         self._batches = batches
-        self.executor = Executor(app, metrics, batches, connection.clock.now_ms, self._on_outcome)
+        self.executor = Executor(app, metrics, batches, connection.clock.now_ms, self._after_outcomes, slots(app))
+        self._runs = self.executor.runner
         self._turnstile = Turnstile(app, batches, self._start_waiting, self._wake_up)
         self.executor.give_back = self._turnstile.give_back
-        self._reports = self.executor.desk = Reports(app, connection, lambda: self.worker_id)
+        self._reports = self._runs.desk = Reports(app, connection, lambda: self.worker_id)
         self._backlog: deque[JobContext] = deque()
         self._backlog_since = 0.0
         self._aside: JobContext | None = None  # waits until it is the only one here on its last life
         self._last_life = max(self._settings.max_deliveries - 1, 1)
-        self._free = slots(app)
         self._filling = False
         self._idle = asyncio.Event()
         self._registered = False
@@ -201,7 +203,7 @@ class WorkerLoop:
         return self._unsure and self._stop_at is not None and time.monotonic() > self._stop_at + 1.0
 
     async def _step(self) -> None:
-        want, wanting = self._want(), self._turnstile.wanting and self._free > 0
+        want, wanting = self._want(), self._turnstile.wanting and self._runs.free > 0
         if not want and not wanting and not any(len(lane.batch) for lane in self._lanes):
             await self._sleep()
             return
@@ -233,7 +235,7 @@ class WorkerLoop:
         if self._stopping or self.quiet or not any(lane.hungry for lane in self._lanes):
             return 0
         surplus = min(int(self._rate * SURPLUS_SECONDS), self._settings.prefetch_max)
-        room = self._free + surplus - len(self._backlog) - self._turnstile.unanswered
+        room = self._runs.free + surplus - len(self._backlog) - self._turnstile.unanswered
         if self._backlog and room < surplus // 2:
             return 0  # enough to go on with: fewer, larger batches
         if self._settings.max_jobs:  # its last jobs are on their way: the process is about to be replaced
@@ -250,7 +252,7 @@ class WorkerLoop:
         outcomes = len(commands)
         if ask:
             commands.append(reserve(lane.keys, self.worker_id, ask))
-        fetches = self._turnstile.fetches(lane.name, self._free) if self._turnstile.wanting else ()
+        fetches = self._turnstile.fetches(lane.name, self._runs.free) if self._turnstile.wanting else ()
         for door, want in fetches:
             commands.append(unpark(lane.keys, self.worker_id, door.name, want, LOOKED_AFTER))
         if not commands:
@@ -290,9 +292,16 @@ class WorkerLoop:
         ids, envelopes, deliveries = reserved.ids, reserved.envelopes, reserved.deliveries
         if not self._backlog:
             self._backlog_since = time.monotonic()
+        if isinstance(reserved, Unparked):
+            odd: Iterable[int] = range(len(ids))
+        else:
+            odd = take_in(
+                ids, envelopes, deliveries, lane.name, lane.held, self._backlog, read_envelope, JobContext, VERSION,
+                self._settings.max_body,
+            )  # fmt: skip
         unparked = isinstance(reserved, Unparked)
-        for index, raw_id in enumerate(ids):
-            self._admit(lane, raw_id, envelopes[index], deliveries[index] if deliveries else 0, unparked=unparked)
+        for index in odd:
+            self._admit(lane, ids[index], envelopes[index], deliveries[index] if deliveries else 0, unparked=unparked)
         return len(ids)
 
     def _admit(self, lane: Lane, raw_id: bytes, data: bytes | None, deliveries: int, *, unparked: bool = False) -> None:
@@ -323,35 +332,36 @@ class WorkerLoop:
             self._release_backlog()
             return
         self._filling = True
-        backlog, start, last_life = self._backlog, self.executor.start, self._last_life
-        limited, passes = self._turnstile.limited, self._turnstile.passes
+        runs, backlog, last_life = self._runs, self._backlog, self._last_life
+        limited, plans = self._turnstile.limited, self.executor.plans
         try:
-            while self._free > 0 and (backlog or self._bring_back()):
+            while runs.free > 0 and (backlog or self._bring_back()):
+                if not runs.fill(backlog, plans, limited, last_life):
+                    continue
                 job = backlog.popleft()
                 if job.deliveries >= last_life and self._wait_for_trial(job):
                     continue
                 if limited and job.permits is None and job.task in limited:
-                    passed = passes(job, self._free)
+                    passed = self._turnstile.passes(job, runs.free)
                     if passed is None:
                         backlog.appendleft(job)
                         break
                     if not passed:
                         continue
-                self._free -= 1
-                start(job)
+                runs.free -= 1
+                self.executor.start(job)
         finally:
             self._filling = False
 
-    def _on_outcome(self) -> None:
-        self._free += 1
+    def _after_outcomes(self) -> None:
         if self._backlog or self._aside is not None:
             self._fill()
         self._event.set()
 
     def _start_waiting(self, job: JobContext) -> bool:
         """A job has waited for its limits and has them; False: there is no slot now, it has to wait for both."""
-        if self._free > 0 and not self._stopping and not self.quiet:
-            self._free -= 1
+        if self._runs.free > 0 and not self._stopping and not self.quiet:
+            self._runs.free -= 1
             self.executor.start(job)
             return True
         self._backlog.appendleft(job)
@@ -569,7 +579,7 @@ class WorkerLoop:
             slot.busy = len(executor.running)
             executor.sweep(now)
             self._measure(now)
-            if self._backlog and self._free == 0 and now - self._backlog_since > BACKLOG_PATIENCE:
+            if self._backlog and self._runs.free == 0 and now - self._backlog_since > BACKLOG_PATIENCE:
                 self._release_backlog()
                 self._rate = 0.0
             if self._stop_at is not None and now > self._stop_at:
@@ -585,10 +595,3 @@ class WorkerLoop:
             self._rate += (done / elapsed - self._rate) * min(elapsed / 0.3, 1.0)
         if done:
             self._backlog_since = now
-
-
-def slots(app: FastQ) -> int:
-    """How many jobs run at once: where every handler needs a thread, more jobs than threads would only wait here."""
-    settings = app.settings
-    threads_only = bool(app.tasks) and not any(task.is_async for task in app.tasks.values())
-    return min(settings.concurrency, settings.threads) if threads_only else settings.concurrency

@@ -30,9 +30,9 @@ def test_a_bucket_gives_what_it_has_and_says_when_there_is_more(lab: LimitLab) -
     """F006, F021: 10/s holds 9 units and a reserve for late uses; the wait is exact to the µs."""
     lab.use(Rule(parse_rate("10/s")))
     reply = lab.acquire(1, 100)
-    assert (reply.status, reply.units, reply.left, reply.wait_us) == (b"granted", 9, 0, 20_000)
+    assert (reply.status, reply.units, reply.left, reply.wait_us) == (b"granted", 9, 0, 50_000)
     assert reply.now_us == lab.now
-    assert lab.after(0.019999).acquire().wait_us == 1
+    assert lab.after(0.049999).acquire().wait_us == 1
     assert lab.after(0.000001).acquire().units == 1
     assert (lab.acquire().status, lab.acquire().wait_us) == (b"short", 100_000)
     assert lab.acquire(5).wait_us == 500_000
@@ -136,11 +136,11 @@ def test_a_holder_that_asks_again_has_the_same_slot(lab: LimitLab) -> None:
 def test_a_slot_and_its_units_or_neither(lab: LimitLab) -> None:
     lab.use(Rule(parse_rate("10/s")))
     reply = lab.slots("a", "b", "c", most=5, cost=4)
-    assert (reply.slots, reply.units, reply.left, reply.wait_us) == (2, 8, 1, 220_000)
+    assert (reply.slots, reply.units, reply.left, reply.wait_us) == (2, 8, 1, 250_000)
     assert lab.state().holders == 2
     before = lab.stored()
     reply = lab.slots("c", most=5, cost=4)
-    assert (reply.status, reply.wait_us) == (b"short", 220_000)
+    assert (reply.status, reply.wait_us) == (b"short", 250_000)
     assert lab.slots("c", most=2).status == b"full"
     assert lab.stored() == before
 
@@ -175,7 +175,7 @@ def test_a_changed_bucket_is_in_force_at_once(lab: LimitLab) -> None:
     lab.use(Rule(TokenBucket(0.01, 50)))
     lab.acquire(1, 49)
     lab.use(Rule(parse_rate("100/s")))
-    assert lab.acquire().wait_us <= 30_001
+    assert lab.acquire().wait_us <= 60_001
 
 
 # -- the clock and the network --------------------------------------------------------------------

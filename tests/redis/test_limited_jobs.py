@@ -72,6 +72,9 @@ async def test_parked_and_back_by_priority_then_age(app: FastQ) -> None:
     await limiter.penalize(1.5)
     for name, priority in (("old", 5), ("new", 5), ("low", 0), ("high", 10)):
         await call.options(priority=priority).enqueue(name)
+        accepted = app.now_ms()
+        while app.now_ms() == accepted:  # age is told in milliseconds
+            pass
     async with working(app) as shop:
 
         async def all_parked() -> bool:

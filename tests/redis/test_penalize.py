@@ -38,8 +38,8 @@ def test_a_bucket_is_empty_after_it(lab: LimitLab) -> None:
     lab.use(Rule(parse_rate("10/s")))
     lab.penalize(30)
     lab.after(30)
-    assert lab.acquire(1, 9).wait_us == 120_001
-    assert lab.after(0.120001).acquire(1, 9).units == 1
+    assert lab.acquire(1, 9).wait_us == 150_001
+    assert lab.after(0.150001).acquire(1, 9).units == 1
 
 
 @pytest.mark.parametrize("rule", RULES)

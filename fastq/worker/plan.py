@@ -1,0 +1,73 @@
+"""What running a task's jobs needs, looked up once."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastq.app import FastQ
+from fastq.errors import LimitTimeout
+from fastq.task import Task
+
+__all__ = ["Plan", "slots"]
+
+log = logging.getLogger("fastq.worker")
+
+
+class Plan:
+    """What running a task's jobs needs, looked up once."""
+
+    __slots__ = (
+        "decoders",
+        "direct",
+        "fn",
+        "hands_back",
+        "injected",
+        "is_async",
+        "isolated",
+        "least",
+        "max_attempts",
+        "max_memory",
+        "most",
+        "plain",
+        "result_ttl",
+        "rule",
+        "series",
+        "soft_timeout",
+        "task",
+        "timeout",
+        "traceless",
+    )
+
+    def __init__(self, task: Task[..., Any], app: FastQ, series: dict[str, int]) -> None:
+        settings, defaults = app.settings, task.defaults
+        self.task = task
+        self.isolated = defaults.isolation is not None
+        self.max_memory = defaults.max_memory
+        self.is_async = task.is_async and not self.isolated  # whether it runs on this event loop
+        self.injected = bool(task.arguments.injected)
+        self.rule = defaults.retry
+        # A limiter without room is no failure, unless the task has a word on such errors itself.
+        own_word = (*self.rule.retry_on, *self.rule.never_on)
+        self.hands_back = not any(kind is not Exception and issubclass(LimitTimeout, kind) for kind in own_word)
+        self.timeout = settings.default_timeout if defaults.timeout is None else defaults.timeout
+        limit = defaults.soft_timeout
+        self.soft_timeout = settings.default_soft_timeout if limit is None else limit
+        self.direct = self.is_async and not self.injected and not self.soft_timeout  # nothing between it and its call
+        self.max_attempts = defaults.max_attempts or settings.default_max_attempts
+        self.result_ttl = settings.result_ttl if defaults.result_ttl is None else defaults.result_ttl
+        self.series = series
+        # What the compiled Runner needs of it.
+        self.plain = self.direct and not app.middlewares
+        self.fn = task.fn
+        self.decoders, self.least, self.most = task.arguments.decoders
+        self.traceless = self.result_ttl == 0 and not log.isEnabledFor(
+            logging.DEBUG
+        )  # a line per job is for development
+
+
+def slots(app: FastQ) -> int:
+    """How many jobs run at once: where every handler needs a thread, more jobs than threads would only wait here."""
+    settings = app.settings
+    threads_only = bool(app.tasks) and not any(task.is_async for task in app.tasks.values())
+    return min(settings.concurrency, settings.threads) if threads_only else settings.concurrency
