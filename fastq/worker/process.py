@@ -27,6 +27,7 @@ from fastq import logs
 from fastq.app import FastQ
 from fastq.board import Board, ChildContext, Slot, SlotState
 from fastq.broker.connection import AsyncConnection
+from fastq.broker.fence import FencedConnection
 from fastq.errors import ExitCode, FastQError
 from fastq.job import WorkerCard
 from fastq.launch import Launch, load_app, report
@@ -205,7 +206,7 @@ class _Worker:
     def _connect(self, patience: float = 0.0) -> AsyncConnection:
         """``patience``: seconds that Redis may keep an answer back by design, as a blocking pop does."""
         settings = self._settings
-        return AsyncConnection(
+        return FencedConnection(
             self._app.endpoint(),
             connect_timeout=settings.connect_timeout,
             response_timeout=settings.response_timeout + patience,

@@ -360,7 +360,7 @@ def test_every_child_has_connections_of_its_own(make_fleet: MakeFleet, redis_url
     def clients() -> dict[int, set[int]]:
         by_pid: dict[int, set[int]] = {pid: set() for pid in pids}
         for client in raw.client_list():
-            name, _, pid = client["name"].partition(":")
+            name, pid, *_ = [*client["name"].split(":"), ""]
             if name == "fastq" and int(pid) in by_pid:
                 by_pid[int(pid)].add(int(client["id"]))
         return by_pid
