@@ -394,7 +394,7 @@ cdef class Runner:
         run = Run.__new__(Run)
         run._job, run._plan, run._runner = job, plan, self
         if self._eager:
-            task = self._task(run, loop=self._loop, eager_start=True)
+            task = self._task(run, loop=self._loop, name=job.id, eager_start=True)
             if not task.done():
                 job.runner = task
         else:

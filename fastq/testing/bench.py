@@ -143,7 +143,7 @@ class Bench:
         )  # fmt: skip
         connection, waker, self.helper = self._connections
         self.loop = WorkerLoop(app, connection, waker, QueueOrder(queues), slot, self.metrics, card, name)
-        for plan in self.loop.executor._plans.values():
+        for plan in self.loop.executor.plans.values():
             if plan.isolated:  # there is no nursery that could fork: it was to be made before the first thread
                 plan.isolated, plan.is_async = False, plan.task.is_async
                 plan.direct = plan.is_async and not plan.injected and not plan.soft_timeout

@@ -14,6 +14,8 @@ import pytest
 from fastq import FastQ
 from tests.redis.workshop import Workshop, working
 
+pytestmark = pytest.mark.versions  # eager tasks from 3.12
+
 seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="")
 
 
