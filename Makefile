@@ -8,7 +8,7 @@ export PYTHON
 PY := .venv/bin/python
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-versions check style types floors lua format bench bench-limits bench-rivals bench-gate \
+.PHONY: help build demo test chaos test-versions check style types floors lua format bench bench-limits bench-rivals bench-gate \
 	bench-figures clean
 
 help: ## this list
@@ -23,6 +23,10 @@ demo: build ## the whole queue at work on real input, with a worker killed half-
 test: build $(if $(ARGS),,test-versions) ## the whole suite against real servers that it starts itself
 	@$(PY) -m pytest $(ARGS)
 	$(if $(ARGS),,@$(PY) -m benchmarks.load gate)
+
+chaos: build ## the fault suite at length: more kills, cuts, mutations and moves than `make test` has time for (half an hour)
+	@CHAOS_SCALE=5 CHAOS_CUTS=600 CHAOS_STEPS=2000 FUZZ_IN_PROCESS=1000000 FUZZ_THROUGH_WORKERS=10000 STATE_MACHINE_EXAMPLES=5000 \
+		$(PY) -m pytest --timeout 3600 tests/chaos tests/redis/test_state_machine.py $(ARGS)
 
 test-versions: build ## the version-dependent tests on every other Python found (VERSIONS="3.12 3.13")
 	@sh tools/test_versions.sh $(VERSIONS)

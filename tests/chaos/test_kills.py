@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +12,13 @@ import pytest
 
 from tests.conftest import eventually
 from tests.process.fleet import PATIENCE, Fleet, Kill, Story, percentile
+from tests.sound import assert_sound, checked
 
 MakeFleet = Callable[..., Fleet]
 Figure = Callable[[str], None]
+
+SCALE = int(os.environ.get("CHAOS_SCALE", "1"))
+"""So many times the jobs and kills; `make chaos` sets it."""
 
 
 def left_in(client: Any) -> dict[str, int]:
@@ -54,10 +59,11 @@ def test_random_kills_of_workers(
 ) -> None:
     """F-01: under a living supervisor nothing is lost, only what was in flight runs again, and within a second."""
     fleet = make_fleet(redis_url, workers=3, concurrency=2).serving()
-    run = KillRun(fleet, raw, dice, jobs=4_000, kills=15)
+    run = KillRun(fleet, raw, dice, jobs=4_000 * SCALE, kills=15 * SCALE)
     run.run()
     story = fleet.until_done(run.keys)
     eventually(lambda: left_in(raw) == {}, PATIENCE)
+    assert_sound(redis_url)
     assert story.lost(run.keys) == set()
     assert story.unexplained(run.kills) == []
     again, flying, waits = story.repeated(), story.in_flight(run.kills), story.recoveries(run.kills)
@@ -108,3 +114,8 @@ def test_a_recovery_that_drops_jobs_is_found(
     eventually(lambda: raw.llen("fastq:{default}:ready:5") == 0 and raw.keys("*:running:*"), PATIENCE)
     assert fleet.stop() == 0
     assert fleet.story().lost(run.keys)
+    faults = checked(redis_url).faults
+    assert {fault.code for fault in faults} == {"lost"}
+    assert checked(redis_url, repair=True).left == []
+    ready = {job.decode() for job in raw.lrange("fastq:{default}:ready:5", 0, -1)}
+    assert {fault.name for fault in faults} <= ready, "what was dropped can run again"

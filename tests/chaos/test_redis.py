@@ -11,6 +11,7 @@ from typing import Self
 import fastq
 from tests.conftest import MakeServer, connect, eventually
 from tests.process.fleet import LEASE, PATIENCE, Fleet, percentile
+from tests.sound import assert_sound
 
 MakeFleet = Callable[..., Fleet]
 Figure = Callable[[str], None]
@@ -101,6 +102,7 @@ def test_redis_is_killed_and_comes_back(make_fleet: MakeFleet, make_server: Make
         f"max {resumed[-1]:.3f} s"
     )
     assert resumed[-1] <= 2.0
+    assert_sound(server.url)
     assert story.repeated() == set()
     assert fleet.logged("worker exited") == fleet.logged("scheduler exited") == fleet.logged("monitor exited") == []
     assert fleet.stop() == 0
