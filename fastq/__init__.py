@@ -130,6 +130,17 @@ if TYPE_CHECKING:
         ScheduleRun,
         crontab,
     )
+    from fastq.workflow import (
+        Signature,
+        chain,
+        chord,
+        group,
+    )
+    from fastq.workflow_handle import (
+        Workflow,
+        WorkflowStatus,
+    )
+
 
 __version__ = "0.1.0"
 
@@ -242,6 +253,16 @@ _HOMES = {
         "ScheduleRun",
         "crontab",
     ),
+    "fastq.workflow": (
+        "Signature",
+        "chain",
+        "chord",
+        "group",
+    ),
+    "fastq.workflow_handle": (
+        "Workflow",
+        "WorkflowStatus",
+    ),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -304,6 +325,7 @@ __all__ = [
     "ScheduleOptions",
     "ScheduleRun",
     "Settings",
+    "Signature",
     "Snooze",
     "SoftTimeLimitExceeded",
     "State",
@@ -320,12 +342,17 @@ __all__ = [
     "UnknownSchedule",
     "UnknownTask",
     "WaitTimeout",
+    "Workflow",
+    "WorkflowStatus",
     "acquire_all",
     "acquire_all_sync",
+    "chain",
+    "chord",
     "configure_limiter",
     "configure_store",
     "crontab",
     "get_or_clone_limiter",
+    "group",
     "make_idempotency_key",
     "monitored_acquire",
     "rate_limited",

@@ -18,6 +18,7 @@ from fastq.context import JobContext, running_job
 from fastq.dead_letters import DeadLetters
 from fastq.errors import InvalidArguments, TaskDefinitionError, UnknownTask
 from fastq.fleet import Fleet
+from fastq.flows import Flows
 from fastq.handle import Bulk, JobHandle
 from fastq.job import TASK_NAME
 from fastq.queues import Queues
@@ -62,7 +63,7 @@ class Middleware:
         """After it has raised ``error`` (also Retry, Snooze, Fail and timeouts)."""
 
 
-class FastQ(Tasks, Scheduling, Batching, Asking, Fleet):
+class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet):
     """An application: its tasks, and the Redis that its jobs live in.
 
     Nothing is connected until the first call. One object serves any number of threads and event loops, and

@@ -15,7 +15,7 @@ import msgspec
 
 from fastq.errors import BodyTooLarge, InvalidArguments, TaskDefinitionError, UndecodableJob, did_you_mean
 
-__all__ = ["Arguments", "Returned", "encode_untyped"]
+__all__ = ["Arguments", "Returned", "encode_untyped", "untyped", "with_first"]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -34,6 +34,33 @@ def encode_untyped(task: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         return _encode(body)
     except Exception as error:  # noqa: BLE001 - TypeError, OverflowError, RecursionError …: all the caller's
         raise InvalidArguments(f"an argument of task {task!r} cannot be encoded: {error}") from None
+
+
+def untyped(body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments as msgpack knows them.
+
+    Raises:
+        UndecodableJob: the body is neither an array nor a map of arguments.
+    """
+    try:
+        value = _decode(body)
+    except Exception as error:  # noqa: BLE001 - DecodeError, UnicodeDecodeError, RecursionError
+        raise _undecodable(error) from None
+    kwargs = value if isinstance(value, dict) else {}
+    args = kwargs.pop("", []) if isinstance(value, dict) else value
+    if not isinstance(args, list) or not all(isinstance(name, str) for name in kwargs):
+        raise UndecodableJob("the body is neither an array nor a map of arguments")
+    return tuple(args), kwargs
+
+
+def with_first(task: str, body: bytes, first: Any) -> bytes:
+    """The body of a call with another argument before the others; see :meth:`Arguments.encode_rest`.
+
+    Raises:
+        UndecodableJob: the body is neither an array nor a map of arguments.
+    """
+    args, kwargs = untyped(body)
+    return encode_untyped(task, (first, *args), kwargs)
 
 
 def check_size(task: str, body: bytes, most: int) -> bytes:
@@ -127,6 +154,15 @@ class Arguments:
         self.decode(body)
         return body
 
+    def encode_rest(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+        """As :meth:`encode`, of a call whose first argument comes later: the others only are bound, and typed when it runs.
+
+        Raises:
+            InvalidArguments: they do not fit, or there is no room for another one.
+        """
+        args, kwargs = self._bind((None, *args), kwargs)
+        return encode_untyped(self.task, args[1:], kwargs)
+
     def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name, defaults filled in: calls that mean the same are equal.
 
@@ -186,15 +222,8 @@ class Arguments:
         return self._decode_any(body)
 
     def _decode_any(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        try:
-            value = _decode(body)
-        except Exception as error:  # noqa: BLE001 - DecodeError, UnicodeDecodeError, RecursionError
-            raise _undecodable(error) from None
-        kwargs = value if isinstance(value, dict) else {}
-        args = kwargs.pop("", []) if isinstance(value, dict) else value
-        if not isinstance(args, list) or not all(isinstance(name, str) for name in kwargs):
-            raise UndecodableJob("the body is neither an array nor a map of arguments")
-        positional, rest = self._bind(tuple(args), kwargs)
+        args, kwargs = untyped(body)
+        positional, rest = self._bind(args, kwargs)
         named = dict(zip(self._names, positional, strict=False))
         extra = self._types.get(self._variadic_name(), Any) if self._variadic else Any
         typed = [self._convert(name, value, self._types[name]) for name, value in named.items()]

@@ -76,6 +76,7 @@ class JobContext(msgspec.Struct, eq=False):
     runner: Any = None  # the asyncio task
     permits: Any = None  # what its limits granted: (gate, holder) of each slot; None: it was not asked for
     arguments: Any = None  # decoded already, or the exception that the run raises instead
+    bound: bytes = b""  # its body with the argument that came from another job of its workflow
     unparked: bool = False  # fetched from behind a limit
 
     @property

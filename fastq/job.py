@@ -108,6 +108,7 @@ class Outcome(enum.IntEnum):
 class Extra(msgspec.Struct, omit_defaults=True, rename={
     "timeout": "t", "max_attempts": "m", "expires_at": "x", "result_ttl": "r", "error": "e",
     "due_at": "d", "snoozes": "s", "strays": "u", "schedule": "c", "replayed_from": "p",
+    "takes": "w",
 }):  # fmt: skip
     """The rare fields of an envelope; absent (one byte) on a job that uses none of them."""
 
@@ -121,6 +122,7 @@ class Extra(msgspec.Struct, omit_defaults=True, rename={
     strays: int = 0  # times it was given back because no worker here knows its task
     schedule: str | None = None  # name of the cron or interval that made it
     replayed_from: int | None = None  # time of the death that a replay undid
+    takes: int | None = None  # a job of a workflow: the node whose result is its first argument, -1: none
 
 
 class Envelope(msgspec.Struct, array_like=True):

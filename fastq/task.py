@@ -40,6 +40,8 @@ from fastq.job import (
 from fastq.once import IDEMPOTENT_TTL, Unique, Until, as_unique, key_of, unique_key
 from fastq.retry import RetryRule, attempts_in_all
 from fastq.values import check_queue_name
+from fastq.workflow import Signature
+from fastq.workflow_handle import Home
 
 __all__ = ["AsyncTask", "Call", "JobOptions", "Producer", "SyncTask", "Task", "TaskOptions"]
 
@@ -106,12 +108,8 @@ class Call(NamedTuple):
     strict: bool = False
 
 
-class Producer(Protocol):
+class Producer(Home, Protocol):
     """Who sends jobs: the application. ``R`` of the handles is for the type checker only."""
-
-    def now_ms(self) -> int:
-        """Redis's time as this process knows it."""
-        ...
 
     def max_body(self) -> int:
         """Most bytes of a body."""
@@ -119,10 +117,6 @@ class Producer(Protocol):
 
     def queue_of(self, task: str, declared: str | None) -> str:
         """The queue of a task that names this one, or none: routes come first."""
-        ...
-
-    def result_ttl(self) -> float:
-        """Seconds that records are kept of tasks that do not say."""
         ...
 
     def send(self, call: Call) -> Coroutine[Any, Any, JobHandle[Any]]:
@@ -209,6 +203,23 @@ def _extra(defaults: TaskOptions, options: JobOptions, now: int, due: int) -> Ex
     if "max_attempts" in options or "max_retries" in options:
         extra.max_attempts = attempts_in_all(options.get("max_attempts"), options.get("max_retries"))
     return None if extra == Extra() else extra
+
+
+def make_node(
+    task: str, body: bytes, defaults: TaskOptions, options: Mapping[str, Any], producer: Producer, takes: int
+) -> tuple[str, bytes]:
+    """Queue and envelope of a job of a workflow; ``takes``: the node whose result is its first argument, -1: none.
+
+    Raises:
+        InvalidOption, InvalidQueueName, BodyTooLarge: the call cannot be stored as asked.
+    """
+    asked, now = cast(JobOptions, options), producer.now_ms()
+    check_size(task, body, producer.max_body())
+    queue = check_queue_name(asked.get("queue") or producer.queue_of(task, defaults.queue))
+    extra = _extra(defaults, asked, now, 0) or Extra()
+    extra.takes = takes
+    priority = check_priority(asked.get("priority", defaults.priority))
+    return queue, encode(Envelope(priority, VERSION, task, body, now, 0, extra))
 
 
 Named = Callable[[], Mapping[str, Any]]
@@ -319,6 +330,24 @@ class _Enqueues(Generic[P, R]):
         """:meth:`enqueue_many` from blocking code."""
         return self._producer().send_many_sync(map(self._item, calls), ids=ids)
 
+    def s(self, *args: Any, **kwargs: Any) -> Signature:
+        """This call as a part of a workflow. Behind other jobs, what they have returned comes before these arguments.
+
+        The arguments are checked when the workflow is started; one that is filled in later, when the job runs.
+
+        Example::
+
+            await fastq.chain(download.s(url), parse.s(), store.s(table="pages")).enqueue()
+        """
+        return self._signature(args, kwargs, immutable=False)
+
+    def si(self, *args: Any, **kwargs: Any) -> Signature:
+        """As :meth:`s`, but immutable: it gets these arguments and nothing else."""
+        return self._signature(args, kwargs, immutable=True)
+
+    def _signature(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, immutable: bool) -> Signature:
+        raise NotImplementedError
+
     def _item(self, item: tuple[Any, ...] | Mapping[str, Any]) -> Call:
         if isinstance(item, Mapping):
             return self._call((), item)
@@ -366,6 +395,20 @@ class Task(_Enqueues[P, R]):
             named = functools.partial(self.arguments.named, args, kwargs)
             return make_once(self.name, body, defaults, {}, self.owner.producer(), named)
         return make_call(self.name, body, defaults, {}, self.owner.producer())
+
+    def home(self) -> Home:
+        """The application, for workflows."""
+        return self.owner.producer()
+
+    def node(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Mapping[str, Any], takes: int
+    ) -> tuple[str, bytes]:
+        """Queue and envelope of a job of a workflow; see :class:`fastq.workflow.Source`."""
+        body = self.arguments.encode(args, kwargs) if takes < 0 else self.arguments.encode_rest(args, kwargs)
+        return make_node(self.name, body, self.defaults, options, self.owner.producer(), takes)
+
+    def _signature(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, immutable: bool) -> Signature:
+        return Signature(self, args, kwargs, {}, immutable=immutable)
 
     def options(self, **options: Unpack[JobOptions]) -> Configured[P, R]:
         """The same task with options for the calls that follow.
@@ -419,3 +462,6 @@ class Configured(_Enqueues[P, R]):
         body = task.arguments.encode(args, kwargs)
         named = functools.partial(task.arguments.named, args, kwargs)
         return make_once(task.name, body, task.defaults, self._options, self._producer(), named)
+
+    def _signature(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, immutable: bool) -> Signature:
+        return Signature(self.task, args, kwargs, self._options, immutable=immutable)

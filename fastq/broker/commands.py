@@ -177,7 +177,7 @@ class Batch:
     ``park.lua``.
     """
 
-    __slots__ = ("buckets", "failed", "later", "parked", "recorded", "released", "succeeded")
+    __slots__ = ("failed", "later", "outputs", "parked", "recorded", "released", "succeeded")
 
     def __init__(self) -> None:
         self.succeeded: list[str] = []
@@ -186,6 +186,7 @@ class Batch:
         self.failed: list[tuple[str, bytes, bytes]] = []  # id, envelope, error
         self.released: list[str] = []
         self.parked: list[Parked] = []
+        self.outputs: list[tuple[str, bytes]] = []  # id, result: of jobs of workflows, besides their row above
 
     def __len__(self) -> int:
         return self.to_settle() + len(self.parked)
@@ -228,9 +229,11 @@ def settle(q: QueueKeys, worker: str, batch: Batch, dead_max: int) -> Command[Se
     args += (len(batch.released), *batch.released)
     for name, expires in buckets:
         args += (name, expires)
+    for output in batch.outputs:
+        args += output
     keys = (
         q.running(worker), q.jobs, q.due, q.due_wake, q.wake, q.dead, q.dead_jobs, q.dead_errors, q.deliveries,
-        q.unique, q.unique_of, q.done, q.cancels, q.awaited, q.events, *q.levels, *(q.bucket(name) for name, _ in buckets),
+        q.unique, q.unique_of, q.done, q.cancels, q.awaited, q.events, q.groups, *q.levels, *(q.bucket(name) for name, _ in buckets),
     )  # fmt: skip
     return Command("settle", keys, args, Settled._make)
 
@@ -260,7 +263,7 @@ def park(q: QueueKeys, worker: str, jobs: Sequence[Parked]) -> Command[Settled]:
         args += (job.id, numbers[job.limit], repr(job.score))
     keys = (
         q.running(worker), q.parked, q.parked_of, q.cancels, q.jobs, q.deliveries, q.done, q.unique, q.unique_of,
-        q.awaited, q.events, *map(q.parked_by, looks),
+        q.awaited, q.events, q.groups, *map(q.parked_by, looks),
     )  # fmt: skip
     return Command("park", keys, args, Settled._make)
 
@@ -313,7 +316,7 @@ def recover(
     """Hand a worker's jobs back. ``charge`` is "all", "started" (the ids in ``started``) or "none"."""
     keys = (
         q.workers, q.running(worker), q.jobs, q.deliveries, q.wake, q.info, q.dead, q.dead_jobs, q.dead_errors,
-        q.unique, q.unique_of, q.done, q.cancels, q.awaited, q.events, *q.levels,
+        q.unique, q.unique_of, q.done, q.cancels, q.awaited, q.events, q.groups, *q.levels,
     )  # fmt: skip
     when = "expired" if expired else "now"
     args = (worker, when, charge, max_deliveries, limit, PAD, dead_max, error, *started)
@@ -384,7 +387,7 @@ def cancel(
     """
     keys = (
         q.jobs, q.due, q.ghosts, q.workers, q.unique, q.unique_of, q.deliveries, q.done, q.cancels,
-        q.parked, q.parked_of, q.awaited, q.events, *(q.running(worker) for worker in workers),
+        q.parked, q.parked_of, q.awaited, q.events, q.groups, *(q.running(worker) for worker in workers),
     )  # fmt: skip
     return Command("cancel", keys, (job_id, "t" if terminate else "c", ttl_ms, record), _text)
 
@@ -392,7 +395,7 @@ def cancel(
 def status(q: QueueKeys, job_id: str, workers: Sequence[str]) -> Command[list[bytes]]:
     """Where a job is; the reply's shapes stand in the head of status.lua."""
     keys = (
-        q.jobs, q.due, q.dead, q.dead_jobs, q.dead_errors, q.done, q.parked_of,
+        q.jobs, q.due, q.dead, q.dead_jobs, q.dead_errors, q.done, q.parked_of, q.groups,
         *(q.running(worker) for worker in workers),
     )  # fmt: skip
     return Command("status", keys, (job_id, *workers), _same)
@@ -400,7 +403,7 @@ def status(q: QueueKeys, job_id: str, workers: Sequence[str]) -> Command[list[by
 
 def follow(q: QueueKeys, channel: str, job_ids: Sequence[str], ttl_ms: int) -> Command[list[list[bytes]]]:
     """How each of these jobs has ended; of an open one, ``channel`` gets a message at its end. Replies as in follow.lua."""
-    keys = (q.jobs, q.dead, q.dead_jobs, q.dead_errors, q.done, q.awaited)
+    keys = (q.jobs, q.dead, q.dead_jobs, q.dead_errors, q.done, q.awaited, q.groups)
     return Command("follow", keys, (channel, ttl_ms, *job_ids), _same)
 
 
@@ -425,7 +428,7 @@ def purge(q: QueueKeys, limit: int = 500) -> Command[tuple[int, bool]]:
     """Drop pending, scheduled and parked jobs. Returns how many, and whether to call again."""
     keys = (
         q.jobs, q.due, q.ghosts, q.deliveries, q.unique, q.unique_of, q.parked, q.parked_of, q.awaited, q.events,
-        *q.levels,
+        q.groups, *q.levels,
     )  # fmt: skip
     return Command("purge", keys, (limit,), lambda reply: (reply[0], reply[1] == 1))
 

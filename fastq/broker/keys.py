@@ -94,6 +94,21 @@ TABLE: tuple[KeyInfo, ...] = (
         "ttl",
         "what happened to watched jobs, the last 10,000; gone 10 minutes after the last one",
     ),
+    KeyInfo("{q}:groups", "zset", "flow_start", "job", "ids of workflows that have not ended, by their start in ms"),
+    KeyInfo(
+        "{q}:flow:<id>:states",
+        "string",
+        "flow_add",
+        "ttl",
+        "one letter per node of a workflow: w g waiting (job, gather), a under way, s f c ended well, failed, cancelled, G gathered",
+    ),
+    KeyInfo(
+        "{q}:flow:<id>",
+        "hash",
+        "flow_add",
+        "ttl",
+        "a workflow: what it is made of and how far it is, see include/flows.lua; its lifetime begins when it has ended",
+    ),
     KeyInfo("{q}:progress:<id>", "string", "report", "ttl", "how far a running job is (msgpack)"),
     KeyInfo(
         "{q}:logs:<id>",
@@ -194,6 +209,7 @@ class QueueKeys:
         self.done = self._name("done")
         self.awaited = self._name("awaited")
         self.events = self._name("events")
+        self.groups = self._name("groups")
 
     def _name(self, name: str) -> bytes:
         return (self.base + name).encode()
@@ -221,6 +237,14 @@ class QueueKeys:
     def logs(self, job_id: str) -> bytes:
         """The LIST of lines that a job has logged."""
         return self._name(f"logs:{job_id}")
+
+    def flow(self, workflow: str) -> bytes:
+        """The HASH of a workflow."""
+        return self._name(f"flow:{workflow}")
+
+    def flow_states(self, workflow: str) -> bytes:
+        """The STRING of the letters of its nodes."""
+        return self._name(f"flow:{workflow}:states")
 
     def bucket(self, name: str) -> bytes:
         """The HASH of finished records with this bucket name (``<ttl>:<n>``)."""

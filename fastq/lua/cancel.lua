@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- cancel: take a scheduled, parked or pending job out; ask the worker that has it to stop it
 -- KEYS {q}:jobs {q}:due {q}:ghosts {q}:workers {q}:unique {q}:unique:of {q}:deliveries {q}:done {q}:cancels
---      {q}:parked {q}:parked:of {q}:awaited {q}:events {q}:running:<worker> ...
+--      {q}:parked {q}:parked:of {q}:awaited {q}:events {q}:groups {q}:running:<worker> ...
 -- ARGV id mode ttl_ms record     (mode 'c': tell the handler, 't': interrupt it; ttl_ms 0: leave no trace)
 -- Sent twice: 'unknown' the second time, or the same request. The id stays in its ready list as a ghost that reserve.lua
 -- skips once. A request goes with its job: settle.lua and recover.lua end the job instead of letting it run again.
@@ -11,12 +11,17 @@
 --- @include "keep_record"
 --- @include "unpark_one"
 --- @include "tell"
+--- @include "wake"
+--- @include "many"
+--- @include "flows"
+--- @include "ripe"
+--- @include "flows_go_on"
 local jobs, due, ghosts, workers, id = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]
 local cancels, mode = KEYS[9], ARGV[2]
 if redis.call('HEXISTS', jobs, id) == 0 then return 'unknown' end
 if redis.call('ZREM', due, id) == 0 and not unpark_one(KEYS[10], KEYS[11], id) then
-  if redis.call('ZCARD', workers) ~= #KEYS - 13 then return 'again' end
-  for i = 14, #KEYS do
+  if redis.call('ZCARD', workers) ~= #KEYS - 14 then return 'again' end
+  for i = 15, #KEYS do
     if redis.call('EXISTS', KEYS[i]) == 0 then return 'again' end
     if redis.call('SISMEMBER', KEYS[i], id) == 1 then
       local before = redis.call('HGET', cancels, id)
@@ -32,4 +37,5 @@ redis.call('HDEL', KEYS[7], id)
 release_unique(KEYS[5], KEYS[6], {id})
 keep_record(KEYS[8], now_ms(), tonumber(ARGV[3]), id, ARGV[4])
 if redis.call('HLEN', KEYS[12]) > 0 then tell(KEYS[12], KEYS[13], now_ms(), 'cancelled', {id}) end
+if redis.call('EXISTS', KEYS[14]) == 1 then flows_go_on(KEYS[14], now_ms(), {id}, {[id] = 'cancelled'}, {}, 1) end
 return 'cancelled'

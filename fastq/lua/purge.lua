@@ -1,16 +1,21 @@
 #!lua flags=allow-oom
 -- purge: drop pending, scheduled and parked jobs of a queue; running ones are left alone
 -- KEYS {q}:jobs {q}:due {q}:ghosts {q}:deliveries {q}:unique {q}:unique:of {q}:parked {q}:parked:of {q}:awaited {q}:events
---      {q}:ready:10 ... {q}:ready:0
+--      {q}:groups {q}:ready:10 ... {q}:ready:0
 -- ARGV limit     (2,000 at most: Lua cannot unpack 8,000)
 -- Sent twice: a job is gone once. Reply {purged, more}; more 0: nothing was found, not even a ghost.
 --- @include "now"
 --- @include "release_unique"
 --- @include "first_parked"
 --- @include "tell"
+--- @include "wake"
+--- @include "many"
+--- @include "flows"
+--- @include "ripe"
+--- @include "flows_go_on"
 local jobs, due, ghosts, limit = KEYS[1], KEYS[2], KEYS[3], math.min(tonumber(ARGV[1]), 2000)
 local ids, found, haunted = {}, 0, redis.call('HLEN', ghosts) > 0
-for level = 11, #KEYS do
+for level = 12, #KEYS do
   local popped = #ids < limit and redis.call('LPOP', KEYS[level], limit - #ids) or {}
   found = found + #popped
   for _, id in ipairs(popped) do
@@ -35,4 +40,5 @@ redis.call('HDEL', jobs, unpack(ids))
 redis.call('HDEL', KEYS[4], unpack(ids))
 release_unique(KEYS[5], KEYS[6], ids)
 if redis.call('HLEN', KEYS[9]) > 0 then tell(KEYS[9], KEYS[10], now_ms(), 'cancelled', ids) end
+if redis.call('EXISTS', KEYS[11]) == 1 then flows_go_on(KEYS[11], now_ms(), ids, {}, {}, 1) end
 return {#ids, 1}

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- recover: hand the jobs of a worker back to the front of their ready lists; those cancelled meanwhile end here
 -- KEYS {q}:workers {q}:running:<worker> {q}:jobs {q}:deliveries {q}:wake {q}:info {q}:dead {q}:dead:jobs {q}:dead:errors
---      {q}:unique {q}:unique:of {q}:done {q}:cancels {q}:awaited {q}:events {q}:ready:10 ... {q}:ready:0
+--      {q}:unique {q}:unique:of {q}:done {q}:cancels {q}:awaited {q}:events {q}:groups {q}:ready:10 ... {q}:ready:0
 -- ARGV worker when charge max_deliveries limit pad dead_max error [started id ...]
 --   when 'expired': only if its lease has run out; 'now': its death is known, or it says goodbye
 --   charge 'all' | 'started' | 'none': whose delivery counts; at max_deliveries a job is poison and goes to the dead letters
@@ -14,6 +14,10 @@
 --- @include "tell"
 --- @include "keep_record"
 --- @include "end_cancelled"
+--- @include "many"
+--- @include "flows"
+--- @include "ripe"
+--- @include "flows_go_on"
 local workers, running, jobs, deliveries, wake_list, info, dead, dead_jobs, dead_errors = unpack(KEYS, 1, 9)
 local worker, charge, most, limit, pad = ARGV[1], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local done, cancels = KEYS[12], KEYS[13]
@@ -36,16 +40,17 @@ for _, id in ipairs(redis.call('SRANDMEMBER', running, limit + 1)) do
       redis.call('HDEL', jobs, id)
       redis.call('HDEL', deliveries, id)
       bury(dead, dead_jobs, dead_errors, now, id, envelope, ARGV[8], tonumber(ARGV[7]))
-      ended[#ended + 1] = id
+      ended[#ended + 1], kinds[id] = id, 'failed'
       buried = buried + 1
     elseif envelope then
-      redis.call('LPUSH', ready_list(envelope, KEYS, 16), id)
+      redis.call('LPUSH', ready_list(envelope, KEYS, 17), id)
       ready = ready + 1
     end
   end
 end
 release_unique(KEYS[10], KEYS[11], ended)
 if #ended > 0 and redis.call('HLEN', KEYS[14]) > 0 then tell(KEYS[14], KEYS[15], now, 'failed', ended, kinds) end
+if #ended > 0 and redis.call('EXISTS', KEYS[16]) == 1 then flows_go_on(KEYS[16], now, ended, kinds, {}, 1) end
 if ready > 0 then wake(wake_list) end
 
 local remaining = math.max(redis.call('SCARD', running) - 1, 0)

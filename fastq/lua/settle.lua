@@ -1,10 +1,11 @@
 #!lua flags=allow-oom
 -- settle: write a batch of outcomes of jobs that this worker holds
 -- KEYS {q}:running:<worker> {q}:jobs {q}:due {q}:due:wake {q}:wake {q}:dead {q}:dead:jobs {q}:dead:errors {q}:deliveries
---      {q}:unique {q}:unique:of {q}:done {q}:cancels {q}:awaited {q}:events {q}:ready:10 ... {q}:ready:0 {q}:done:<ttl>:<n> ...
+--      {q}:unique {q}:unique:of {q}:done {q}:cancels {q}:awaited {q}:events {q}:groups {q}:ready:10 ... {q}:ready:0 {q}:done:<ttl>:<n> ...
 -- ARGV dead_max, then five sections (job.Outcome), each a count and its rows:
 --   succeeded: id | recorded: bucket_number id record | later: id delay_ms envelope | failed: id envelope error | released: id
---   and last, per bucket: its name and the time in ms at which it expires
+--   then per bucket: its name and the time in ms at which it expires
+--   and last, of jobs of workflows that have succeeded: id result
 -- Sent twice, or by a worker whose lease was lost: what the running set no longer holds is left alone (the fence).
 -- Reply {held, stale ids}; held -1: the lease is gone.
 --- @include "now"
@@ -12,18 +13,23 @@
 --- @include "ready"
 --- @include "slice"
 --- @include "many"
+--- @include "held"
 --- @include "release_unique"
 --- @include "bury"
 --- @include "tell"
 --- @include "keep_record"
 --- @include "end_cancelled"
+--- @include "flows"
+--- @include "ripe"
+--- @include "flows_go_on"
 local running, jobs, due, due_wake, wake_list, dead, dead_jobs, dead_errors, deliveries = unpack(KEYS, 1, 9)
-local unique, unique_of, done, cancels, awaited, events = unpack(KEYS, 10, 15)
-local LEVELS, BUCKETS = 16, 26
+local unique, unique_of, done, cancels, awaited, events, groups = unpack(KEYS, 10, 16)
+local LEVELS, BUCKETS = 17, 27
 local stale, finished, position = {}, {}, 2
 local kinds = {} -- job id -> its event, when that is not `succeeded`
 local heard = redis.call('HLEN', awaited) > 0 -- somebody waits for jobs of this queue, or watches them
 local now, asked = now_ms(), redis.call('HLEN', cancels) > 0
+local grouped = redis.call('EXISTS', groups) == 1 -- workflows are under way
 
 -- whether this job, which would run again, was cancelled while it ran; then it has ended here
 local function stopped(id)
@@ -75,7 +81,7 @@ for _, row in ipairs(recorded) do
   table.insert(fields[bucket], row[2])
   table.insert(fields[bucket], row[3])
   finished[#finished + 1] = row[2]
-  if heard and string.sub(row[3], 3, 11) == 'cancelled' then kinds[row[2]] = 'cancelled' end -- or it had expired
+  if (heard or grouped) and string.sub(row[3], 3, 11) == 'cancelled' then kinds[row[2]] = 'cancelled' end -- or it had expired
 end
 if #recorded > 0 then many('HDEL', jobs, recorded_ids) end
 
@@ -118,6 +124,7 @@ for bucket, values in pairs(fields) do
   redis.call('ZADD', done, expires, name)
 end
 if #finished > 0 then
+  if grouped then flows_go_on(groups, now, finished, kinds, ARGV, position + 2 * (#KEYS - BUCKETS)) end
   release_unique(unique, unique_of, finished)
   if redis.call('HLEN', deliveries) > 0 then many('HDEL', deliveries, finished) end
   if asked then many('HDEL', cancels, finished) end

@@ -21,10 +21,13 @@ import msgspec
 
 from fastq._core import Runner
 from fastq.app import FastQ
+from fastq.arguments import with_first
 from fastq.broker.commands import Batch
+from fastq.broker.flows import inputs
 from fastq.broker.keys import bucket_of
 from fastq.context import JobContext, current, injection
 from fastq.errors import (
+    BrokerUnavailable,
     FastQError,
     InvalidArguments,
     JobCrashed,
@@ -39,7 +42,7 @@ from fastq.job import ErrorInfo, Extra, JobRecord, JobState, encode
 from fastq.metrics import NOT_RUN, STATUSES, WorkerMetrics
 from fastq.worker import soft
 from fastq.worker.ending import MESSAGE_LIMIT, NOT_THE_HANDLERS, Ending, ending_of, is_retryable, misfit, reason_of
-from fastq.worker.isolated import Reply
+from fastq.worker.isolated import Reply, Reported, Unkept
 from fastq.worker.isolation import Pool
 from fastq.worker.plan import Plan
 from fastq.worker.soft import exceed, exceed_thread, in_thread, softly
@@ -149,7 +152,10 @@ class Executor:
         if plan.soft_timeout and plan.soft_timeout < job.timeout:
             job.soft = plan.soft_timeout
             job.deadline = job.deadline and job.started + job.soft
-        self._spawn(job, self._run(job, plan))
+        if extra is None or extra.takes is None or extra.takes < 0:
+            self._spawn(job, self._run(job, plan))
+        else:
+            self._spawn(job, self._run_behind(job, plan, extra.takes))
 
     def _spawn(self, job: JobContext, run: Coroutine[Any, Any, None]) -> None:
         if _EAGER:
@@ -191,6 +197,23 @@ class Executor:
             self._fail(job, Ending(reason, type(error).__name__, str(error), ""))
         else:
             self._raised(job, plan, error)
+
+    async def _run_behind(self, job: JobContext, plan: Plan, node: int) -> None:
+        """A job of a workflow whose first argument is what another one has returned."""
+        try:
+            first = await self._app.run(inputs(self._app.keys(job.queue), job.id, node))
+            job.bound = with_first(job.task, job.envelope.body, first)
+            job.arguments = plan.task.arguments.decode(job.bound)
+        except BrokerUnavailable:
+            self.put_off(job, self._rng.uniform(0.5, 1.5))
+            self._done(job, plan, _RELEASED)
+            return
+        except Exception as error:  # noqa: BLE001 - classified like any other error of the job
+            job.arguments = error
+        except BaseException as error:  # noqa: BLE001 - it is being stopped
+            self._raised(job, plan, error)
+            return
+        await self._run(job, plan)
 
     async def _call(self, job: JobContext, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if plan.isolated:
@@ -250,8 +273,24 @@ class Executor:
             return
         extra = job.envelope.extra
         ttl = plan.result_ttl if extra is None or extra.result_ttl is None else extra.result_ttl
+        if extra is not None and extra.takes is not None:
+            self._passed_on(job, plan, result, ttl)
+            return
         if ttl > 0:
             self._record(job, JobState.SUCCESS, ttl, *self._encoded(job, result))
+        else:
+            self._batches[job.queue].succeeded.append(job.id)
+        self._done(job, plan, _SUCCESS)
+
+    def _passed_on(self, job: JobContext, plan: Plan, result: Any, ttl: float) -> None:
+        """A job of a workflow: others wait for its result, so one that cannot be kept is a failure."""
+        data, failure = self._encoded(job, result)
+        if failure is not None:
+            self._fail(job, Ending("exception", "ResultNotKept", failure, ""), attempts=job.attempt, plan=plan)
+            return
+        self._batches[job.queue].outputs.append((job.id, bytes(data)))
+        if ttl > 0:
+            self._record(job, JobState.SUCCESS, ttl, data, None)
         else:
             self._batches[job.queue].succeeded.append(job.id)
         self._done(job, plan, _SUCCESS)
@@ -541,21 +580,6 @@ def _thread_main(job: JobContext, fn: Callable[..., Any], args: Any, kwargs: dic
     if job.soft:
         return in_thread(job, lambda: fn(*args, **kwargs))
     return fn(*args, **kwargs)
-
-
-class Reported(Exception):
-    """An isolated handler has raised; ``reply`` says what."""
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(f"{reply.ending.type}: {reply.ending.message}")
-        self.reply = reply
-
-
-class Unkept:
-    """The result of an isolated handler that could not be encoded there."""
-
-    def __init__(self, why: str) -> None:
-        self.why = why
 
 
 async def _guarded(hook: Coroutine[Any, Any, None], job: JobContext) -> None:

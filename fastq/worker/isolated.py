@@ -30,7 +30,7 @@ from fastq.worker.ending import NOT_THE_HANDLERS, Ending, ending_of, is_retryabl
 from fastq.worker.reports import LineHandler
 from fastq.worker.soft import exceed, softly
 
-__all__ = ["Order", "Reply", "live"]
+__all__ = ["Order", "Reply", "Reported", "Unkept", "live"]
 
 NOT_THE_HANDLERS.add(__file__)
 
@@ -56,6 +56,21 @@ class Reply(msgspec.Struct, array_like=True):
     ending: Ending = Ending("", "", "", "")
     delay: float | None = None  # of "retry", "snooze", "limit": the error's own
     spent: bool = False  # this process should not run another job
+
+
+class Reported(Exception):
+    """An isolated handler has raised; ``reply`` says what."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(f"{reply.ending.type}: {reply.ending.message}")
+        self.reply = reply
+
+
+class Unkept:
+    """The result of an isolated handler that could not be encoded there."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
 
 
 class _Context(JobContext, eq=False):

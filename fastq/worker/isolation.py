@@ -95,10 +95,9 @@ class Pool:
             raise asyncio.CancelledError
         self._at_work[job] = child
         job.deadline = time.monotonic() + job.timeout  # counts from here: it may have waited for a process
+        envelope = msgspec.structs.replace(job.envelope, body=job.bound) if job.bound else job.envelope
         order = encode(
-            Order(
-                job.id, job.queue, encode(job.envelope), job.deliveries, job.max_attempts, job.timeout, soft, max_memory
-            )
+            Order(job.id, job.queue, encode(envelope), job.deliveries, job.max_attempts, job.timeout, soft, max_memory)
         )
         try:
             child.writer.write(len(order).to_bytes(4, "big") + order)

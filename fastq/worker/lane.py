@@ -58,4 +58,5 @@ class Lane:
         new.later += [row for row in batch.later if row[0] in theirs]
         new.failed += [row for row in batch.failed if row[0] in theirs]
         new.parked += [row for row in batch.parked if row.id in theirs]
+        new.outputs += [row for row in batch.outputs if row[0] in theirs]
         new.released += [job_id for job_id in batch.released if job_id in theirs]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from fastq.app import FastQ
+from fastq.arguments import untyped, with_first
 from fastq.broker.commands import Batch, Parked
 from fastq.broker.keys import LimitKeys
 from fastq.context import JobContext, current
@@ -168,6 +169,8 @@ class Turnstile:
     def _takes(self, job: JobContext, limiters: list[JobLimiter]) -> list[tuple[Limiter, int]]:
         if all(limiter.plain for limiter in limiters):
             return [limiter.of((), {}) for limiter in limiters]
+        if job.extra.takes is not None and job.extra.takes >= 0:  # its first argument is not known yet
+            return [limiter.of(*untyped(with_first(job.task, job.envelope.body, None))) for limiter in limiters]
         if job.arguments is None:
             job.arguments = self._app.tasks[job.task].arguments.decode(job.envelope.body)
         args, kwargs = job.arguments

@@ -220,7 +220,7 @@ def test_who_is_not_waited_for_costs_one_command(lab: Lab) -> None:
     """A batch of outcomes asks once, and nothing more, whether anybody waits."""
     lab.take(*(f"j{n}" for n in range(100)))
     calls = commands_of(lab, lambda: lab.settle(succeeded=[f"j{n}" for n in range(100)]))
-    assert calls == {"evalsha": 1, "hlen": 4, "smismember": 1, "srem": 1, "hdel": 1, "time": 1, "scard": 1}
+    assert calls == {"evalsha": 1, "hlen": 4, "exists": 1, "smismember": 1, "srem": 1, "hdel": 1, "time": 1, "scard": 1}
 
 
 def commands_of(lab: Lab, act: Callable[[], object]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastq.broker import commands as c
-from fastq.broker import scripts, timing
+from fastq.broker import flows, scripts, timing
 from fastq.broker.commands import Batch, Command, NewJob
 from fastq.broker.keys import PAD, GlobalKeys, LeaseKeys, QueueKeys
 
@@ -26,6 +26,10 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "enqueue_once": lambda: c.enqueue(Q, 5, "p", 1, [NewJob("a", b"A", unique="k")]),
     "extend": lambda: c.extend(Q, 1_000, ["v", "w"]),
     "fire": lambda: timing.fire(Q, 5, "s", 1, "a", b"e", b"d"),
+    "flow_add": lambda: flows.flow_add(Q, "ab", 0, "w", ["e0", b"E"]),
+    "flow_cancel": lambda: flows.flow_cancel(Q, "ab"),
+    "flow_retry": lambda: flows.flow_retry(Q, "ab", [(0, b"E")]),
+    "flow_start": lambda: flows.flow_start(Q, "ab", 1, [0], {"policy": "fail"}),
     "follow": lambda: c.follow(Q, "told", ["a", "b"], 1_000),
     "lead": lambda: c.lead(GlobalKeys("fastq"), "s", 1),
     "park": lambda: c.park(Q, "w", [c.Parked("a", "x/~all", 1, 5), c.Parked("b", "y/k", 1, 5)]),
@@ -177,7 +181,7 @@ def test_the_counts_of_settle_always_fit(
         found += [args[position + 1 + i * width + field] for i in range(count)]
         position += 1 + count * width
     assert found == batch.ids()
-    buckets = len(command.keys) - 26
+    buckets = len(command.keys) - 27
     assert len(args) - position == 2 * buckets
 
 

@@ -66,7 +66,7 @@ def test_the_bytes_of_an_envelope() -> None:
 
 def test_the_names_of_the_rare_fields_are_one_byte_and_different() -> None:
     names = [field.encode_name for field in msgspec.structs.fields(Extra)]
-    assert len(set(names)) == len(names) == 10
+    assert len(set(names)) == len(names) == 11
     assert {len(name) for name in names} == {1}
 
 
@@ -194,7 +194,7 @@ def test_outcomes_are_the_sections_of_settle() -> None:
     from fastq.broker.commands import Batch
 
     assert tuple(outcome.name.lower() for outcome in Outcome) == SECTIONS
-    assert set(Batch.__slots__) - {"buckets", "parked"} == set(SECTIONS)  # park.lua has the parked ones
+    assert set(Batch.__slots__) - {"outputs", "parked"} == set(SECTIONS)  # besides a row; park.lua has the parked ones
     head = scripts.expand("settle").partition("local running")[0]
     places = [head.index(f"{name}:") for name in SECTIONS]
     assert places == sorted(places)

@@ -1,0 +1,304 @@
+"""Workflows in Redis: written down, begun, looked at, cancelled, sent on again; and what a job gets from those before it.
+
+A workflow is one hash and one string in its queue's slot (docs/adr/0010-workflows.md). Its nodes are numbered from 0. A job
+waits for one node at most; where several are waited for, a *gather* stands between: it costs a counter, and no job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import msgspec
+
+from fastq.broker import commands
+from fastq.broker.commands import Command, Operation, raw
+from fastq.broker.keys import QueueKeys
+from fastq.broker.views import clock, fresh, leases_of, text_of
+from fastq.errors import BrokerReplyError, Fail
+from fastq.job import ErrorInfo, JobRecord, decode_error, encode
+
+__all__ = [
+    "FlowView",
+    "Node",
+    "cancel",
+    "edges",
+    "ended_record",
+    "first_error",
+    "inputs",
+    "numbers",
+    "output",
+    "pack",
+    "retry",
+    "submit",
+    "view",
+]
+
+PART = 400
+"""Most nodes in one call: about 1 ms of Redis time, and far fewer words than Lua can unpack."""
+
+PART_BYTES = 1 << 20
+MOST_AGAIN = 1_000
+"""Most jobs that one retry sends on: 2,000 words."""
+
+WAITING, GATHER, ACTIVE, SUCCESS, FAILED, CANCELLED, GATHERED = "wgasfcG"
+
+
+class Node(NamedTuple):
+    """One node on its way in: a job with its envelope, or (``envelope`` None) a gather of the nodes ``items``."""
+
+    children: Sequence[int]
+    envelope: bytes | None = None
+    items: Sequence[int] = ()
+    parents: int = 0  # that a gather waits for
+
+
+def pack(nodes: Iterable[int]) -> str:
+    """A list of nodes as text; runs are cut short.
+
+    >>> pack([3, 7, 8, 9])
+    '3,7-9'
+    """
+    runs: list[list[int]] = []
+    for node in nodes:
+        if runs and node == runs[-1][1] + 1:
+            runs[-1][1] = node
+        else:
+            runs.append([node, node])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def numbers(text: str) -> list[int]:
+    """The nodes of :func:`pack`.
+
+    >>> numbers("3,7-9")
+    [3, 7, 8, 9]
+    """
+    found: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+# -- one function per script ---------------------------------------------------------------------
+
+
+def flow_add(q: QueueKeys, flow: str, first: int, letters: str, words: Sequence[Any]) -> Command[int]:
+    """Write down the nodes from number ``first`` on; ``words`` are fields and values. 0: it has begun already."""
+    return Command("flow_add", (q.flow(flow), q.flow_states(flow)), (first, letters, *words), int)
+
+
+def flow_start(q: QueueKeys, flow: str, count: int, roots: Sequence[int], fields: dict[str, Any]) -> Command[int]:
+    """Let it begin: 1; 0: it has before; -1: a part of it is missing."""
+    words = [word for item in fields.items() for word in item]
+    return Command("flow_start", (q.groups, q.flow(flow), q.flow_states(flow)), (flow, count, pack(roots), *words), int)
+
+
+def flow_cancel(q: QueueKeys, flow: str) -> Command[bytes | None]:
+    """Let nothing more of it begin. Returns the letters of its nodes; None when it has ended."""
+    return Command("flow_cancel", (q.flow(flow), q.flow_states(flow)), (), lambda letters: letters)
+
+
+def flow_retry(q: QueueKeys, flow: str, again: Sequence[tuple[int, bytes]]) -> Command[int]:
+    """Let these failed nodes of a failed workflow run again, with these envelopes. Returns how many do."""
+    keys = (q.groups, q.flow(flow), q.flow_states(flow), q.dead, q.dead_jobs, q.dead_errors)
+    return Command("flow_retry", keys, (flow, *(word for row in again for word in row)), int)
+
+
+# -- begin -------------------------------------------------------------------------------------
+
+
+def submit(
+    q: QueueKeys, flow: str, nodes: Sequence[Node], roots: Sequence[int], fields: dict[str, Any], queues: bytes
+) -> Operation[bool]:
+    """Write a workflow down in parts, then let it begin at once. May be repeated as a whole. Returns whether this call began it.
+
+    ``fields``: ``policy``, ``ttl`` (ms) and what describes it; see :func:`view`.
+    """
+    yield raw("SADD", queues, q.queue)
+    for part in _parts(nodes):
+        yield _add(q, flow, *part)
+    yield flow_add(q, flow, len(nodes), "", ("whole", 1))
+    begun = yield flow_start(q, flow, len(nodes), roots, fields)
+    if begun < 0:
+        raise BrokerReplyError(f"a part of workflow {flow} was gone before it began: nothing of it has run")
+    return bool(begun == 1)
+
+
+def _parts(nodes: Sequence[Node]) -> Iterator[tuple[int, Sequence[Node]]]:
+    first, size = 0, 0
+    for number, node in enumerate(nodes):
+        if number - first >= PART or size > PART_BYTES:
+            yield first, nodes[first:number]
+            first, size = number, 0
+        size += len(node.envelope or b"")
+    yield first, nodes[first:]
+
+
+def _add(q: QueueKeys, flow: str, first: int, nodes: Sequence[Node]) -> Command[int]:
+    words: list[Any] = []
+    for number, node in enumerate(nodes, first):
+        if node.children:
+            words += (f"c{number}", pack(node.children))
+        if node.envelope is not None:
+            words += (f"e{number}", node.envelope)
+        else:
+            words += (f"p{number}", node.parents, f"g{number}", pack(node.items))
+    letters = "".join(GATHER if node.envelope is None else WAITING for node in nodes)
+    return flow_add(q, flow, first, letters, words)
+
+
+# -- what a job gets ---------------------------------------------------------------------------
+
+
+def inputs(q: QueueKeys, job_id: str, node: int) -> Operation[Any]:
+    """What the parent of a job of a workflow has returned, as msgpack that need not be decoded: a gather's is a list.
+
+    Raises:
+        Fail: it is not there any more.
+    """
+    return (yield from output(q, job_id.partition(".")[0], node))
+
+
+def output(q: QueueKeys, flow: str, node: int) -> Operation[Any]:
+    """What a node has returned, gathers within gathers as lists within lists. Under ``on_error="ignore"`` a failed item of a
+    gather is left out, under ``"continue"`` it is ``{"error": …, "job": …}``.
+
+    Raises:
+        Fail: it is not there any more.
+    """
+    policy, states = yield [raw("HGET", q.flow(flow), "policy"), raw("GET", q.flow_states(flow))]
+    if policy is None or states is None:
+        raise Fail(f"the results of workflow {flow} have expired")
+    letters, lists, level = states.decode(), dict[int, list[int]](), [node]
+    while level:  # level by level: nesting costs round trips, not stack
+        gathers = [n for n in level if letters[n] in (GATHER, GATHERED)]
+        texts = yield from _fields(q, flow, "g", gathers)
+        for number, text in zip(gathers, texts, strict=True):
+            lists[number] = numbers(text_of(text or b""))
+        level = [item for number in gathers for item in lists[number] if item not in lists]
+    jobs = sorted({item for items in lists.values() for item in items} - lists.keys()) or (
+        [] if node in lists else [node]
+    )
+    values: dict[int, Any] = {}
+    for number, value in zip(jobs, (yield from _fields(q, flow, "r", jobs)), strict=True):
+        if value is not None:
+            values[number] = msgspec.Raw(value)
+        elif policy == b"continue":
+            values[number] = yield from _excuse(q, f"{flow}.{number}")
+        elif policy != b"ignore" and letters[number] == SUCCESS:
+            raise Fail(f"the result of job {flow}.{number} has expired")
+    return _gathered(node, lists, values)
+
+
+def _gathered(node: int, lists: dict[int, list[int]], values: dict[int, Any]) -> Any:
+    """Inner gathers have been numbered before outer ones, so one pass in that order is enough."""
+    for number in sorted(lists):
+        values[number] = [values[item] for item in lists[number] if item in values]
+    return values.get(node)
+
+
+def _fields(q: QueueKeys, flow: str, letter: str, nodes: Sequence[int]) -> Operation[list[bytes | None]]:
+    found: list[bytes | None] = []
+    stream = iter(nodes)
+    while part := list(islice(stream, 1_000)):
+        found += yield raw("HMGET", q.flow(flow), *(f"{letter}{node}" for node in part))
+    return found
+
+
+def _excuse(q: QueueKeys, job_id: str) -> Operation[dict[str, str]]:
+    data = yield raw("HGET", q.dead_errors, job_id)
+    if data is None:
+        return {"job": job_id, "error": "cancelled, or no dead letter any more"}
+    error = decode_error(data)
+    return {"job": job_id, "error": f"{error.type}: {error.message}"}
+
+
+# -- look --------------------------------------------------------------------------------------
+
+
+class FlowView(NamedTuple):
+    """A workflow as it is: what describes it (text), a letter per node, and when it began and ended (ms)."""
+
+    fields: dict[str, str]
+    letters: str
+    started_ms: int
+    finished_ms: int
+
+    @property
+    def state(self) -> str:
+        """running, success, failed or cancelled."""
+        return self.fields["state"]
+
+
+_DESCRIBES = ("state", "name", "policy", "exit", "tasks", "started", "finished", "stop")
+
+
+def view(q: QueueKeys, flow: str) -> Operation[FlowView | None]:
+    """How far a workflow is; None when it is unknown or its time is over."""
+    values, letters = yield [raw("HMGET", q.flow(flow), *_DESCRIBES), raw("GET", q.flow_states(flow))]
+    if values[0] is None or letters is None:
+        return None
+    fields = {name: text_of(value) for name, value in zip(_DESCRIBES, values, strict=True) if value is not None}
+    return FlowView(fields, letters.decode(), int(fields.get("started", 0)), int(fields.get("finished", 0)))
+
+
+def first_error(q: QueueKeys, flow: str, letters: str) -> Operation[tuple[str, ErrorInfo]]:
+    """A job of a workflow that has failed, and why, as far as it is known."""
+    if FAILED not in letters:
+        job_id = f"{flow}.{max(letters.find(CANCELLED), 0)}"
+        return job_id, ErrorInfo("cancelled", "", "it was cancelled, or expired", "", 0, 0, "")
+    job_id = f"{flow}.{letters.index(FAILED)}"
+    data = yield raw("HGET", q.dead_errors, job_id)
+    missing = ErrorInfo("exception", "", "its dead letter is gone", "", 0, 0, "")
+    return job_id, missing if data is None else decode_error(data)
+
+
+def edges(q: QueueKeys, flow: str, count: int) -> Operation[list[list[int]]]:
+    """The children of each node."""
+    found = yield from _fields(q, flow, "c", range(count))
+    return [numbers(text_of(text or b"")) for text in found]
+
+
+# -- change ------------------------------------------------------------------------------------
+
+
+def cancel(q: QueueKeys, flow: str, record: bytes, ttl_ms: int, *, terminate: bool = False) -> Operation[bool]:
+    """Let nothing more of it begin, and cancel what is under way. False when it has ended or is unknown."""
+    letters = yield flow_cancel(q, flow)
+    if not letters:
+        return False
+    active = [f"{flow}.{n}" for n, letter in enumerate(letters.decode()) if letter == ACTIVE]
+    while active:
+        part, active = active[:200], active[200:]
+        leases = yield leases_of(q)
+        answers = yield [
+            commands.cancel(q, job_id, list(leases), record, ttl_ms, terminate=terminate) for job_id in part
+        ]
+        active += [job_id for job_id, answer in zip(part, answers, strict=True) if answer == "again"]
+    return True
+
+
+def retry(q: QueueKeys, flow: str) -> Operation[int]:
+    """Send a failed workflow on: its failed jobs run again, with a fresh budget. Returns how many."""
+    letters = yield raw("GET", q.flow_states(flow))
+    failed = [n for n, letter in enumerate((letters or b"").decode()) if letter == FAILED][:MOST_AGAIN]
+    if not failed:
+        return 0
+    now = yield clock()
+    again: list[tuple[int, bytes]] = []
+    stream = iter(failed)
+    while part := list(islice(stream, 50)):
+        envelopes = yield raw("HMGET", q.dead_jobs, *(f"{flow}.{node}" for node in part))
+        for node, data in zip(part, envelopes, strict=True):
+            if data is not None:
+                again.append((node, fresh(data, now, now)))
+    sent: int = yield flow_retry(q, flow, again)
+    return sent
+
+
+def ended_record(state: str, name: str, now_ms: int, error: str | None = None) -> bytes:
+    """What those are told who wait for the end of a workflow."""
+    return encode(JobRecord(state, name, now_ms, now_ms, now_ms, 1, error=error))

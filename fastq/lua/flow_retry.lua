@@ -1,0 +1,31 @@
+#!lua
+-- flow_retry: a workflow that has failed goes on: its failed jobs leave the dead letters and run again
+-- KEYS {q}:groups {q}:flow:<id> {q}:flow:<id>:states {q}:dead {q}:dead:jobs {q}:dead:errors
+-- ARGV id, then node envelope ...     (the envelopes with a fresh budget)
+-- Sent twice: a job leaves the dead letters once. Reply how many run again.
+--- @include "now"
+--- @include "wake"
+--- @include "tell"
+--- @include "flows"
+local groups, flow, states, id, dead = KEYS[1], KEYS[2], KEYS[3], ARGV[1], KEYS[4]
+local again, now = {}, now_ms()
+if redis.call('HGET', flow, 'state') ~= 'failed' then return 0 end
+for i = 2, #ARGV, 2 do
+  local node = ARGV[i]
+  local job = id .. '.' .. node
+  if redis.call('GETRANGE', states, node, node) == 'f' and redis.call('ZREM', dead, job) == 1 then
+    redis.call('HDEL', KEYS[5], job)
+    redis.call('HDEL', KEYS[6], job)
+    redis.call('HSET', flow, 'e' .. node, ARGV[i + 1])
+    again[#again + 1] = node
+  end
+end
+if #again == 0 then return 0 end
+redis.call('HSET', flow, 'state', 'running')
+redis.call('HDEL', flow, 'finished')
+redis.call('HINCRBY', flow, 'bad', -#again)
+redis.call('PERSIST', flow)
+redis.call('PERSIST', states)
+redis.call('ZADD', groups, now, id)
+count_flow(groups, now, flow, id, begin(groups, flow, id, again), 0)
+return #again
