@@ -11,7 +11,7 @@ from fastq import config
 from fastq.arguments import encode_untyped
 from fastq.asking import Asking
 from fastq.batches import Batching
-from fastq.broker.commands import Command, Operation
+from fastq.broker.commands import Bound, Command, Operation
 from fastq.broker.keys import QueueKeys
 from fastq.broker.url import Endpoint, parse_url
 from fastq.context import JobContext, running_job
@@ -263,6 +263,11 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet):
         if keys is None:
             keys = self._queue_keys[queue] = QueueKeys(self.settings.prefix, check_queue_name(queue))
         return keys
+
+    def bound(self, queue: str) -> Bound | None:
+        """How many pending jobs a queue may have; None: any number."""
+        found = self.bounds.get(queue)
+        return None if found is None else Bound(*found, round(self.settings.result_ttl * 1_000))
 
     def now_ms(self) -> int:  # noqa: D102 - see Producer
         return self._sender.clock.now_ms()

@@ -152,7 +152,12 @@ class BrokerUnavailable(BrokerError, ConnectionError):
 
 
 class QueueFull(BrokerError):
-    """The queue, or this process's enqueue buffer, holds as much as it may."""
+    """The queue (``max_pending``), or this process's enqueue buffer, holds as much as it may.
+
+    ``enqueued``: how many jobs of the same ``enqueue_many`` were accepted before.
+    """
+
+    enqueued = 0
 
 
 class BrokerOutOfMemory(QueueFull):

@@ -70,6 +70,7 @@ class Tasks:
         self.tasks: dict[str, Task[..., Any]] = {}
         self.periodic: dict[str, Periodic] = {}
         self.queue_limits: dict[str, JobLimits] = {}
+        self.bounds: dict[str, tuple[int, str]] = {}  # queue -> max_pending, when_full
         self.written: dict[str, Written] = {}
         self._bound: Producer | None = None
 
@@ -96,6 +97,8 @@ class Tasks:
         for name, limits in other.queue_limits.items():
             if self.queue_limits.setdefault(name, limits) != limits:
                 raise TaskDefinitionError(f"queue {name!r} was given other limits before: {self.queue_limits[name]}")
+        for name, bound in other.bounds.items():
+            self._bind_queue(name, bound)
         self.written.update(other.written)
         other._bound = self._bound
 
@@ -240,6 +243,8 @@ class Tasks:
         rate_limit: str | None = None,
         concurrency: int | None = None,
         limits: Sequence[str | Limiter] = (),
+        max_pending: int | None = None,
+        when_full: Literal["raise", "wait", "drop_oldest"] = "raise",
     ) -> None:
         """Set what holds for all jobs of a queue, whatever their task.
 
@@ -247,6 +252,11 @@ class Tasks:
             rate_limit: "100/m", "50/s burst 200": how many of its jobs may begin, in the whole fleet.
             concurrency: how many may run at once, in the whole fleet.
             limits: limiters, or their names, that each of its jobs has to pass, too.
+            max_pending: how many pending jobs there may be; those that are scheduled, parked or running do not count.
+                It holds for what this application's code enqueues to be run at once; retries, schedules and replays come in.
+            when_full: what becomes of one more: ``"raise"``: ``QueueFull``; ``"wait"``: the caller waits for room, and
+                gets ``QueueFull`` after the setting ``enqueue_timeout``; ``"drop_oldest"``: the oldest pending job of the
+                lowest priority is cancelled in its favour, unless all have a higher priority than it: ``QueueFull``.
 
         Raises:
             TaskDefinitionError: an option makes no sense, or the queue was given others before.
@@ -254,7 +264,7 @@ class Tasks:
 
         Example::
 
-            app.queue("emails", rate_limit="100/m", concurrency=20)
+            app.queue("emails", rate_limit="100/m", concurrency=20, max_pending=10_000)
         """
         check_queue_name(name)
         given = {"rate_limit": rate_limit, "concurrency": concurrency, "limits": limits or None}
@@ -264,6 +274,26 @@ class Tasks:
             raise TaskDefinitionError(f"queue {name!r}: {error}") from None
         if options is not None and self.queue_limits.setdefault(name, options) != options:
             raise TaskDefinitionError(f"queue {name!r} was given other limits before: {self.queue_limits[name]}")
+        if when_full not in _WHEN_FULL:
+            raise TaskDefinitionError(
+                f"queue {name!r}: when_full={when_full!r:.100} is none of {', '.join(_WHEN_FULL)}"
+            )
+        if max_pending is None and when_full != "raise":
+            raise TaskDefinitionError(f"queue {name!r}: when_full={when_full!r} needs max_pending")
+        if max_pending is not None:
+            if (
+                isinstance(max_pending, bool)
+                or not isinstance(max_pending, int)
+                or not 1 <= max_pending <= _MOST_PENDING
+            ):
+                raise TaskDefinitionError(
+                    f"queue {name!r}: max_pending={max_pending!r:.100} must be a whole number from 1 to {_MOST_PENDING:,}"
+                )
+            self._bind_queue(name, (max_pending, when_full))
+
+    def _bind_queue(self, name: str, bound: tuple[int, str]) -> None:
+        if self.bounds.setdefault(name, bound) != bound:
+            raise TaskDefinitionError(f"queue {name!r} was given another max_pending before: {self.bounds[name]}")
 
     # -- schedules ------------------------------------------------------------------------------
 
@@ -396,6 +426,10 @@ class Tasks:
         if self.periodic.get(name, periodic) != periodic:
             raise TaskDefinitionError(f"the schedule {name!r} is defined twice: give one a name=")
         self.periodic[name] = periodic
+
+
+_WHEN_FULL = ("raise", "wait", "drop_oldest")
+_MOST_PENDING = 10**9
 
 
 class _Decorator(Protocol):

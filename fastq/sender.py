@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import AsyncIterable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from fastq.broker.calls import Numbers, Target, chunks, enqueue_sync
-from fastq.broker.commands import Command, NewJob, Operation, Refused, raw
+from fastq.broker.calls import Numbers, Target, chunks, enqueue_sync, insist
+from fastq.broker.commands import Bound, Command, NewJob, Operation, Refused, raw
 from fastq.broker.connection import AsyncConnection, Clock, SyncConnection
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint
 from fastq.config import Settings
-from fastq.errors import BrokerError, DuplicateJob, JobIdReused
+from fastq.errors import BrokerError, DuplicateJob, JobIdReused, QueueFull
 from fastq.handle import Bulk, JobHandle, StatusReader
 from fastq.job import decode_record
 from fastq.task import Call
@@ -45,6 +46,10 @@ class Home(StatusReader, Protocol):
         """The key names of a queue."""
         ...
 
+    def bound(self, queue: str) -> Bound | None:
+        """How many pending jobs it may have."""
+        ...
+
 
 class Sender:
     """What an application sends with; see the module."""
@@ -61,6 +66,8 @@ class Sender:
         side = self._side()
         target = side.targets.get((call.queue, call.priority)) or side.target(call.queue, call.priority)
         refused = await side.enqueuer.submit(target, [call.job])
+        if refused and refused[0].why == "full":
+            refused = await side.insist(target, [call.job], refused)
         if call.queue not in side.announced or side.epoch != side.connection.connects:
             await side.announce(call.queue)
         return self._handle(call, refused[0] if refused else None)
@@ -98,6 +105,8 @@ class Sender:
             target, sent = side.target(queue, priority), 0
             for chunk in chunks(call.job for call in members):
                 refused = await side.enqueuer.submit(target, chunk)
+                if refused and any(each.why == "full" for each in refused):
+                    refused = await side.insist(target, chunk, refused)
                 _count(bulk, members[sent : sent + len(chunk)], refused, instead)
                 sent += len(chunk)
             await side.announce(queue)
@@ -178,9 +187,21 @@ def _by_target(calls: Iterable[Call]) -> dict[tuple[str, int], list[Call]]:
 def _count(bulk: Bulk, calls: list[Call], refused: list[Refused], instead: dict[str, str]) -> None:
     bulk.total += len(calls)
     bulk.created += len(calls) - len(refused)
+    full = next((refusal for refusal in refused if refusal.why == "full"), None)
+    if full is not None:
+        error = _full(calls[full.position])
+        error.enqueued = bulk.created
+        raise error
     for refusal in refused:
         call = calls[refusal.position]
         instead[call.job.id] = _existing(call, refusal)
+
+
+def _full(call: Call) -> QueueFull:
+    return QueueFull(
+        f"queue {call.queue!r} has as many pending jobs as max_pending allows: job {call.job.id} was not stored; "
+        "let more workers serve the queue, or raise max_pending"
+    )
 
 
 def _existing(call: Call, refused: Refused) -> str:
@@ -189,7 +210,10 @@ def _existing(call: Call, refused: Refused) -> str:
     Raises:
         JobIdReused: that job has finished.
         DuplicateJob: the call wanted to be told so.
+        QueueFull: there is no room for it.
     """
+    if refused.why == "full":
+        raise _full(call)
     if refused.why == "dead":
         raise JobIdReused(call.job.id, call.queue, "failed")
     if refused.why == "finished":
@@ -223,8 +247,24 @@ class _AsyncSide:
         self.epoch = 0  # the connection of which ``announced`` is true
 
     def target(self, queue: str, priority: int) -> Target:
-        target = self.targets[queue, priority] = Target(self._app.keys(queue), priority)
+        target = self.targets[queue, priority] = Target(self._app.keys(queue), priority, self._app.bound(queue))
         return target
+
+    async def insist(self, target: Target, jobs: list[NewJob], refused: list[Refused]) -> list[Refused]:
+        """Wait for room in a full queue, if that is what its callers do."""
+        import asyncio
+
+        if target.bound is None or target.bound.when_full != "wait":
+            return refused
+        steps = insist(jobs, refused, self._app.settings.enqueue_timeout)
+        try:
+            pause, again = next(steps)
+            while True:
+                await asyncio.sleep(pause)
+                pause, again = steps.send(await self.enqueuer.submit(target, again))
+        except StopIteration as end:
+            final: list[Refused] = end.value
+            return final
 
     async def announce(self, queue: str) -> None:
         """Put the queue on the list of queues, once per connection (an empty Redis may have come back).
@@ -262,8 +302,10 @@ class _SyncSide:
         if sequence is None or self._local.pid != os.getpid():
             sequence = self._local.sequence = Numbers(self.connection.clock)
             self._local.pid = os.getpid()
-        target = Target(self._app.keys(queue), priority)
+        target = Target(self._app.keys(queue), priority, self._app.bound(queue))
         refused = enqueue_sync(self.connection, sequence, target, jobs, self._timeout)
+        if target.bound is not None and target.bound.when_full == "wait":
+            refused = self._insist(sequence, target, jobs, refused)
         key = (self.connection.connects, queue)
         if key not in self._announced:
             try:
@@ -272,6 +314,17 @@ class _SyncSide:
             except BrokerError:
                 pass  # see _AsyncSide.announce
         return refused
+
+    def _insist(self, numbers: Numbers, target: Target, jobs: list[NewJob], refused: list[Refused]) -> list[Refused]:
+        steps = insist(jobs, refused, self._timeout)
+        try:
+            pause, again = next(steps)
+            while True:
+                time.sleep(pause)
+                pause, again = steps.send(enqueue_sync(self.connection, numbers, target, again, self._timeout))
+        except StopIteration as end:
+            final: list[Refused] = end.value
+            return final
 
 
 def _announcement(app: Home, queue: str) -> Command[int]:

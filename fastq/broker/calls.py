@@ -8,17 +8,18 @@ numbers - even when the job has run and left no trace meanwhile (docs/adr/0006-s
 from __future__ import annotations
 
 import os
+import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from fastq.broker.commands import BATCH, Command, NewJob, Refused, enqueue
+from fastq.broker.commands import BATCH, Bound, Command, NewJob, Refused, enqueue
 from fastq.broker.connection import Clock, SyncConnection
 from fastq.broker.keys import QueueKeys
 from fastq.errors import BrokerUnavailable
 
-__all__ = ["BATCH_BYTES", "Numbers", "Target", "chunks", "enqueue_sync", "gave_up"]
+__all__ = ["BATCH_BYTES", "Insisting", "Numbers", "Target", "chunks", "enqueue_sync", "gave_up", "insist"]
 
 BATCH_BYTES = 1 << 20
 """Most bytes of envelopes in one call, so that one call never keeps Redis or the network busy for long."""
@@ -29,6 +30,7 @@ class Target(NamedTuple):
 
     keys: QueueKeys
     priority: int
+    bound: Bound | None = None
 
 
 class Numbers:
@@ -43,6 +45,10 @@ class Numbers:
         """One more than the last, or the present."""
         self._last = max(self._last + 1, self._clock.now_us())
         return self._last
+
+
+_PAUSE = 0.02  # seconds until a full queue is asked again; a drain of 10,000 jobs/s has made room for 200 by then
+_LONGEST_PAUSE = 0.25
 
 
 def chunks(jobs: Iterable[NewJob]) -> Iterator[list[NewJob]]:
@@ -62,6 +68,30 @@ def gave_up(cause: object, timeout: float, *, sent: bool) -> BrokerUnavailable:
     return BrokerUnavailable(f"{cause}; gave up after {timeout:g} s: {known}")
 
 
+Insisting = Generator[tuple[float, list[NewJob]], list[Refused], list[Refused]]
+"""Yields how long to wait and what to send then, is sent what was refused of that, and returns what was refused at last."""
+
+
+def insist(jobs: list[NewJob], refused: list[Refused], timeout: float) -> Insisting:
+    """Ask a full queue again and again for the jobs that it had no room for, until it has taken none for ``timeout`` seconds.
+
+    A new call each time: what it refused was not stored.
+    """
+    final = [each for each in refused if each.why != "full"]
+    positions = [each.position for each in refused if each.why == "full"]
+    pause, deadline = _PAUSE, time.monotonic() + timeout
+    while positions and time.monotonic() < deadline:
+        again = yield pause * random.uniform(0.5, 1.0), [jobs[position] for position in positions]
+        left = [positions[each.position] for each in again if each.why == "full"]
+        final += [each._replace(position=positions[each.position]) for each in again if each.why != "full"]
+        if len(left) < len(positions):
+            pause, deadline = _PAUSE, time.monotonic() + timeout
+        else:
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        positions = left
+    return sorted(final + [Refused(position, "full", b"") for position in positions])
+
+
 def enqueue_sync(
     connection: SyncConnection, numbers: Numbers, target: Target, jobs: list[NewJob], timeout: float
 ) -> list[Refused]:
@@ -78,7 +108,7 @@ def enqueue_sync(
         try:
             connection.connect()
             if command is None:  # the number says how old a producer is by Redis's clock, which a connection brings
-                command = enqueue(target.keys, target.priority, numbers.producer, numbers.next(), jobs)
+                command = enqueue(target.keys, target.priority, numbers.producer, numbers.next(), jobs, target.bound)
             return connection.call(command)
         except BrokerUnavailable as error:
             if time.monotonic() + pause > deadline:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from fastq.broker.keys import PAD, GlobalKeys, LeaseKeys, LimitKeys, QueueKeys
+from fastq.job import JobRecord, encode
 from fastq.limits import Acquired, LimitState, Rule, Terms
 
 __all__ = ["Command", "Operation", "raw"]
@@ -87,11 +88,19 @@ class NewJob(NamedTuple):
         return self.delay_ms <= 0 and not self.unique and not self.chosen
 
 
+class Bound(NamedTuple):
+    """How many pending jobs a queue may have, and what becomes of one too many: it is refused, or the oldest one goes."""
+
+    most: int
+    when_full: str  # raise | wait | drop_oldest: the two first are the same to the script
+    keep_ms: int = 0  # how long the record of a dropped job is kept
+
+
 class Refused(NamedTuple):
     """Why one job of a batch was not created."""
 
     position: int
-    why: str  # unique | replaced | exists | dead | finished
+    why: str  # unique | replaced | exists | dead | finished | full
     detail: bytes  # the id of the job that is there instead; the record of a finished job
 
 
@@ -99,26 +108,37 @@ def _refusals(reply: list[Any]) -> list[Refused]:
     return [Refused(int(position), _text(why), detail) for position, why, detail in reply[1:]]
 
 
+def _dropped(q: QueueKeys, bound: Bound, now_ms: int) -> bytes:
+    error = f"dropped: queue {q.queue} had {bound.most:,} pending jobs (max_pending), and this one was the oldest"
+    return encode(JobRecord("cancelled", "", 0, 0, now_ms, 0, error=error))
+
+
 def enqueue(
-    q: QueueKeys, priority: int, producer: str, sequence: int, jobs: Sequence[NewJob]
+    q: QueueKeys, priority: int, producer: str, sequence: int, jobs: Sequence[NewJob], bound: Bound | None = None
 ) -> Command[list[Refused]]:
-    """Accept up to :data:`BATCH` jobs of one priority. ``sequence`` grows with every call of a producer."""
+    """Accept up to :data:`BATCH` jobs of one priority. ``sequence`` (µs) grows with every call of a producer."""
     keys: tuple[bytes, ...] = (
         q.jobs, q.ready[priority], q.due, q.due_wake, q.wake, q.producers, q.dead, q.done,
     )  # fmt: skip
     args: list[Any] = [producer, sequence]
-    if all(job.plain for job in jobs):
+    if bound is None and all(job.plain for job in jobs):
         args.append("plain")
         for job in jobs:
             args += (job.id, job.envelope)
-    elif not any(job.unique for job in jobs):
+    elif bound is None and not any(job.unique for job in jobs):
         args.append("full")
         for job in jobs:
             args += (job.id, job.envelope, job.delay_ms)
     else:
+        keys += (q.unique, q.unique_of, q.unique_start, q.workers, q.said(producer, sequence))
+        if bound is None:
+            args += (0, 0, 0, "")
+        else:
+            drops = bound.when_full == "drop_oldest"
+            args += (bound.most, int(drops), bound.keep_ms, _dropped(q, bound, sequence // 1_000) if drops else "")
+            keys += (q.awaited, q.events, q.ghosts, q.deliveries, *q.levels)
         for job in jobs:
             args += (job.id, job.envelope, job.delay_ms, job.unique, *job.once)
-        keys += (q.unique, q.unique_of, q.unique_start, q.workers, q.said(producer, sequence))
         return Command("enqueue_once", keys, args, _refusals)
     return Command("enqueue", keys, args, _refusals)
 

@@ -47,7 +47,9 @@ class _Call:
         """Give the call a new number: right after an error reply only, which says that the call did not run."""
         self.number = numbers.next()
         jobs = [job for member in self.members for job in member.jobs]
-        self.command = enqueue(self.target.keys, self.target.priority, numbers.producer, self.number, jobs)
+        self.command = enqueue(
+            self.target.keys, self.target.priority, numbers.producer, self.number, jobs, self.target.bound
+        )
 
     def settle(self, refusals: list[Refused]) -> None:
         """Tell every caller what was refused of its jobs."""

@@ -1,34 +1,35 @@
 #!lua
--- enqueue_once: accept jobs of one queue and one priority, some of which have a unique key
+-- enqueue_once: accept jobs of one queue and one priority, some of which have a unique key, or whose queue is bounded
 -- KEYS {q}:jobs {q}:ready:<priority> {q}:due {q}:due:wake {q}:wake {q}:producers {q}:dead {q}:done {q}:unique {q}:unique:of
 --      {q}:unique:start {q}:workers {q}:said:<producer>:<sequence>
--- ARGV producer sequence, then per job: id envelope delay_ms key hold ttl_ms on_duplicate most_ms      (key '': not unique)
+--      {q}:awaited {q}:events {q}:ghosts {q}:deliveries {q}:ready:10 ... {q}:ready:0
+-- ARGV producer sequence bound drop ttl_ms record, then per job: id envelope delay_ms key hold ttl_ms on_duplicate most_ms
+--   The last 15 keys are there for a bounded queue only; key '': the job is not unique
 --   hold: what keeps the key: 'executed' the unfinished job, 'started' the job until a worker takes it, 'ttl' time alone,
 --   'both' the unfinished job and time; on_duplicate: 'keep' | 'replace' arguments and due time of the job that is there,
---   unless a worker has it; most_ms: replacements put a job off until at most so long after the first (0: for ever)
+--   unless a worker has it; bound: pending jobs that the queue may have, 0: any number; drop '1': the oldest job makes room, its
+--   record is kept for ttl_ms; most_ms: replacements put a job off until at most so long after the first (0: for ever)
 -- Sent twice: the producer's sequence number makes the second call a no-op; what the first refused is said again, from a
 -- key that lives five minutes: the caller must not wait for an id that was never stored.
 -- Reply {repeated, {index, why, detail} ...} with one entry for each job that was not created: 'unique' and 'replaced' with
--- the id of the job that is there, else as enqueue.lua.
+-- the id of the job that is there, 'full' (there is no room), else as enqueue.lua.
 --- @include "now"
 --- @include "wake"
 --- @include "found"
 --- @include "enqueue_one"
+--- @include "release_unique"
+--- @include "keep_record"
+--- @include "tell"
+--- @include "room"
+--- @include "said"
 local jobs, ready, due, due_wake, wake_list, producers, dead, done = unpack(KEYS, 1, 8)
-local unique, unique_of, unique_start, workers, said = unpack(KEYS, 9)
-local last, reply, words = redis.call('HGET', producers, ARGV[1]), {1}, {}
-if last and tonumber(last) >= tonumber(ARGV[2]) then
-  for word in string.gmatch(redis.call('GET', said) or '', '%S+') do words[#words + 1] = word end
-  for i = 1, #words, 3 do
-    local id, why, detail = ARGV[3 + 8 * words[i]], words[i + 1], words[i + 2]
-    if detail == '-' then detail = why == 'finished' and find_record(done, id) or '' end
-    reply[#reply + 1] = {tonumber(words[i]), why, detail}
-  end
-  return reply
-end
+local unique, unique_of, unique_start, workers, said = unpack(KEYS, 9, 13)
+local bound, drops, ROWS, ROOM = tonumber(ARGV[3]), ARGV[4] == '1', 7, 16
+local last, reply, words = redis.call('HGET', producers, ARGV[1]), {0}, {}
+if last and tonumber(last) >= tonumber(ARGV[2]) then return say_again(redis.call('GET', said) or '', done, ROWS) end
 redis.call('HSET', producers, ARGV[1], ARGV[2])
-reply[1] = 0
 local now, pushed, earliest = now_ms(), false, false
+local pending, dropped = bound > 0 and pending_from(ROOM), {}
 
 local function put_off(id, due_at)
   redis.call('ZADD', due, due_at, id)
@@ -63,7 +64,18 @@ local function hold(id, key, how, ttl, most)
   end
 end
 
-for i = 3, #ARGV, 8 do
+-- whether a pending job may come in; the oldest one goes for it if it must
+local function has_room()
+  if bound < 1 or pending < bound then return true end
+  local oldest = drops and take_oldest(ROOM, jobs, ready)
+  if not oldest then return false end
+  release_unique(unique, unique_of, {oldest})
+  keep_record(done, now, tonumber(ARGV[5]), oldest, ARGV[6])
+  pending, dropped[#dropped + 1] = pending - 1, oldest
+  return true
+end
+
+for i = ROWS, #ARGV, 8 do
   local id, envelope, delay, key, on = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], ARGV[i + 6]
   local holder = key ~= '' and (redis.call('HGET', unique, key) or redis.call('GET', unique .. ':ttl:' .. key))
   local why, detail
@@ -71,17 +83,23 @@ for i = 3, #ARGV, 8 do
     why, detail = on == 'replace' and replaced(holder, envelope, delay) and 'replaced' or 'unique', holder
   else
     why, detail = refusal(jobs, dead, done, id)
+    if not why and delay <= 0 and not has_room() then why, detail = 'full', '' end
   end
   if why then
-    reply[#reply + 1] = {(i - 3) / 8, why, detail}
-    words[#words + 1] = string.format('%d %s %s', (i - 3) / 8, why, holder or '-')
+    reply[#reply + 1] = {(i - ROWS) / 8, why, detail}
+    note_refusal(words, (i - ROWS) / 8, why, holder)
   else
     if key ~= '' then hold(id, key, ARGV[i + 4], ARGV[i + 5], tonumber(ARGV[i + 7])) end
     enqueue_one(jobs, ready, due, id, envelope, delay > 0 and now + delay)
-    if delay > 0 then earliest = math.min(earliest or now + delay, now + delay) else pushed = true end
+    if delay > 0 then
+      earliest = math.min(earliest or now + delay, now + delay)
+    else
+      pushed, pending = true, pending and pending + 1
+    end
   end
 end
-if #words > 0 then redis.call('SET', said, table.concat(words, ' '), 'PX', 300000) end
+if #words > 0 then redis.call('SET', said, said_text(words), 'PX', 300000) end
+if #dropped > 0 and redis.call('HLEN', KEYS[14]) > 0 then tell(KEYS[14], KEYS[15], now, 'cancelled', dropped) end
 if pushed then wake(wake_list) end
 if earliest and tonumber(redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')[2]) >= earliest then wake(due_wake) end
 return reply

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from fastq import job
 from fastq.broker import commands, scripts, timing
-from fastq.broker.commands import Held, NewJob, Once, Parked, Promoted, Recovered, Refused, Settled
+from fastq.broker.commands import Bound, Held, NewJob, Once, Parked, Promoted, Recovered, Refused, Settled
 from fastq.broker.keys import PAD, bucket_of
 from fastq.broker.timing import Fired
 from fastq.errors import FastQError
@@ -261,6 +261,42 @@ class Protocol(RuleBasedStateMachine):
         else:
             model.push(new.id)
         return None
+
+    @rule(
+        count=st.integers(1, 3), room=st.integers(-1, 2), drop=st.booleans(), priority=priorities, again=st.booleans()
+    )
+    def enqueue_bounded(self, count: int, room: int, drop: bool, priority: int, again: bool) -> None:
+        """Mostly near its bound."""
+        model = self.model
+        pending = sum(map(len, model.ready.values())) - len(+model.ghosts)
+        most = max(1, pending + room)
+        jobs = [NewJob(self.fresh(), self.envelope(priority)) for _ in range(count)]
+        bound = Bound(most, "drop_oldest" if drop else "raise", 0)
+        number = next(self.lab._sequence)
+        command = commands.enqueue(self.lab.q, priority, "p", number, jobs, bound)
+        refused = []
+        for position, new in enumerate(jobs):
+            if pending < most or (drop and self.drop_oldest(priority)):
+                pending += pending < most
+                model.jobs[new.id] = new.envelope
+                model.push(new.id)
+            else:
+                refused.append(Refused(position, "full", b""))
+        assert self.call(command) == refused
+        if again:
+            assert self.call(command) == refused
+
+    def drop_oldest(self, priority: int) -> bool:
+        """Cancel the oldest pending job of the lowest priority; none of a higher one than this. Ghosts before it go."""
+        for level in sorted(PRIORITIES):
+            ready = self.model.ready[level]
+            while level <= priority and ready:
+                job_id = ready.pop(0)
+                if not self.model.ghosts[job_id]:
+                    self.model.end(job_id)
+                    return True
+                self.model.ghosts[job_id] -= 1
+        return False
 
     def replace(self, holder: str, new: NewJob) -> str:
         """A job that no worker has gets the arguments of its duplicate, if that was asked for."""
@@ -803,6 +839,17 @@ BUGS: dict[str, Mutation] = {
     "reserve from a paused queue": ("reserve", " or redis.call('EXISTS', paused) == 1", ""),
     "enqueue that repeats": ("enqueue", "tonumber(last) >= tonumber(ARGV[2])", "false"),
     "enqueue over a dead letter": ("enqueue", "if redis.call('ZSCORE', dead, id)", "if false"),
+    "a bound that does not hold": (
+        "enqueue_once",
+        "if bound < 1 or pending < bound then return true end",
+        "if true then return true end",
+    ),
+    "a dropped job that stays": (
+        "enqueue_once",
+        "redis.call('HDEL', jobs, id)\n      redis.call('HDEL', KEYS[first + 1], id)\n",
+        "",
+    ),
+    "a drop above its own priority": ("enqueue_once", "if KEYS[i] == own then return end", ""),
     "enqueue_once that repeats": ("enqueue_once", "tonumber(last) >= tonumber(ARGV[2])", "false"),
     "enqueue_once that forgets what it said": (
         "enqueue_once",

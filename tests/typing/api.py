@@ -53,6 +53,9 @@ def isolated(path: str) -> int:
 
 assert_type(isolated.enqueue_sync("x"), fastq.JobHandle[int])
 
+app.queue("emails", max_pending=10_000, when_full="drop_oldest")
+app.queue("emails", max_pending=1, when_full="explode")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
 
 @app.cron("30 4 * * 1-5", tz="Europe/Berlin")
 @app.every(dt.timedelta(minutes=5))

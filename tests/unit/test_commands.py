@@ -23,7 +23,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "clamp": lambda: c.clamp(Q, [("w", 1)]),
     "discard": lambda: c.discard(Q, ids=["a"]),
     "enqueue": lambda: c.enqueue(Q, 5, "p", 1, [NewJob("a", b"e")]),
-    "enqueue_once": lambda: c.enqueue(Q, 5, "p", 1, [NewJob("a", b"A", unique="k")]),
+    "enqueue_once": lambda: c.enqueue(Q, 5, "p", 1, [NewJob("a", b"A", unique="k")], c.Bound(9, "drop_oldest", 9)),
     "extend": lambda: c.extend(Q, 1_000, ["v", "w"]),
     "fire": lambda: timing.fire(Q, 5, "s", 1, "a", b"e", b"d"),
     "flow_add": lambda: flows.flow_add(Q, "ab", 0, "w", ["e0", b"E"]),
@@ -133,7 +133,13 @@ def test_one_job_that_is_not_plain_makes_the_call_full(job: NewJob) -> None:
 def test_one_job_with_a_unique_key_makes_it_another_script() -> None:
     command = c.enqueue(Q, 5, "p", 3, [NewJob("a", b"A"), NewJob("b", b"B", 9, "k", once=c.Once("ttl", 60, "keep", 7))])
     assert command.script == "enqueue_once"
-    assert command.args == ["p", 3, "a", b"A", 0, "", "executed", 0, "keep", 0, "b", b"B", 9, "k", "ttl", 60, "keep", 7]
+    assert command.args[:6] == ["p", 3, 0, 0, 0, ""]
+    assert command.args[6:] == ["a", b"A", 0, "", "executed", 0, "keep", 0, "b", b"B", 9, "k", "ttl", 60, "keep", 7]
+
+
+def test_a_bounded_queue_takes_the_other_script() -> None:
+    command = c.enqueue(Q, 5, "p", 3, [NewJob("a", b"A")], c.Bound(9, "raise", 60_000))
+    assert (command.script, command.args[2:6]) == ("enqueue_once", [9, 0, 60_000, ""])
 
 
 def test_settle_lays_its_sections_out_in_order() -> None:
