@@ -136,7 +136,7 @@ def enqueue(
         else:
             drops = bound.when_full == "drop_oldest"
             args += (bound.most, int(drops), bound.keep_ms, _dropped(q, bound, sequence // 1_000) if drops else "")
-            keys += (q.awaited, q.events, q.ghosts, q.deliveries, *q.levels)
+            keys += (q.awaited, q.events, q.groups, q.ghosts, q.deliveries, *q.levels)
         for job in jobs:
             args += (job.id, job.envelope, job.delay_ms, job.unique, *job.once)
         return Command("enqueue_once", keys, args, _refusals)

@@ -2,9 +2,9 @@
 -- enqueue_once: accept jobs of one queue and one priority, some of which have a unique key, or whose queue is bounded
 -- KEYS {q}:jobs {q}:ready:<priority> {q}:due {q}:due:wake {q}:wake {q}:producers {q}:dead {q}:done {q}:unique {q}:unique:of
 --      {q}:unique:start {q}:workers {q}:said:<producer>:<sequence>
---      {q}:awaited {q}:events {q}:ghosts {q}:deliveries {q}:ready:10 ... {q}:ready:0
+--      {q}:awaited {q}:events {q}:groups {q}:ghosts {q}:deliveries {q}:ready:10 ... {q}:ready:0
 -- ARGV producer sequence bound drop ttl_ms record, then per job: id envelope delay_ms key hold ttl_ms on_duplicate most_ms
---   The last 15 keys are there for a bounded queue only; key '': the job is not unique
+--   The last 16 keys are there for a bounded queue only; key '': the job is not unique
 --   hold: what keeps the key: 'executed' the unfinished job, 'started' the job until a worker takes it, 'ttl' time alone,
 --   'both' the unfinished job and time; on_duplicate: 'keep' | 'replace' arguments and due time of the job that is there,
 --   unless a worker has it; bound: pending jobs that the queue may have, 0: any number; drop '1': the oldest job makes room, its
@@ -22,9 +22,13 @@
 --- @include "tell"
 --- @include "room"
 --- @include "said"
+--- @include "many"
+--- @include "flows"
+--- @include "ripe"
+--- @include "flows_go_on"
 local jobs, ready, due, due_wake, wake_list, producers, dead, done = unpack(KEYS, 1, 8)
 local unique, unique_of, unique_start, workers, said = unpack(KEYS, 9, 13)
-local bound, drops, ROWS, ROOM = tonumber(ARGV[3]), ARGV[4] == '1', 7, 16
+local bound, drops, ROWS, ROOM = tonumber(ARGV[3]), ARGV[4] == '1', 7, 17
 local last, reply, words = redis.call('HGET', producers, ARGV[1]), {0}, {}
 if last and tonumber(last) >= tonumber(ARGV[2]) then return say_again(redis.call('GET', said) or '', done, ROWS) end
 redis.call('HSET', producers, ARGV[1], ARGV[2])
@@ -99,7 +103,10 @@ for i = ROWS, #ARGV, 8 do
   end
 end
 if #words > 0 then redis.call('SET', said, said_text(words), 'PX', 300000) end
-if #dropped > 0 and redis.call('HLEN', KEYS[14]) > 0 then tell(KEYS[14], KEYS[15], now, 'cancelled', dropped) end
+if #dropped > 0 then
+  if redis.call('HLEN', KEYS[14]) > 0 then tell(KEYS[14], KEYS[15], now, 'cancelled', dropped) end
+  if redis.call('EXISTS', KEYS[16]) == 1 then flows_go_on(KEYS[16], now, dropped, {}, {}, 1) end
+end
 if pushed then wake(wake_list) end
 if earliest and tonumber(redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')[2]) >= earliest then wake(due_wake) end
 return reply

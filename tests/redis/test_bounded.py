@@ -230,3 +230,12 @@ def test_a_library_brings_its_bound() -> None:
     assert app.bound("default") is None
     with pytest.raises(TaskDefinitionError, match="another max_pending"):
         app.queue("small", max_pending=6)
+
+
+async def test_a_workflow_learns_of_a_dropped_job(app: FastQ) -> None:
+    work = small(app, max_pending=1, when_full="drop_oldest")
+    flow = await fastq.chain(work.s(1), work.s()).enqueue()
+    await work.enqueue(2)
+    status = await flow.status()
+    assert (status.state, status.cancelled, status.skipped) == ("cancelled", 1, 1)
+    await app.aclose()
