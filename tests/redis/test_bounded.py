@@ -237,5 +237,5 @@ async def test_a_workflow_learns_of_a_dropped_job(app: FastQ) -> None:
     flow = await fastq.chain(work.s(1), work.s()).enqueue()
     await work.enqueue(2)
     status = await flow.status()
-    assert (status.state, status.cancelled, status.skipped) == ("cancelled", 1, 1)
+    assert (status.state, status.cancelled, status.skipped) == ("failed", 1, 1)
     await app.aclose()

@@ -818,7 +818,7 @@ BUGS: dict[str, Mutation] = {
     "unpark from a paused queue": ("unpark", "if redis.call('EXISTS', paused) == 1 then", "if false then"),
     "unpark_due before the time": ("unpark_due", "'-inf', now, 'BYSCORE'", "'-inf', '+inf', 'BYSCORE'"),
     "cancel that forgets the parked": ("cancel", " and not unpark_one(KEYS[10], KEYS[11], id)", ""),
-    "recover that drops": ("recover", "redis.call('LPUSH', ready_list(envelope, KEYS, 16), id)", ""),
+    "recover that drops": ("recover", "redis.call('LPUSH', ready_list(envelope, KEYS, 17), id)", ""),
     "recover without asking for the lease": ("recover", "tonumber(deadline) > now", "false"),
     "recover that charges everybody": ("recover", "(charge == 'started' and started[id])", "true"),
     "recover that never buries": ("recover", ">= most", "> most + 1000"),
@@ -831,7 +831,7 @@ BUGS: dict[str, Mutation] = {
     "a cancelled job of a dead worker": ("recover", "if envelope and asked and", "if false and asked and"),
     "cancel with an old list of workers": (
         "cancel",
-        "if redis.call('ZCARD', workers) ~= #KEYS - 13 then return 'again' end",
+        "if redis.call('ZCARD', workers) ~= #KEYS - 14 then return 'again' end",
         "",
     ),
     "reserve that does not hold": ("reserve", "redis.call('SADD', running, unpack(ids))", ""),
