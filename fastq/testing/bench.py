@@ -9,23 +9,26 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
-from fastq.app import FastQ
+from fastq.app import FastQ, Middleware
 from fastq.board import Board
 from fastq.broker.commands import Command, extend, promote, raw, recover
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import PAD, GlobalKeys, QueueKeys
-from fastq.errors import FastQError
-from fastq.job import WorkerCard
+from fastq.context import JobContext
+from fastq.errors import BrokerError, BrokerUnavailable, FastQError, InvalidOption
+from fastq.job import ErrorInfo, WorkerCard, encode
 from fastq.metrics import STATUSES, WorkerMetrics, aggregate, count_limits_in
 from fastq.values import QueueOrder, parse_queues
 from fastq.worker.loop import WorkerLoop
 
-__all__ = ["Bench", "DrainTimeout", "Drained", "bench", "drain"]
+__all__ = ["Bench", "DrainTimeout", "Drained", "Faults", "Moment", "bench", "drain"]
+
+Moment = Literal["before_handler", "after_handler"]
 
 LOOK = 0.001
 """Seconds between two looks whether a handler has ended."""
@@ -44,6 +47,7 @@ class Drained(msgspec.Struct, frozen=True):
     """What ended in a drain: runs, not jobs (a job that was retried at once counts for each run).
 
     ``retried`` and ``snoozed`` runs left a job that is due later; ``failed`` ones are in the dead-letter queue.
+    ``lost``: their worker was killed (:meth:`fastq.testing.Kit.kill_worker_at`) or lost its lease.
     """
 
     success: int = 0
@@ -82,11 +86,16 @@ async def drain(app: FastQ, *queues: str, timeout: float = 30.0) -> Drained:
         await send_welcome.enqueue("a@example.org")
         assert (await drain(app)).success == 1
     """
+    return await drain_with(None, app, *queues, timeout=timeout)
+
+
+async def drain_with(faults: Faults | None, app: FastQ, *queues: str, timeout: float) -> Drained:
+    """:func:`drain`, with what is to go wrong meanwhile."""
     done = Drained()
     deadline = time.monotonic() + timeout
     while True:
         names = list(queues) or await known_queues(app)
-        async with bench(app, names) as worker:
+        async with bench(app, names, faults) as worker:
             await worker.drain(deadline, timeout)
         done += worker.drained()
         if queues or set(names) >= set(await known_queues(app)):
@@ -102,11 +111,11 @@ async def known_queues(app: FastQ) -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def bench(app: FastQ, queues: Iterable[str], *, name: str = "") -> AsyncIterator[Bench]:
+async def bench(app: FastQ, queues: Iterable[str], faults: Faults | None = None) -> AsyncIterator[Bench]:
     """A worker for the length of the block, inside the application's lifespan."""
     async with _lifespan(app) as state:
-        worker = Bench(app, tuple(queues), name or f"testing.{os.getpid()}.{next(_numbers)}")
-        worker.loop.executor.state = state
+        worker = Bench(app, tuple(queues), f"testing.{os.getpid()}.{next(_numbers)}", faults or Faults())
+        worker.state = state
         try:
             worker.start()
             yield worker
@@ -125,33 +134,93 @@ async def _lifespan(app: FastQ) -> AsyncIterator[Any]:
         yield state
 
 
+class _Fault(NamedTuple):
+    kind: Literal["kill", "twice"]
+    moment: Moment
+    task: str | None
+
+
+class Faults(Middleware):
+    """What is to go wrong, each once; the outermost middleware of the application while there is something."""
+
+    def __init__(self) -> None:
+        self.armed: list[_Fault] = []
+        self.killed = False
+        self.worker: Bench | None = None
+
+    def kill(self, moment: Moment, task: str | None) -> None:
+        """The worker dies at that moment of the next job."""
+        if moment not in get_args(Moment):
+            raise InvalidOption(f"a worker is killed at one of {', '.join(get_args(Moment))}, not at {moment!r:.100}")
+        self.armed.append(_Fault("kill", moment, task))
+
+    def twice(self, task: str | None) -> None:
+        """The next job is run by a worker that loses its lease meanwhile."""
+        self.armed.append(_Fault("twice", "after_handler", task))
+
+    async def before(self, job: JobContext) -> None:  # noqa: D102 - see Middleware
+        await self._strike("before_handler", job)
+
+    async def after(self, job: JobContext, result: Any) -> None:  # noqa: D102 - see Middleware
+        await self._strike("after_handler", job)
+
+    async def on_error(self, job: JobContext, error: BaseException) -> None:  # noqa: D102 - see Middleware
+        if not isinstance(error, asyncio.CancelledError):
+            await self._strike("after_handler", job)
+
+    async def _strike(self, moment: Moment, job: JobContext) -> None:
+        for fault in self.armed:
+            if fault.moment == moment and fault.task in (None, job.task) and self.worker is not None:
+                self.armed.remove(fault)
+                if fault.kind == "twice":
+                    await self.worker.recover()
+                    return
+                self.killed = True
+                await asyncio.Event().wait()  # whoever drains ends it here
+
+
 class Bench:
     """One worker: started, told to run all there is, stopped."""
 
-    def __init__(self, app: FastQ, queues: tuple[str, ...], name: str) -> None:
-        settings = app.settings
+    def __init__(self, app: FastQ, queues: tuple[str, ...], name: str, faults: Faults) -> None:
         self.app = app
         self.keys: list[QueueKeys] = [app.keys(queue) for queue in queues]
         self._board = Board(1)
         slot = self._board.claim("worker")
         assert slot is not None
         self.metrics = WorkerMetrics(slot, queues=queues, tasks=app.tasks)
+        self._name = name
+        self._lives = 0
+        self._queues = queues
+        self._slot = slot
+        self.state: Any = None
+        self.faults = faults
+        self._tasks: list[asyncio.Task[None]] = []
+        self._make()
+
+    def _make(self) -> None:
+        """A worker that has not begun."""
+        app, settings = self.app, self.app.settings
+        self._lives += 1
+        name = f"{self._name}.{self._lives}"
         self._connections = [AsyncConnection(app.endpoint(), response_timeout=10.0) for _ in range(3)]
         card = WorkerCard(
             socket.gethostname(), os.getpid(), settings.concurrency, int(time.time() * 1_000), "testing",
             round(settings.lease * 1_000), sorted(app.tasks),
         )  # fmt: skip
         connection, waker, self.helper = self._connections
-        self.loop = WorkerLoop(app, connection, waker, QueueOrder(queues), slot, self.metrics, card, name)
+        self.loop = WorkerLoop(app, connection, waker, QueueOrder(self._queues), self._slot, self.metrics, card, name)
         for plan in self.loop.executor.plans.values():
             if plan.isolated:  # there is no nursery that could fork: it was to be made before the first thread
                 plan.isolated, plan.is_async = False, plan.task.is_async
                 plan.direct = plan.is_async and not plan.injected and not plan.soft_timeout
-        self._tasks: list[asyncio.Task[None]] = []
+                plan.plain = plan.direct and not app.middlewares
 
     def start(self) -> None:
         """Register, and reserve jobs from now on."""
         count_limits_in(self.metrics)
+        self.loop.executor.state = self.state
+        self.faults.worker = self
         self._tasks = [asyncio.create_task(self.loop.run()), asyncio.create_task(self._extend())]
 
     async def stop(self, grace: float = GRACE) -> None:
@@ -175,15 +244,28 @@ class Bench:
         for connection in self._connections:
             connection.drop("killed")
         running = [job.runner for job in self.loop.executor.running if job.runner is not None]
+        for job in self.loop.executor.running:
+            job.stopping = "lost"  # its end is no failure
         for runner in running:
             runner.cancel()
         await asyncio.gather(*self._tasks, *running, return_exceptions=True)
         self._tasks = []
         count_limits_in(None)
 
+    async def _live_again(self) -> None:
+        """The worker was killed: its jobs are handed back as the monitor does it, and another one begins."""
+        victims = [job.id for job in self.loop.executor.running]
+        await self.die()
+        await self.recover(victims)
+        self._make()
+        self.start()
+
     async def drain(self, deadline: float, timeout: float) -> None:
         """Until nothing is ready, nothing due and nothing running."""
-        while not await self.idle():
+        while self.faults.killed or not await self._idle():
+            if self.faults.killed:
+                self.faults.killed = False
+                await self._live_again()
             (run, _) = self._tasks
             if run.done():
                 run.result()
@@ -191,6 +273,13 @@ class Bench:
             if time.monotonic() > deadline:
                 raise DrainTimeout(f"not drained within {timeout:g} s: {await self._left()}")
             await asyncio.sleep(LOOK)
+
+    async def _idle(self) -> bool:
+        """:meth:`idle`; a Redis that is away leaves something to do."""
+        try:
+            return await self.idle()
+        except BrokerUnavailable:
+            return False
 
     async def idle(self) -> bool:
         """Whether there is nothing to do now. Jobs that are due are made ready, as a scheduler would."""
@@ -221,16 +310,22 @@ class Bench:
             running += [f"{ready} ready in queue {keys.queue}"] if ready else []
         return ", ".join(running) or "nothing is left now"
 
-    async def recover(self, *, charge: str = "none", jobs: Iterable[str] = ()) -> int:
-        """What the monitor does when this worker has died; how many jobs are ready again."""
-        settings, ready = self.app.settings, 0
+    async def recover(self, started: Sequence[str] = ()) -> None:
+        """What the monitor does when this worker has died: all that it held is ready again, a delivery charged to those that
+        had started; from the third on that is the dead-letter queue.
+        """
+        settings = self.app.settings
+        error = ErrorInfo(
+            "poison", "WorkerLost", "killed by fastq.testing", "", 0, self.loop.executor._now_ms(), "testing"
+        )
         for keys in self.keys:
-            command = recover(
-                keys, self.loop.worker_id, expired=False, charge=charge, started=jobs,
-                max_deliveries=settings.max_deliveries, dead_max=settings.dead_max,
-            )  # fmt: skip
-            ready += (await self.app.call(command)).ready
-        return ready
+            remaining = 1
+            while remaining > 0:
+                command = recover(
+                    keys, self.loop.worker_id, expired=False, charge="started", started=started, error=encode(error),
+                    max_deliveries=settings.max_deliveries, dead_max=settings.dead_max,
+                )  # fmt: skip
+                remaining = (await self.app.call(command)).remaining
 
     def drained(self) -> Drained:
         """What has ended here so far."""
@@ -244,5 +339,6 @@ class Bench:
         lease = self.app.settings.lease
         while True:
             await asyncio.sleep(lease / 3)
-            for keys in self.keys:
-                await self.helper.call(extend(keys, round(lease * 1_000), [self.loop.worker_id]))
+            with contextlib.suppress(BrokerError):
+                for keys in self.keys:
+                    await self.helper.call(extend(keys, round(lease * 1_000), [self.loop.worker_id]))

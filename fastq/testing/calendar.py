@@ -17,7 +17,7 @@ from fastq.broker.planner import Planner
 from fastq.scheduler.link import Leadership, Link
 from fastq.scheduler.periodic import Ticker
 from fastq.schedules import declared_by
-from fastq.testing.bench import Bench, Drained, bench, known_queues
+from fastq.testing.bench import Bench, Drained, Faults, bench, known_queues
 from fastq.testing.clock import VirtualClock
 
 __all__ = ["advance"]
@@ -99,11 +99,13 @@ async def _calendar(app: FastQ, clock: VirtualClock, worker: Bench) -> AsyncIter
         await calendar.end()
 
 
-async def advance(app: FastQ, clock: VirtualClock, seconds: float, *, run: bool, timeout: float) -> Drained:
+async def advance(
+    app: FastQ, clock: VirtualClock, faults: Faults, seconds: float, *, run: bool, timeout: float
+) -> Drained:
     """See :meth:`fastq.testing.Kit.advance`."""
     clock.install()
     deadline = time.monotonic() + timeout
-    async with bench(app, await known_queues(app)) as worker, _calendar(app, clock, worker) as calendar:
+    async with bench(app, await known_queues(app), faults) as worker, _calendar(app, clock, worker) as calendar:
         if not run:
             worker.loop.set_quiet(True)
         target = calendar.now() + seconds

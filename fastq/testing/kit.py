@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Coroutine, Iterator
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -18,8 +20,9 @@ from fastq.broker.keys import PAD, GlobalKeys
 from fastq.errors import FastQError, InvalidOption
 from fastq.job import Envelope, decode_envelope
 from fastq.task import Task
-from fastq.testing.bench import Drained, drain
+from fastq.testing.bench import Drained, Faults, Moment, drain_with
 from fastq.testing.clock import VirtualClock
+from fastq.testing.eager import eagerly
 from fastq.values import parse_queues
 
 __all__ = ["Enqueued", "Kit"]
@@ -87,6 +90,8 @@ class Kit:
         self._before = self.app.settings
         self._server: EmbeddedServer | None = None
         self._clock = VirtualClock()
+        self._faults = Faults()
+        self._outage: threading.Timer | None = None
 
     # -- the block ------------------------------------------------------------------------------
 
@@ -107,7 +112,10 @@ class Kit:
         if Kit._open is not self:
             return
         Kit._open = None
+        self._redis_up()
         self._clock.uninstall()
+        if self._faults in self.app.middlewares:
+            self.app.middlewares.remove(self._faults)
         self._disconnect()
         self.app.adopt(self._before)
 
@@ -161,7 +169,7 @@ class Kit:
 
     async def drain(self, *queues: str, timeout: float = 30.0) -> Drained:
         """Run every job that is ready, and those that they enqueue; see :func:`fastq.testing.drain`."""
-        return await drain(self.app, *queues, timeout=timeout)
+        return await drain_with(self._faults, self.app, *queues, timeout=timeout)
 
     def drain_sync(self, *queues: str, timeout: float = 30.0) -> Drained:
         """:meth:`drain` for a test that is a plain function."""
@@ -213,7 +221,7 @@ class Kit:
         by = seconds + 60 * minutes + 3_600 * hours + 86_400 * days
         if not 0 <= by <= 100 * 366 * 86_400:
             raise InvalidOption(f"time cannot be moved by {by:g} seconds: it goes on, by a century at most")
-        return await advance(self.app, self._clock, by, run=run, timeout=timeout)
+        return await advance(self.app, self._clock, self._faults, by, run=run, timeout=timeout)
 
     def advance_sync(self, *, timeout: float = 60.0, **by: Any) -> Drained:
         """:meth:`advance` for a test that is a plain function."""
@@ -223,6 +231,73 @@ class Kit:
         """Seconds since the epoch as fastq sees them."""
         self._call(raw("PING"))  # the clock is learnt with the connection
         return self.app._sender._sync_side().connection.clock.now_us() / 1e6
+
+    # -- faults -----------------------------------------------------------------------------------
+
+    def kill_worker_at(self, moment: Moment, *, task: Task[..., Any] | str | None = None) -> None:
+        """Let the worker die in the next job that is drained (of that task): as by SIGKILL, nothing more is written to Redis.
+
+        Its jobs are handed back as the monitor does it, a delivery charged to those that had started, and another worker goes on.
+        Call it again for more deaths; the third of the same job is its last (``max_deliveries``).
+
+        Args:
+            moment: "before_handler": the job was reserved, its handler has not begun; "after_handler": the handler has done
+                all it does, and the outcome is not written.
+
+        Example::
+
+            kit.kill_worker_at("after_handler")
+            await charge.enqueue(order=1)
+            await kit.drain()
+            assert charged == [1]  # fails, unless the handler bears being run again
+        """
+        self._faults.kill(moment, self._name(task) if task is not None else None)
+        self._arm()
+
+    def deliver_twice(self, *, task: Task[..., Any] | str | None = None) -> None:
+        """Let the next job that is drained (of that task) run twice: its worker loses the lease at the end of the handler, its
+        outcome is dropped, and the job is run again. So are the others that the worker holds at that moment.
+        """
+        self._faults.twice(self._name(task) if task is not None else None)
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._faults not in self.app.middlewares:
+            self.app.middlewares.insert(0, self._faults)
+
+    def redis_down(self, seconds: float) -> None:
+        """Let every connection break, and nobody answer for so many real seconds. Then Redis is back, with all its data."""
+        server = self.server
+        self._redis_up()
+        server.ask(b"CLIENT", b"KILL", b"TYPE", b"normal")
+        server.pause()
+        self._outage = threading.Timer(seconds, server.resume)
+        self._outage.start()
+
+    def _redis_up(self) -> None:
+        outage, self._outage = self._outage, None
+        if outage is not None:
+            outage.cancel()
+            outage.join()
+            if self._server is not None:
+                self._server.resume()
+
+    # -- eager ------------------------------------------------------------------------------------
+
+    def eager(self) -> AbstractContextManager[None]:
+        """In the block, to enqueue a job is to run its handler at once, in the caller; nothing goes to Redis.
+
+        For tests of code that enqueues, and for a debugger. Arguments and results go through msgpack as always; an exception of
+        the handler is the caller's. What there is not: delays, retries, priorities, limits, unique keys, middleware, lifespan,
+        time limits. An async handler cannot be run by ``enqueue_sync`` inside a running event loop.
+
+        Example::
+
+            with kit.eager():
+                job = await add.enqueue(1, 2)
+                assert await job.result() == 3
+        """
+        return eagerly(self.app)
 
     # -- what was enqueued ------------------------------------------------------------------------
 

@@ -154,6 +154,27 @@ async def test_the_lifespan_surrounds_a_drain_and_queues_can_be_chosen():
         assert (await kit.drain()).total == 1
 
 
+async def test_isolated_handlers_run_in_this_process():
+    """There is nothing that could fork: a test process has threads."""
+    app = make_app()
+
+    @app.task(isolation="process", max_memory="64MB")
+    async def isolated(n: int) -> int:
+        done.append(n)
+        return n
+
+    @app.task(isolation="process")
+    def isolated_in_a_thread(n: int) -> int:
+        done.append(n)
+        return n
+
+    async with Kit(app) as kit:
+        await isolated.enqueue(1)
+        await isolated_in_a_thread.enqueue(2)
+        assert await kit.drain() == Drained(success=2)
+        assert sorted(done) == [1, 2]  # type: ignore[type-var]
+
+
 async def test_a_paused_queue_is_not_drained():
     app = make_app()
     async with Kit(app) as kit:
