@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from fastq.config import (
         Settings,
     )
+    from fastq.consumer import (
+        Consumer,
+        Message,
+    )
     from fastq.context import (
         JobContext,
         State,
@@ -151,6 +155,10 @@ _HOMES = {
     ),
     "fastq.batches": ("BatchResult",),
     "fastq.config": ("Settings",),
+    "fastq.consumer": (
+        "Consumer",
+        "Message",
+    ),
     "fastq.context": (
         "JobContext",
         "State",
@@ -276,6 +284,7 @@ __all__ = [
     "BrokerUnavailable",
     "Bulk",
     "ConfigError",
+    "Consumer",
     "CostTooHigh",
     "CronTrigger",
     "Custom",
@@ -313,6 +322,7 @@ __all__ = [
     "LimiterState",
     "Linear",
     "Lock",
+    "Message",
     "Middleware",
     "MissingExtra",
     "Progress",

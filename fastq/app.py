@@ -14,6 +14,7 @@ from fastq.batches import Batching
 from fastq.broker.commands import Bound, Command, Operation
 from fastq.broker.keys import QueueKeys
 from fastq.broker.url import Endpoint, parse_url
+from fastq.consuming import Consuming
 from fastq.context import JobContext, running_job
 from fastq.dead_letters import DeadLetters
 from fastq.errors import InvalidArguments, TaskDefinitionError, UnknownTask
@@ -63,7 +64,7 @@ class Middleware:
         """After it has raised ``error`` (also Retry, Snooze, Fail and timeouts)."""
 
 
-class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet):
+class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
     """An application: its tasks, and the Redis that its jobs live in.
 
     Nothing is connected until the first call. One object serves any number of threads and event loops, and

@@ -1,0 +1,69 @@
+"""What an application does with the jobs of its queues in this very process, without a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fastq.broker.keys import QueueKeys
+from fastq.broker.url import Endpoint
+from fastq.config import Settings
+from fastq.task import Task
+
+if TYPE_CHECKING:
+    from fastq.consumer import Consumer, Message
+
+__all__ = ["Consuming"]
+
+
+class Consuming:
+    """The part of :class:`fastq.FastQ` that consumes."""
+
+    settings: Settings
+    tasks: dict[str, Task[..., Any]]
+
+    if TYPE_CHECKING:  # what the application has
+
+        def endpoint(self) -> Endpoint:
+            """Where Redis is."""
+            ...
+
+        def keys(self, queue: str) -> QueueKeys:
+            """The key names of a queue."""
+            ...
+
+    def consume(self, queue: str | None = None, *, prefetch: int = 1) -> Consumer:
+        """The jobs of a queue, one by one, for a loop of your own; see :class:`fastq.Consumer` and docs/consumer.md.
+
+        Raises:
+            InvalidQueueName: it cannot be the name of a queue.
+            InvalidOption: an impossible prefetch.
+
+        Example::
+
+            async with app.consume("emails", prefetch=20) as messages:
+                async for message in messages:
+                    await send(**message.payload)
+                    await message.ack()
+        """
+        from fastq.consumer import Consumer
+
+        return Consumer(self, queue or self.settings.default_queue, prefetch=prefetch)
+
+    async def process_one(self, handler: Callable[[Message], Awaitable[Any]], queue: str | None = None) -> bool:
+        """Run one job of a queue with ``handler``, if there is one; see :meth:`fastq.Consumer.process_one`.
+
+        Returns:
+            Whether there was one.
+        """
+        async with self.consume(queue) as consumer:
+            return await consumer.process_one(handler)
+
+    async def drain(self, *queues: str, timeout: float = 30.0) -> Any:
+        """Run all that is ready, in this process, and return what ended; see :func:`fastq.testing.drain`.
+
+        A real worker on the running event loop: for tests, scripts and one-off commands.
+        """
+        testing = import_module("fastq.testing")  # it stands on the worker, which stands above the application
+        return await testing.drain(self, *queues, timeout=timeout)
