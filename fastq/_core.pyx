@@ -405,6 +405,28 @@ cdef class Runner:
         self._batches[job.queue].succeeded.append(job.id)
         self.done(job, plan.series[job.queue], 0, job.envelope.enqueued_at)
 
+    cdef bint _keep(self, job, plan, result) except *:
+        """A job whose result is kept has succeeded; False: the result is not one that can simply be kept."""
+        cdef double now = self._clock()
+        cdef long long now_ms = <long long>((self.offset + now) * 1000.0)
+        cdef long long started = <long long>((self.offset + <double>job.started) * 1000.0)
+        cdef object envelope = job.envelope, record
+        cdef tuple bucket
+        if now_ms >= <long long>plan.bucket_until:
+            plan.begin_bucket(now_ms)
+        try:
+            record = plan.encode((
+                "success", envelope.task, envelope.enqueued_at, started, now_ms, envelope.attempt + 1, result, None
+            ))
+        except Exception:
+            return False
+        if PyBytes_GET_SIZE(record) > <Py_ssize_t>plan.most_kept:
+            return False
+        bucket = plan.bucket
+        self._batches[job.queue].recorded.append((bucket[0], bucket[1], job.id, record))
+        self.done(job, plan.series[job.queue], 0, envelope.enqueued_at)
+        return True
+
     cpdef done(self, job, long series, int status, ready_at):
         """A job has ended: give its row and slot back, count it. ``ready_at``: ms of Redis's clock when it could have started."""
         cdef double started = job.started, now = self._clock(), wait
@@ -520,6 +542,8 @@ cdef class Run:
         self._inner = None
         if result is None and plan.traceless and not job.abandoned and not job.permits:
             self._runner._success(job, plan)
+        elif plan.keeps and not job.abandoned and not job.permits and self._runner._keep(job, plan, result):
+            pass
         else:
             self._runner._succeeded(job, plan, result)
 

@@ -6,7 +6,9 @@ import logging
 from typing import Any
 
 from fastq.app import FastQ
+from fastq.broker.keys import bucket_of
 from fastq.errors import LimitTimeout
+from fastq.job import encode
 from fastq.task import Task
 
 __all__ = ["Plan", "slots"]
@@ -18,17 +20,22 @@ class Plan:
     """What running a task's jobs needs, looked up once."""
 
     __slots__ = (
+        "bucket",
+        "bucket_until",
         "decoders",
         "direct",
+        "encode",
         "fn",
         "hands_back",
         "injected",
         "is_async",
         "isolated",
+        "keeps",
         "least",
         "max_attempts",
         "max_memory",
         "most",
+        "most_kept",
         "plain",
         "result_ttl",
         "rule",
@@ -61,9 +68,18 @@ class Plan:
         self.plain = self.direct and not app.middlewares
         self.fn = task.fn
         self.decoders, self.least, self.most = task.arguments.decoders
-        self.traceless = self.result_ttl == 0 and not log.isEnabledFor(
-            logging.DEBUG
-        )  # a line per job is for development
+        quiet = not log.isEnabledFor(logging.DEBUG)  # a line per job is for development
+        self.traceless = self.result_ttl == 0 and quiet
+        self.keeps = self.result_ttl > 0 and quiet
+        self.encode = encode
+        self.most_kept = settings.max_body  # of the whole record; what is near it is judged by its result alone
+        self.bucket: tuple[str, int] = ("", 0)
+        self.bucket_until = 0
+
+    def begin_bucket(self, now_ms: int) -> None:
+        """Take the bucket of records that is written at this time."""
+        self.bucket = bucket_of(self.result_ttl, now_ms)
+        self.bucket_until = self.bucket[1] - max(1_000, round(self.result_ttl * 1_000))
 
 
 def slots(app: FastQ) -> int:
