@@ -130,12 +130,16 @@ def test_keys_that_nobody_knows(full: Lab, redis_url: str) -> None:
     full.raw.set(f"{full.q.base}progress:j4", "1")
     full.raw.delete(full.q.paused)
     full.raw.rpush(full.q.paused, "1")
+    full.raw.hset(f"{full.q.base}flow:ended", "state", "success")
+    full.raw.hset(f"{full.q.base}flow:open", "state", "running")
+    full.raw.zadd(f"{full.q.base}groups", {"open": 1})
     full.raw.set("other:key", "not ours")
     found = checked(redis_url, repair=True)
     assert codes(found.faults) == {
         ("unknown", "fastq:scratch", "open"),
         ("unknown", f"{full.q.base}jobz", "open"),
         ("endless", f"{full.q.base}progress:j4", "open"),
+        ("endless", f"{full.q.base}flow:ended", "open"),
         ("type", f"{full.q.base}paused", "open"),
     }
     assert checked(redis_url, "other").faults == [], "of other queues only"
