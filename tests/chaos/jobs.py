@@ -49,6 +49,23 @@ async def once(key: str, seconds: float = 0.005) -> None:
     note("d", key)
 
 
+@tasks.task(max_attempts=1)
+async def piece(number: int, seconds: float = 0.01) -> int:
+    """A part of a whole."""
+    note("s", str(number))
+    await asyncio.sleep(seconds)
+    note("d", str(number))
+    return number
+
+
+@tasks.task(max_attempts=1)
+async def whole(numbers: list[int], key: str) -> int:
+    """What is made of the pieces."""
+    note("s", key)
+    note("d", key)
+    return sum(numbers)
+
+
 @tasks.task(idempotent=3_600, max_attempts=2, retry=0)
 async def charged(key: str, gate: str, job: fastq.JobContext) -> int:
     """Charges once, whatever kills its worker after that; what it returns is the process that charged."""
