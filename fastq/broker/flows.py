@@ -1,6 +1,6 @@
 """Workflows in Redis: written down, begun, looked at, cancelled, sent on again; and what a job gets from those before it.
 
-A workflow is one hash and one string in its queue's slot (docs/adr/0010-workflows.md). Its nodes are numbered from 0. A job
+A workflow is one hash and one string in its queue's slot (docs/adr/0011-workflows.md). Its nodes are numbered from 0. A job
 waits for one node at most; where several are waited for, a *gather* stands between: it costs a counter, and no job.
 """
 
@@ -226,6 +226,12 @@ class FlowView(NamedTuple):
     letters: str
     started_ms: int
     finished_ms: int
+    runs: bytes  # msgpack: [task, how many nodes in a row], "" for gathers
+
+    def tasks(self) -> list[str]:
+        """The task of each node, "" for gathers."""
+        runs: list[list[Any]] = msgspec.msgpack.decode(self.runs)
+        return [name for name, count in runs for _ in range(count)]
 
     @property
     def state(self) -> str:
@@ -233,16 +239,22 @@ class FlowView(NamedTuple):
         return self.fields["state"]
 
 
-_DESCRIBES = ("state", "name", "policy", "exit", "tasks", "started", "finished", "stop")
+_DESCRIBES = ("state", "name", "policy", "exit", "started", "finished", "stop")
 
 
 def view(q: QueueKeys, flow: str) -> Operation[FlowView | None]:
     """How far a workflow is; None when it is unknown or its time is over."""
-    values, letters = yield [raw("HMGET", q.flow(flow), *_DESCRIBES), raw("GET", q.flow_states(flow))]
+    values, runs, letters = yield [
+        raw("HMGET", q.flow(flow), *_DESCRIBES),
+        raw("HGET", q.flow(flow), "tasks"),
+        raw("GET", q.flow_states(flow)),
+    ]
     if values[0] is None or letters is None:
         return None
     fields = {name: text_of(value) for name, value in zip(_DESCRIBES, values, strict=True) if value is not None}
-    return FlowView(fields, letters.decode(), int(fields.get("started", 0)), int(fields.get("finished", 0)))
+    return FlowView(
+        fields, letters.decode(), int(fields.get("started", 0)), int(fields.get("finished", 0)), runs or b"\x90"
+    )
 
 
 def first_error(q: QueueKeys, flow: str, letters: str) -> Operation[tuple[str, ErrorInfo]]:

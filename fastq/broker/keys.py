@@ -99,15 +99,15 @@ TABLE: tuple[KeyInfo, ...] = (
         "{q}:flow:<id>:states",
         "string",
         "flow_add",
-        "ttl",
+        "job",
         "one letter per node of a workflow: w g waiting (job, gather), a under way, s f c ended well, failed, cancelled, G gathered",
     ),
     KeyInfo(
         "{q}:flow:<id>",
         "hash",
         "flow_add",
-        "ttl",
-        "a workflow: what it is made of and how far it is, see include/flows.lua; its lifetime begins when it has ended",
+        "job",
+        "a workflow: what it is made of and how far it is (include/flows.lua); both expire `result_ttl` after its end",
     ),
     KeyInfo("{q}:progress:<id>", "string", "report", "ttl", "how far a running job is (msgpack)"),
     KeyInfo(

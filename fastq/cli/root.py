@@ -99,6 +99,12 @@ def _check() -> Commands:
     return verbs
 
 
+def _workflow() -> Commands:
+    from fastq.cli.workflow import verbs
+
+    return verbs
+
+
 class Verb(NamedTuple):
     """What `fastq --help` says of a verb, and where it is."""
 
@@ -127,6 +133,7 @@ VERBS: Mapping[str, Mapping[str, Verb]] = {
         "queues": Verb("List, pause, resume and purge queues.", _queues),
         "limits": Verb("Look at limits, change them, stop everybody for a while.", _limits),
         "dlq": Verb("List, show, replay and purge dead letters.", _dlq),
+        "workflow": Verb("Draw a workflow as a tree; cancel it, or send it on.", _workflow),
         "cron": Verb("List schedules and their next ticks.", _cron),
     },
 }

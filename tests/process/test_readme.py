@@ -29,6 +29,7 @@ def test_every_python_snippet_is_known() -> None:
         "limited",
         "results",
         "once",
+        "workflows",
     }
 
 
@@ -137,3 +138,41 @@ def test_the_once_snippet_is_valid(redis_url: str) -> None:
     app = fastq.FastQ(redis_url)
     exec(SNIPPETS["once"], {"app": app})
     assert list(app.tasks) == ["sync_account", "charge"]
+
+
+async def test_the_workflows(redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """F116, F118."""
+    app = fastq.FastQ(redis_url)
+    stored: list[object] = []
+
+    @app.task
+    async def download(url: str) -> str:
+        return url
+
+    @app.task
+    async def parse(text: str) -> list[str]:
+        return text.split()
+
+    @app.task
+    async def store(words: list[str], table: str) -> None:
+        stored.append((words, table))
+
+    @app.task
+    async def count(page: str) -> int:
+        return len(page)
+
+    @app.task
+    async def total(counts: list[int]) -> int:
+        return sum(counts)
+
+    @app.task
+    async def alert(workflow: str) -> None: ...
+
+    names: dict[str, object] = {**locals(), "url": "a b", "pages": ["x", "yy"]}
+    exec("async def flows():\n" + textwrap.indent(SNIPPETS["workflows"], "    ") + "\n    return flow\n", names)
+    async with working(app):
+        await names["flows"]()  # type: ignore[operator]
+        while not stored:
+            await asyncio.sleep(0.005)
+    assert capsys.readouterr().out == "3\n"
+    assert stored == [(["a", "b"], "pages")]

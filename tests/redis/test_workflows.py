@@ -9,6 +9,8 @@ import pytest
 
 import fastq
 from fastq import FastQ
+from fastq.broker import flows
+from fastq.cli.workflow import draw
 from fastq.errors import InvalidArguments, InvalidOption, JobCancelled, JobFailed, ResultExpired, UnknownTask
 from fastq.workflow import MOST_DEPTH
 from tests.redis.workshop import working
@@ -273,6 +275,24 @@ async def test_inputs_that_are_gone_are_a_clear_error(kitchen, raw):
             await lost.result(10)
 
 
+async def test_it_is_drawn_as_a_tree(kitchen):
+    """fastq workflow ID: neighbours that are alike share a line, what comes together is not indented."""
+    add, app = kitchen.add, kitchen.app
+    async with working(app):
+        header = [*(add.s(i) for i in range(3)), kitchen.fail.si()]
+        flow = await fastq.chain(add.s(1), fastq.chord(header, kitchen.total.s())).enqueue()
+        await flow.wait(10)
+        keys = app.keys("default")
+        found = await app.run(flows.view(keys, flow.id))
+        children = await app.run(flows.edges(keys, flow.id, len(found.letters)))
+    assert draw(found, children) == [
+        "add  [0]  success",
+        "  ├ add ×3  [1-3]  success",
+        "  ├ fail  [4]  failed",
+        "total  [6]  skipped",
+    ]
+
+
 async def test_nothing_stays_when_its_time_is_over(kitchen, raw):
     async with working(kitchen.app):
         flow = await fastq.group(kitchen.add.s(i) for i in range(3)).enqueue(result_ttl=60)
@@ -306,3 +326,71 @@ def test_what_cannot_be_a_workflow_is_told_where_it_is_written(kitchen):
         deep = fastq.group(deep)
     with pytest.raises(InvalidOption, match="deep"):
         deep.enqueue_sync()
+
+
+async def test_limits_see_none_for_what_comes_later(redis_url):
+    """A job whose first argument another one fills in, behind a limit with a key."""
+    kitchen = Kitchen(redis_url)
+
+    @kitchen.app.task(rate_limit="100/s", limit_key=lambda value, who="": who or str(value))
+    async def limited(value: int, who: str = "") -> int:
+        return value + 1
+
+    async with working(kitchen.app):
+        flow = await fastq.chain(kitchen.add.s(1), limited.s(who="me"), limited.s()).enqueue()
+        assert await flow.result(10) == 4
+
+
+async def test_middlewares_retries_and_snoozes(kitchen):
+    """A retry and a snooze keep what the job takes from the one before it."""
+    tries: list[int] = []
+
+    @kitchen.app.task(max_attempts=3, retry=0)
+    async def stubborn(value: int, job: fastq.JobContext) -> int:
+        tries.append(value)
+        if len(tries) == 1:
+            raise OSError("once")
+        if len(tries) == 2:
+            job.snooze(0)
+        return value * 2
+
+    kitchen.app.middleware(fastq.Middleware())
+    async with working(kitchen.app) as shop:
+        flow = await fastq.chain(kitchen.add.s(1), stubborn.s()).enqueue()
+        ending = asyncio.create_task(flow.result(10))
+        while not ending.done():
+            await shop.promote()
+            await asyncio.sleep(0.01)
+        assert ending.result() == 4
+    assert tries == [2, 2, 2]
+
+
+async def test_the_next_job_pays_for_nothing_that_is_large(kitchen, raw):
+    """Results by reference: the envelope of a callback does not grow with its header."""
+    sizes = []
+    for count in (2, 200):
+        flow = await fastq.chord([kitchen.add.s(i) for i in range(count)], kitchen.total.s()).enqueue()
+        sizes.append(len(raw.hget(kitchen.app.keys("default").flow(flow.id), f"e{count + 1}")))
+    assert sizes[1] - sizes[0] <= 2  # the number of its gather
+    await kitchen.app.aclose()
+
+
+async def test_an_immutable_callback_and_two_calls_of_the_same_id(kitchen):
+    """on_failure with .si gets what it names; app.group and app.chord by name."""
+    async with working(kitchen.app):
+        flow = await kitchen.app.chord([("add", (1, 2)), ("add", (3,))], kitchen.total.s())
+        assert await flow.result(10) == 7
+        named = await kitchen.app.chord([("add", (1,))], kitchen.app.signature("total", immutable=False))
+        assert await named.result(10) == 2
+        again = kitchen.app.get_workflow(named.id)
+        assert (await again.status()).success == 2
+        assert await (await kitchen.app.group([("add", (1,)), ("add", (2,))])).result(10) == [2, 3]
+
+
+async def test_a_purged_queue_ends_its_workflows(kitchen):
+    """F-59: nothing waits for jobs that are gone."""
+    flow = await fastq.chord([kitchen.add.s(i) for i in range(5)], kitchen.total.s()).enqueue()
+    assert await kitchen.app.purge_queue() == 5
+    status = await flow.wait(10)
+    assert (status.state, status.cancelled, status.skipped) == ("failed", 5, 1)
+    await kitchen.app.aclose()

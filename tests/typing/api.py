@@ -176,3 +176,21 @@ async def limiters() -> None:
     assert_type((await limiter.state()).pace, float)
     assert_type(fastq.LimitTimeout("stripe_api", 3.0).retry_after, float | None)
     await fastq.monitored_acquire("stripe_api")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+async def workflows() -> None:
+    line = fastq.chain(send_email.s("a@example.org"), resize.si("x", width=3))
+    flow = await line.enqueue(on_error="ignore", on_failure=send_email.s(), result_ttl=60)
+    assert_type(flow, fastq.Workflow)
+    assert_type(fastq.chord([resize.s("x")], send_email.s()).enqueue_sync(), fastq.Workflow)
+    assert_type(await fastq.group(resize.s(name) for name in "ab").enqueue(), fastq.Workflow)
+    assert_type(await app.chain([("send_email", ("a",), {"subject": "x"}), resize.s("x")], name="n"), fastq.Workflow)
+    assert_type(await app.chord([resize.s("x")], ("total",)), fastq.Workflow)
+    wf = app.workflow("order")
+    paid = wf.add(resize.s("x"))
+    wf.add(send_email.options(priority=8).s(), after=[paid])
+    assert_type(await wf.enqueue(), fastq.Workflow)
+    assert_type(await flow.status(), fastq.WorkflowStatus | None)
+    assert_type(await flow.cancel(terminate=True), bool)
+    assert_type(await flow.retry(), int)
+    await line.enqueue(on_error="explode")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

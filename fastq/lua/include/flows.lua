@@ -9,7 +9,7 @@ local function base_of(groups) return string.sub(groups, 1, -7) end -- without i
 local function begin(groups, flow, id, nodes)
   local base, begun = base_of(groups), 0
   for from = 1, #nodes, 2000 do
-    local fields, stored, lists = {}, {}, {}
+    local fields, stored, lists, run, next_to = {}, {}, {}, 0, false
     for i = from, math.min(from + 1999, #nodes) do fields[#fields + 1] = 'e' .. nodes[i] end
     for i, envelope in ipairs(redis.call('HMGET', flow, unpack(fields))) do
       local node = nodes[from + i - 1]
@@ -18,10 +18,16 @@ local function begin(groups, flow, id, nodes)
         lists[priority] = lists[priority] or {}
         table.insert(lists[priority], id .. '.' .. node)
         stored[#stored + 1], stored[#stored + 2] = id .. '.' .. node, envelope
-        redis.call('SETRANGE', flow .. ':states', node, 'a')
-        begun = begun + 1
+        if next_to and tonumber(node) == next_to then -- a run of neighbours is one write
+          run = run + 1
+        else
+          if run > 0 then redis.call('SETRANGE', flow .. ':states', next_to - run, string.rep('a', run)) end
+          run = 1
+        end
+        next_to, begun = node + 1, begun + 1
       end
     end
+    if run > 0 then redis.call('SETRANGE', flow .. ':states', next_to - run, string.rep('a', run)) end
     if #stored > 0 then redis.call('HSET', base .. 'jobs', unpack(stored)) end
     redis.call('HDEL', flow, unpack(fields))
     for priority, ids in pairs(lists) do redis.call('RPUSH', base .. 'ready:' .. priority, unpack(ids)) end

@@ -4,7 +4,8 @@ local function flows_go_on(groups, now, ids, kinds, said, from)
   local flows, outputs = {}, {}
   for i = from, #said, 2 do outputs[said[i]] = said[i + 1] end
   for _, job in ipairs(ids) do
-    local id, node = string.match(job, '^(%x+)%.(%d+)$')
+    local id, node
+    if string.byte(job, 25) == 46 then id, node = string.match(job, '^(%x+)%.(%d+)$') end -- a dot behind 24 digits
     local flow = id and #node < 8 and base_of(groups) .. 'flow:' .. id
     if flow and redis.call('GETRANGE', flow .. ':states', node, node) == 'a' then
       flows[id] = flows[id] or {flow = flow, ended = 0, good = {}, bad = {}, results = {}}

@@ -1,0 +1,126 @@
+"""``fastq workflow``: a workflow as a tree; cancel it, send it on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import click
+
+from fastq.broker import flows
+from fastq.broker.commands import Operation
+from fastq.broker.keys import QueueKeys
+from fastq.cli.session import NotFound, Session, with_session
+from fastq.cli.table import counted, moment
+from fastq.errors import ExitCode, safe_text
+
+__all__ = ["draw", "verbs"]
+
+WORDS = {"w": "waiting", "a": "active", "s": "success", "f": "failed", "c": "cancelled", "g": "waiting", "G": "success"}
+DRAWN = 20_000
+"""Most nodes of a workflow that is drawn; of a larger one only the counts are shown."""
+
+
+class Tree:
+    """The nodes of a workflow with how far each is indented: what branches is, what comes together is not."""
+
+    def __init__(self, letters: str, tasks: Sequence[str], children: Sequence[Sequence[int]], *, over: bool) -> None:
+        self.letters, self.tasks, self.children, self.over = letters, tasks, children, over
+        self.parents: list[list[int]] = [[] for _ in letters]
+        for node, below in enumerate(children):
+            for child in below:
+                self.parents[child].append(node)
+        self.depth: list[int] = []
+        roots = sum(not parents for parents in self.parents)
+        for node in range(len(letters)):
+            self.depth.append(self._depth(node, roots))
+
+    def _depth(self, node: int, roots: int) -> int:
+        above = self.parents[node]
+        if not above:
+            return int(roots > 1 and self.tasks[node] != "")
+        if self.tasks[node] == "":
+            return max(min(self.depth[each] for each in above) - 1, 0)
+        return self.depth[above[0]] + (len(self.children[above[0]]) > 1)
+
+    def lines(self) -> Iterator[str]:
+        """One line per job; neighbours that are alike share one."""
+        node = 0
+        while node < len(self.letters):
+            last = node
+            while last + 1 < len(self.letters) and self._alike(node, last + 1):
+                last += 1
+            if self.tasks[node]:
+                yield self._line(node, last)
+            node = last + 1
+
+    def _alike(self, one: int, other: int) -> bool:
+        same = self.tasks[one] == self.tasks[other] and self.depth[one] == self.depth[other]
+        return same and self.parents[one] == self.parents[other] and self.children[one] == self.children[other]
+
+    def _line(self, first: int, last: int) -> str:
+        mark = "  " * self.depth[first] + ("├ " if self.depth[first] else "")
+        numbers = str(first) if first == last else f"{first}-{last}"
+        name = safe_text(self.tasks[first]) + ("" if first == last else f" ×{last - first + 1:,}")
+        counts = Counter(self._word(letter) for letter in self.letters[first : last + 1])
+        said = next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n:,} {word}" for word, n in counts.items())
+        return f"{mark}{name}  [{numbers}]  {said}"
+
+    def _word(self, letter: str) -> str:
+        return "skipped" if self.over and letter == "w" else WORDS[letter]
+
+
+def draw(found: flows.FlowView, children: Sequence[Sequence[int]]) -> list[str]:
+    """The lines of a tree."""
+    return list(Tree(found.letters, found.tasks(), children, over=found.state != "running").lines())
+
+
+@click.command()
+@click.argument("workflow_id")
+@click.option("--queue", "-q", help="Its queue; default: every one is asked.")
+@click.option("--cancel", "action", flag_value="cancel", help="Let nothing more of it begin, and cancel its jobs.")
+@click.option("--retry", "action", flag_value="retry", help="Let its failed jobs run again, and what is behind them.")
+@with_session
+def workflow(session: Session, workflow_id: str, queue: str | None, action: str | None) -> int:
+    """Draw a workflow with the states of its jobs; cancel it, or send it on.
+
+    The numbers in brackets are those of its jobs: the id of job 3 is WORKFLOW_ID.3.
+    """
+    inspector = session.inspector
+    names = [session.known_queue(queue)] if queue else session.run(inspector.queues())
+    place = session.run(_find([inspector.keys(name) for name in names], workflow_id))
+    if place is None:
+        raise NotFound(f"no workflow {safe_text(workflow_id)!r}: there was none of this id, or its result_ttl is over")
+    if action == "cancel":
+        record = flows.ended_record("cancelled", "", 0)
+        session.run(flows.cancel(place, workflow_id, record, 3_600_000))
+    elif action == "retry":
+        session.run(flows.retry(place, workflow_id))
+    found = session.run(flows.view(place, workflow_id))
+    assert found is not None
+    small = len(found.letters) <= DRAWN
+    children = session.run(flows.edges(place, workflow_id, len(found.letters))) if small else []
+    words = WORDS if found.state == "running" else {**WORDS, "w": "skipped"}
+    counts = Counter(words[letter] for letter in found.letters if letter not in "gG")
+    tree = draw(found, children) if small else []
+    head = {"id": workflow_id, "queue": place.queue, "name": found.fields.get("name", ""), "state": found.state}
+    told = ", ".join(f"{number:,} {word}" for word, number in counts.items())
+
+    def lines() -> Iterator[str]:
+        name = safe_text(head["name"]) or "workflow"
+        yield f"{name} {workflow_id}  {found.state}  queue {place.queue}  since {moment(found.started_ms / 1_000)}"
+        yield from tree
+        yield f"{counted(sum(counts.values()), 'job')}: {told}"
+
+    session.answer({**head, "counts": counts, "tree": tree}, lines())
+    return ExitCode.OK
+
+
+def _find(queues: Sequence[QueueKeys], flow: str) -> Operation[QueueKeys | None]:
+    for q in queues:
+        if (yield from flows.view(q, flow)) is not None:
+            return q
+    return None
+
+
+verbs = {"workflow": workflow}
