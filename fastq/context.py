@@ -15,7 +15,7 @@ from fastq.errors import Fail, FastQError, InvalidOption, Retry, Snooze
 from fastq.job import Envelope, Extra, Progress, decode_progress, encode, seconds
 from fastq.logs import log_context
 
-__all__ = ["JobContext", "State", "current"]
+__all__ = ["Depends", "JobContext", "State", "current"]
 
 
 STEP_TTL = 7 * 86_400.0
@@ -303,9 +303,49 @@ def State(key: str | None = None) -> Any:  # noqa: N802 - reads as a type at the
     return _State(key)
 
 
+class _Depends:
+    """Marks a parameter that is made for each run; see :func:`Depends`."""
+
+    __slots__ = ("dependency",)
+
+    def __init__(self, dependency: Any) -> None:
+        self.dependency = dependency
+
+
+def Depends(dependency: Callable[..., Any]) -> Any:  # noqa: N802 - FastAPI's
+    """As a parameter's default, or in its ``Annotated``: what ``dependency()`` returns, or yields, made for each run of the job.
+
+    It may be a plain or an async function or a generator, which tidies up after the handler, however that ends; its own parameters may be
+    ``Depends``, ``State`` and ``JobContext``. One that several depend on is made once per run. A handler that is a plain
+    function can depend on plain ones only. Called as a function, a handler takes the value as an argument. Handlers without
+    any cost nothing.
+
+    Example::
+
+        async def session(pool: Pool = fastq.State("pool")):
+            async with pool.acquire() as connection:
+                yield connection
+
+        @app.task
+        async def save(row: dict[str, str], db: Connection = fastq.Depends(session)) -> None: ...
+    """
+    return _Depends(dependency)
+
+
+def depends_of(parameter: Any, annotation: Any) -> Any:
+    """The parameter's ``Depends``, or None."""
+    if isinstance(parameter.default, _Depends):
+        return parameter.default
+    return next((each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, _Depends)), None)
+
+
 def is_injected(parameter: Any, annotation: Any) -> bool:
     """Whether fastq fills this parameter in."""
-    return annotation is JobContext or isinstance(parameter.default, _State)
+    return (
+        annotation is JobContext
+        or isinstance(parameter.default, _State)
+        or depends_of(parameter, annotation) is not None
+    )
 
 
 def takes_state(parameters: Iterable[Any]) -> str | None:
@@ -314,5 +354,5 @@ def takes_state(parameters: Iterable[Any]) -> str | None:
 
 
 def injection(parameter: Any, job: JobContext) -> Any:
-    """The value for a parameter that fastq fills in."""
+    """The value for a parameter that fastq fills in; for a ``Depends`` the job, of which fastq.depends makes it."""
     return parameter.default.pick(job.state) if isinstance(parameter.default, _State) else job

@@ -96,6 +96,10 @@ class UnknownTask(EnqueueError, LookupError):
     """No task of this name is registered."""
 
 
+class UnknownJobError(UnknownTask):
+    """A ``JobRegistry`` has no handler of this name."""
+
+
 class InvalidArguments(EnqueueError, TypeError):
     """The arguments do not fit the task, or cannot be encoded."""
 
@@ -217,6 +221,10 @@ class Fail(FastQError):
 
 class JobTimeout(FastQError, TimeoutError):
     """A handler ran longer than its ``timeout``; recorded as the error of that attempt."""
+
+
+class JobTimeoutError(JobTimeout):
+    """A handler of a ``JobRegistry`` ran longer than the ``timeout`` of its dispatch."""
 
 
 class JobCrashed(FastQError):

@@ -20,6 +20,7 @@ from typing import (
 
 from fastq.context import JobContext, takes_state
 from fastq.cron import Cron, Every, Schedule
+from fastq.depends import resolved
 from fastq.errors import ConfigError, FastQError, InvalidOption, TaskDefinitionError, UnknownTask, did_you_mean
 from fastq.job import TASK_NAME, JobPriority, Seconds, check_priority, seconds
 from fastq.limiter.options import JOB_LIMITS, JobLimits, read_job_limits
@@ -222,6 +223,7 @@ class Tasks:
         if not isinstance(name, str) or not TASK_NAME.match(name):
             raise TaskDefinitionError(f"the task name {name!r:.250} is not 1 to 200 characters of A-Z a-z 0-9 _ . : -")
         kind = AsyncTask if _is_async(fn) else SyncTask
+        fn = resolved(name, fn, is_async=kind is AsyncTask)
         running = _while_running(name, options)
         task: Task[..., Any] = kind(self, name, fn, _task_options(name, fn, options))
         if running is not None:

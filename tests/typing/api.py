@@ -12,6 +12,7 @@ from typing import assert_type
 
 import fastq
 from fastq.task import AsyncTask, SyncTask
+from fastq.testing import Drained, Enqueued, Kit
 
 app = fastq.FastQ("redis://localhost:6379/0", concurrency=5)
 
@@ -194,3 +195,41 @@ async def workflows() -> None:
     assert_type(await flow.cancel(terminate=True), bool)
     assert_type(await flow.retry(), int)
     await line.enqueue(on_error="explode")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def connection() -> str:
+    return "db"
+
+
+@app.task
+async def depending(number: int, db: str = fastq.Depends(connection)) -> str:
+    return db * number
+
+
+async def consumers() -> None:
+    await depending.enqueue(1)
+    assert_type(await depending(1, db="fake"), str)
+    async with app.consume("emails", prefetch=2) as messages:
+        assert_type(messages, fastq.Consumer)
+        async for message in messages:
+            assert_type(message, fastq.Message)
+            await message.nack(requeue=True, delay=30)
+            await messages.ack(message, "done")
+        assert_type(await messages.reserve_next(), fastq.Message | None)
+        message = await anext(messages)
+        await message.nack(True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    registry = fastq.JobRegistry()
+    assert_type(await registry.dispatch(message, timeout=60), fastq.JobResult)
+    runner = fastq.WorkerRunner(app, registry.run, queue="emails")
+    await runner.start()
+
+
+async def kits() -> None:
+    async with Kit(app, result_ttl=0) as kit:
+        assert_type(await kit.drain("emails"), Drained)
+        assert_type((await kit.advance(days=7)).success, int)
+        assert_type(kit.assert_enqueued(send_email, to="a"), Enqueued)
+        kit.kill_worker_at("after_handler", task=send_email)
+        kit.kill_worker_at("lunch")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        with kit.eager():
+            assert_type(await (await send_email.enqueue("a")).result(), bool)
