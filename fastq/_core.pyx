@@ -610,7 +610,7 @@ def take_in(list ids, list envelopes, deliveries, str queue, dict held, backlog,
 
     ``decode`` reads an envelope, ``make(id, queue, envelope, deliveries)`` makes the job. Returns the indices of those that are
     not as they should be: no envelope, not readable, another version, a body of more than ``most`` bytes, an id that is not
-    ASCII. Nothing was done about these.
+    ASCII, or longer than ids are. Nothing was done about these.
     """
     cdef Py_ssize_t i
     cdef list odd = []
@@ -618,7 +618,7 @@ def take_in(list ids, list envelopes, deliveries, str queue, dict held, backlog,
     for i in range(len(ids)):
         raw, data = ids[i], envelopes[i]
         try:
-            if not data:
+            if not data or len(<bytes>raw) > 120:
                 odd.append(i)
                 continue
             name = (<bytes>raw).decode("ascii")

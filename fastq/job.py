@@ -44,6 +44,9 @@ YEAR_MS = 366 * 86_400_000
 VERSION = 1
 """Version of the envelope; a worker reads this one and the one before it."""
 
+ID_MOST = 120
+"""Characters of a job's id."""
+
 TASK_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,200}\Z")
 _JOB_ID = re.compile(r"[A-Za-z0-9_.:@/+=-]{1,120}\Z")
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fastq._core import forget
 from fastq.broker.commands import Batch, Command, park, settle
 from fastq.broker.keys import QueueKeys
 from fastq.context import JobContext
+from fastq.errors import UndecodableJob, safe_text
+from fastq.job import ID_MOST
+
+if TYPE_CHECKING:
+    from fastq.worker.executor import Executor
 
 __all__ = ["Lane"]
 
@@ -46,6 +51,14 @@ class Lane:
         if self.sent is not None:
             forget(self.held, self.sent.ids())
         self.sent = None
+
+    def set_aside(self, executor: Executor, raw_id: bytes, data: bytes | None) -> None:
+        """A foreign producer's id, which the board cannot hold: a dead letter, under its own bytes."""
+        key = cast(str, raw_id)  # Redis knows no other name for it
+        self.held[key] = None
+        error = UndecodableJob(f"its id is not 1 to {ID_MOST} ASCII characters: {raw_id[:40]!r}")
+        executor.undecodable(safe_text(raw_id.decode("utf-8", "replace"), 60), self.name, data or b"", error)
+        self.batch.failed[-1] = (key, *self.batch.failed[-1][1:])
 
     def put_back(self, theirs: dict[str, bytes]) -> None:
         """After a lost reply: outcomes of jobs that Redis still has in our running set are written again."""

@@ -34,7 +34,7 @@ from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import GlobalKeys
 from fastq.context import JobContext
 from fastq.errors import BrokerError, BrokerReplyError, UndecodableJob
-from fastq.job import VERSION, WorkerCard, decode_envelope, encode, read_envelope
+from fastq.job import ID_MOST, VERSION, WorkerCard, decode_envelope, encode, read_envelope
 from fastq.metrics import WorkerMetrics
 from fastq.values import QueueOrder
 from fastq.worker.cancels import Cancels
@@ -306,6 +306,9 @@ class WorkerLoop:
 
     def _admit(self, lane: Lane, raw_id: bytes, data: bytes | None, deliveries: int, *, unparked: bool = False) -> None:
         job_id = raw_id.decode("utf-8", "replace")
+        if len(raw_id) > ID_MOST or not raw_id.isascii():
+            lane.set_aside(self.executor, raw_id, data)
+            return
         lane.held[job_id] = None
         if not data:  # somebody removed the envelope by hand: nothing to run, nothing to keep
             log.error("job without envelope", extra={"fields": {"job": job_id, "queue": lane.name}})

@@ -66,6 +66,11 @@ async def whole(numbers: list[int], key: str) -> int:
     return sum(numbers)
 
 
+@tasks.task(result_ttl=0, max_attempts=1)
+async def quiet(key: str, seconds: float = 0.0) -> None:
+    """Notes nothing: its arguments may be whatever a foreign producer wrote."""
+
+
 @tasks.task(idempotent=3_600, max_attempts=2, retry=0)
 async def charged(key: str, gate: str, job: fastq.JobContext) -> int:
     """Charges once, whatever kills its worker after that; what it returns is the process that charged."""
