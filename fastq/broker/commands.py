@@ -283,7 +283,7 @@ def park(q: QueueKeys, worker: str, jobs: Sequence[Parked]) -> Command[Settled]:
         args += (job.id, numbers[job.limit], repr(job.score))
     keys = (
         q.running(worker), q.parked, q.parked_of, q.cancels, q.jobs, q.deliveries, q.done, q.unique, q.unique_of,
-        q.awaited, q.events, q.groups, *map(q.parked_by, looks),
+        q.awaited, q.events, q.groups, q.paused_tasks, *map(q.parked_by, looks),
     )  # fmt: skip
     return Command("park", keys, args, Settled._make)
 
@@ -369,7 +369,12 @@ def promote(q: QueueKeys, limit: int = 500) -> Command[Promoted]:
 
 def unpark_due(q: QueueKeys, limit: int = 500, look_ms: int = 2_000) -> Command[Promoted]:
     """Send one job back for each of up to ``limit`` limits that no worker looks after."""
-    return Command("unpark_due", (q.parked, q.parked_of, q.jobs, q.wake, *q.levels), (limit, look_ms), Promoted._make)
+    return Command(
+        "unpark_due",
+        (q.parked, q.parked_of, q.jobs, q.wake, q.paused_tasks, *q.levels),
+        (limit, look_ms),
+        Promoted._make,
+    )
 
 
 def clamp(q: QueueKeys, leases: Iterable[tuple[str, int]]) -> Command[int]:

@@ -10,6 +10,7 @@ import msgspec
 from fastq.broker.commands import Command, Operation, raw
 from fastq.broker.inspector import Inspector
 from fastq.broker.keys import PRIORITIES, QueueKeys
+from fastq.broker.pauses import Pause, paused
 from fastq.broker.views import QueueInfo, clock, leases_of
 from fastq.job import JobPriority, JobState, JobStatus, WorkerCard
 
@@ -71,9 +72,14 @@ def _held_up(inspector: Inspector, status: JobStatus) -> Operation[list[Cause]]:
     causes: list[Cause] = []
     if info is not None and info.paused:
         causes.append(Cause("paused", f"queue {status.queue} is paused"))
+    pauses: list[Pause] = yield paused(q)
+    named = next((pause for pause in pauses if pause.name == status.limit), None)
+    causes += [
+        Cause("paused", f"{p} is paused") for p in pauses if p is named or (p.task == status.task and not p.where)
+    ]
     if status.state is JobState.SCHEDULED:
         causes += _scheduled(status, now, leader=leader is not None)
-    elif status.state is JobState.PARKED:
+    elif status.state is JobState.PARKED and named is None:
         until: float | None = yield raw("ZSCORE", q.parked, status.limit or "", decode=_score)
         again = "" if until is None else f", looked at again in {max(until - now, 0) / 1_000:.1f} s at the latest"
         causes.append(Cause("parked", f"it waits for the limit {status.limit}{again}"))

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from fastq.broker import commands
 from fastq.broker.commands import Command, Operation, raw
 from fastq.broker.keys import PAD, GlobalKeys, QueueKeys
+from fastq.broker.pauses import Pause, paused, suspend_task, unpause
 from fastq.broker.views import (
     BUCKETS,
     Found,
@@ -482,6 +483,27 @@ class Inspector:
         if not waiting:
             yield raw("RPUSH", q.wake, "1")
         return bool(deleted)
+
+    def pause_task(self, pause: Pause, queues: Iterable[str]) -> Operation[bool]:
+        """Workers start no job that ``pause`` means in these queues; what runs goes on. False when all were paused already."""
+        changed = yield [suspend_task(self._keys(queue), pause) for queue in queues]
+        return any(changed)
+
+    def resume_task(self, pause: Pause, queues: Iterable[str]) -> Operation[bool]:
+        """Undo :meth:`pause_task`: the jobs that were put aside are pending again. False when none was paused."""
+        changed = False
+        for queue in queues:
+            left = 1
+            while left:
+                was, _, left = yield unpause(self._keys(queue), pause)
+                changed = changed or was
+        return changed
+
+    def paused_tasks(self, queues: Iterable[str] | None = None) -> Operation[dict[str, list[Pause]]]:
+        """Queue -> what of it is paused; queues without a pause are left out."""
+        names = list((yield from self.queues()) if queues is None else queues)
+        found = (yield [paused(self._keys(queue)) for queue in names]) if names else []
+        return {queue: pauses for queue, pauses in zip(names, found, strict=True) if pauses}
 
     def purge(self, queue: str) -> Operation[int]:
         """Delete the pending, scheduled and parked jobs of a queue, for good. Returns how many."""

@@ -70,6 +70,9 @@ TABLE: tuple[KeyInfo, ...] = (
     ),
     KeyInfo("{q}:steps:<id>", "hash", "worker", "ttl", "step of a job -> its result (msgpack), see JobContext.once"),
     KeyInfo("{q}:paused", "string", "operator", "queue", "present while the queue is paused"),
+    KeyInfo(
+        "{q}:paused:tasks", "hash", "operator", "queue", "name of a pause -> the task, and arguments, that it means"
+    ),
     KeyInfo("{q}:producers", "hash", "enqueue", "bounded", "producer id -> its last sequence number (µs); pruned"),
     KeyInfo("{q}:ticks", "hash", "scheduler", "queue", "schedule name -> last tick that was dealt with, in ms"),
     KeyInfo("{q}:schedules", "hash", "schedule", "queue", "schedule name -> its definition (msgpack)"),
@@ -155,7 +158,7 @@ TABLE: tuple[KeyInfo, ...] = (
 def _regex(pattern: str) -> re.Pattern[str]:
     escaped = re.escape(pattern).replace(re.escape("{q}"), r"\{[A-Za-z0-9_-]{1,64}(:\d+)?\}")
     escaped = escaped.replace(re.escape("{l}"), r"\{limit/[A-Za-z0-9_.:-]{1,100}\}")
-    escaped = escaped.replace("<limit>", "[A-Za-z0-9_.:-]{1,100}/~?[A-Za-z0-9_.:-]+")
+    escaped = escaped.replace("<limit>", "~?[A-Za-z0-9_.:-]{1,100}/~?[A-Za-z0-9_.:-]+")
     escaped = escaped.replace(re.escape("{n}"), r"\{lease/[a-z]+/~?[A-Za-z0-9_.:-]{1,100}\}")
     escaped = re.sub("<(key|ticket|id)>", "~?[A-Za-z0-9_.:@/+=-]+", escaped)
     return re.compile(r"[A-Za-z0-9_.:-]+:" + re.sub(r"<[^>]+>", "[^:]+", escaped) + r"\Z")
@@ -198,6 +201,7 @@ class QueueKeys:
         self.parked_of = self._name("parked:of")
         self.unique_start = self._name("unique:start")
         self.paused = self._name("paused")
+        self.paused_tasks = self._name("paused:tasks")
         self.producers = self._name("producers")
         self.ticks = self._name("ticks")
         self.schedules = self._name("schedules")
@@ -332,7 +336,7 @@ _PAGE = """\
 
 `fastq` is the prefix (setting `prefix`). `{q}` is the queue's name in braces, as in `fastq:{default}:jobs`: the hash tag
 keeps a queue in one slot of a cluster. `{l}` is a limiter, as in `fastq:{limit/stripe_api}:rule`; the key of its one
-partition is `~all`, and one that does not fit into a key name is `~` and its hash. A limit in `parked` is `<limiter>/<key>`.
+partition is `~all`, and one that does not fit into a key name is `~` and its hash. A limit in `parked` is `<limiter>/<key>`, a paused task `~paused/<task>`.
 `{n}` is a leader or a lock, as in `fastq:{lease/leader/daily_report}:lease`. Times are milliseconds of Redis's clock
 since the epoch unless they say µs.
 

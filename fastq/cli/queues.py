@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import click
+import msgspec
 
+from fastq.broker.pauses import Pause
 from fastq.cli.root import Verbs
 from fastq.cli.session import Session, confirmed, with_session
 from fastq.cli.status import QUEUE_HEAD, queue_row
@@ -12,6 +14,11 @@ from fastq.cli.table import counted, rows
 __all__ = ["verbs"]
 
 NAME = click.argument("queue")
+SOME = click.argument("queue", required=False)
+TASK = click.option("--task", help="This task only, in QUEUE or in all queues.")
+WHERE = click.option(
+    "--where", multiple=True, metavar="NAME=VALUE", help="Of the task, only calls with this argument; may be repeated."
+)
 
 
 @click.group(cls=Verbs)
@@ -28,21 +35,52 @@ def ls(session: Session) -> None:
 
 
 @queues.command()
-@NAME
+@SOME
+@TASK
+@WHERE
 @with_session
-def pause(session: Session, queue: str) -> None:
-    """Let workers take nothing more from QUEUE. What runs goes on; jobs may still be enqueued."""
-    changed = session.run(session.inspector.pause(session.known_queue(queue)))
-    session.answer({"queue": queue, "changed": changed}, [f"{queue}: {'paused' if changed else 'was paused already'}"])
+def pause(session: Session, queue: str | None, task: str | None, where: tuple[str, ...]) -> None:
+    """Let workers take nothing more from QUEUE, or start no more jobs of a task. What runs goes on; jobs may still be enqueued."""
+    _change(session, queue, task, where, begin=True)
 
 
 @queues.command()
-@NAME
+@SOME
+@TASK
+@WHERE
 @with_session
-def resume(session: Session, queue: str) -> None:
-    """Undo pause."""
-    changed = session.run(session.inspector.resume(session.known_queue(queue)))
-    session.answer({"queue": queue, "changed": changed}, [f"{queue}: {'resumed' if changed else 'was not paused'}"])
+def resume(session: Session, queue: str | None, task: str | None, where: tuple[str, ...]) -> None:
+    """Undo the same pause."""
+    _change(session, queue, task, where, begin=False)
+
+
+def _change(session: Session, queue: str | None, task: str | None, where: tuple[str, ...], *, begin: bool) -> None:
+    inspector = session.inspector
+    if queue is not None:
+        session.known_queue(queue)
+    if task is None:
+        if queue is None or where:
+            raise click.UsageError("name a QUEUE, or a --task (--where chooses calls of a task)")
+        what = queue
+        changed = session.run(inspector.pause(queue) if begin else inspector.resume(queue))
+    else:
+        pause = Pause(task, dict(map(_argument, where)))
+        what = str(pause) + (f" in {queue}" if queue else "")
+        queues = [queue] if queue else session.run(inspector.queues())
+        changed = session.run((inspector.pause_task if begin else inspector.resume_task)(pause, queues))
+    words = ("paused", "was paused already") if begin else ("resumed", "was not paused")
+    session.answer({"queue": queue, "task": task, "changed": changed}, [f"{what}: {words[0 if changed else 1]}"])
+
+
+def _argument(text: str) -> tuple[str, object]:
+    """``tenant_id=42``: JSON where it is, else text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"--where {text!r}: write NAME=VALUE")
+    try:
+        return name, msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return name, value
 
 
 @queues.command()

@@ -1,13 +1,14 @@
 #!lua flags=allow-oom
 -- park: put jobs that wait for a limit aside, under that limit; nothing is charged. One that was cancelled meanwhile ends here
 -- KEYS {q}:running:<worker> {q}:parked {q}:parked:of {q}:cancels {q}:jobs {q}:deliveries {q}:done {q}:unique {q}:unique:of
---      {q}:awaited {q}:events {q}:groups {q}:parked:by:<limit> ...
+--      {q}:awaited {q}:events {q}:groups {q}:paused:tasks {q}:parked:by:<limit> ...
 -- ARGV per limit: its name, ms until somebody else should look; then per job: id number_of_its_limit score
 -- The score orders the jobs of a limit: highest priority first, then the oldest.
 -- Sent twice, or by a worker whose lease was lost: what the running set no longer holds is left alone (the fence).
 -- Reply {held, stale ids}; held -1: the lease is gone.
 --- @include "now"
 --- @include "many"
+--- @include "look_at"
 --- @include "held"
 --- @include "release_unique"
 --- @include "keep_record"
@@ -19,7 +20,7 @@
 --- @include "flows_go_on"
 local running, parked, parked_of = KEYS[1], KEYS[2], KEYS[3]
 local cancels, jobs, deliveries, done = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local limits, now, ids, asked, ended = #KEYS - 12, now_ms(), {}, redis.call('HLEN', cancels) > 0, {}
+local limits, now, ids, asked, ended = #KEYS - 13, now_ms(), {}, redis.call('HLEN', cancels) > 0, {}
 local first = 2 * limits + 1
 for i = first, #ARGV, 3 do ids[#ids + 1] = ARGV[i] end
 local owned, mine, stale, of, by = held_of(running, ids), {}, {}, {}, {}
@@ -39,8 +40,8 @@ for i, id in ipairs(ids) do
   end
 end
 for number, members in pairs(by) do
-  many('ZADD', KEYS[12 + number], members)
-  redis.call('ZADD', parked, 'GT', now + ARGV[2 * number], ARGV[2 * number - 1])
+  many('ZADD', KEYS[13 + number], members)
+  look_at(parked, KEYS[13], ARGV[2 * number - 1], now, now + ARGV[2 * number])
 end
 if #mine > 0 then
   many('HSET', parked_of, of)

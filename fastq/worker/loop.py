@@ -40,6 +40,7 @@ from fastq.values import QueueOrder
 from fastq.worker.cancels import Cancels
 from fastq.worker.executor import Executor
 from fastq.worker.lane import Lane
+from fastq.worker.pauses import Pauses
 from fastq.worker.plan import slots
 from fastq.worker.reports import Reports
 from fastq.worker.turnstile import LOOKED_AFTER, Turnstile
@@ -111,7 +112,8 @@ class WorkerLoop:
         self._batches = batches
         self.executor = Executor(app, metrics, batches, connection.clock.now_ms, self._after_outcomes, slots(app))
         self._runs = self.executor.runner
-        self._turnstile = Turnstile(app, batches, self._start_waiting, self._wake_up)
+        self._turnstile = Turnstile(app, batches, self._start_waiting, self._event.set)
+        self._pauses = Pauses(connection, self._lanes, self._turnstile)
         self.executor.give_back = self._turnstile.give_back
         self._reports = self._runs.desk = Reports(app, connection, lambda: self.worker_id)
         self._backlog: deque[JobContext] = deque()
@@ -172,7 +174,9 @@ class WorkerLoop:
     async def run(self) -> None:
         """Serve until stopped; returns with nothing held in Redis, unless Redis stays away."""
         cancels = Cancels(self._connection, self._lanes, self._cancel)
-        background = [asyncio.create_task(each) for each in (self._tick(), self._wake(), cancels.run())]
+        background = [
+            asyncio.create_task(each) for each in (self._tick(), self._wake(), cancels.run(), self._pauses.run())
+        ]
         try:
             while not self._over():
                 try:
@@ -371,9 +375,6 @@ class WorkerLoop:
         self._fill()  # releases it, if this worker stops
         return False
 
-    def _wake_up(self) -> None:
-        self._event.set()
-
     def _release_backlog(self) -> None:
         self._backlog.extendleft(self._turnstile.drop())
         if self._aside is not None:
@@ -511,6 +512,7 @@ class WorkerLoop:
         for lane in self._lanes:
             await self._connection.call(register(lane.keys, self.worker_id, lease_ms, self._card))
             await self._connection.call(raw("SADD", queues, lane.name))
+        await self._pauses.look()  # before the first job
         self._registered = True
         self._all_hungry()
         if not self._stopping:

@@ -20,6 +20,7 @@ from fastq.app import FastQ
 from fastq.arguments import untyped, with_first
 from fastq.broker.commands import Batch, Parked
 from fastq.broker.keys import LimitKeys
+from fastq.broker.pauses import Pause
 from fastq.context import JobContext, current
 from fastq.errors import BrokerError, ConfigError, Fail, LimitTimeout
 from fastq.limiter.api import Limiter, take_all
@@ -130,7 +131,8 @@ class Turnstile:
         self._waiting: dict[JobContext, Waiting] = {}
         self._loop = asyncio.get_running_loop()
         self.limited: dict[str, dict[str, list[JobLimiter]]] = {}
-        """Task -> queue -> its limiters; tasks without any are not in here."""
+        """Task -> queue -> its limiters; tasks without any are not in here, unless they are paused."""
+        self._paused: dict[str, dict[str, list[Pause]]] = {}
         for task in app.tasks:
             by_queue = {queue: found for queue in batches if (found := app.limits_of(task, queue))}
             if by_queue:
@@ -142,6 +144,8 @@ class Turnstile:
         """Whether a job may start now. False: it has been taken care of, it waits here, or is parked. None: it is too early
         to tell, as many as there are ``free`` slots wait for an answer.
         """
+        if self._paused and self._is_paused(job):
+            return False
         limiters = self.limited[job.task].get(job.queue)
         if not limiters:
             return True
@@ -192,6 +196,46 @@ class Turnstile:
             if not door.idle:
                 self._doors[key] = door  # the oldest is in use: there are many limits at work, let it grow
                 return
+
+    # -- paused tasks ---------------------------------------------------------------------------
+
+    def pause(self, queue: str, pauses: list[Pause]) -> None:
+        """Let no job of these tasks start, or none of these calls, and those of all others."""
+        by_task: dict[str, list[Pause]] = {}
+        for pause in pauses:
+            by_task.setdefault(pause.task, []).append(pause)
+        if by_task == self._paused.get(queue, {}):
+            return
+        self._paused[queue] = by_task
+        if not by_task:
+            del self._paused[queue]
+        paused = {task for tasks in self._paused.values() for task in tasks}
+        for task in [task for task, limiters in self.limited.items() if not limiters and task not in paused]:
+            del self.limited[task]
+        for task in paused:
+            self.limited.setdefault(task, {})
+
+    def _is_paused(self, job: JobContext) -> bool:
+        """Whether a job is paused; then it was put aside."""
+        for pause in self._paused.get(job.queue, {}).get(job.task, ()):
+            if not pause.where or self._means(pause, job):
+                self._batches[job.queue].parked.append(Parked(job.id, pause.name, _score(job), LOOKED_AFTER))
+                self._wake()
+                return True
+        return False
+
+    def _means(self, pause: Pause, job: JobContext) -> bool:
+        task = self._app.tasks.get(job.task)
+        if task is None:
+            return False  # nobody here knows what its arguments are called
+        try:
+            if job.arguments is None:
+                job.arguments = task.arguments.decode(job.envelope.body)
+            args, kwargs = job.arguments
+            return pause.holds(task.arguments.named(args, kwargs))
+        except Exception:  # noqa: BLE001 - arguments that cannot be read are told by the run
+            job.arguments = None
+            return False
 
     # -- waiting here -------------------------------------------------------------------------
 
@@ -271,12 +315,10 @@ class Turnstile:
         self._aside(job, door)
 
     def _aside(self, job: JobContext, door: Door) -> None:
-        envelope = job.envelope
-        score = (10 - min(max(envelope.priority, 0), 10)) * 1e13 + envelope.enqueued_at
         look_ms = LOOKED_AFTER
         if door.timer is not None:
             look_ms += round(max(door.timer.when() - self._loop.time(), 0.0) * 1_000)
-        self._batches[job.queue].parked.append(Parked(job.id, door.name, score, look_ms))
+        self._batches[job.queue].parked.append(Parked(job.id, door.name, _score(job), look_ms))
         self._wake()
 
     def _look_later(self, door: Door, retry_after: float | None) -> None:
@@ -376,3 +418,8 @@ class Turnstile:
         for door in self._doors.values():
             if door.timer is not None:
                 door.timer.cancel()
+
+
+def _score(job: JobContext) -> float:
+    """The order in which parked jobs come back: by priority, then age."""
+    return (10 - min(max(job.envelope.priority, 0), 10)) * 1e13 + job.envelope.enqueued_at

@@ -26,6 +26,7 @@ from fastq.broker import commands, scripts, timing
 from fastq.broker.checker import check
 from fastq.broker.commands import Bound, Held, NewJob, Once, Parked, Promoted, Recovered, Refused, Settled
 from fastq.broker.keys import PAD, bucket_of
+from fastq.broker.pauses import Pause, suspend_task, unpause
 from fastq.broker.timing import Fired
 from fastq.errors import FastQError
 from tests.redis.lab import FAR, LEASE, Lab, batch, texts
@@ -62,9 +63,11 @@ new_jobs = st.lists(st.tuples(chosen, delays, st.sampled_from(("", "k", "l")), o
 NOW = -1  # a due time that Redis chose just now
 
 
-LIMITS = ("x/~all", "y/~all")
+PAUSE = Pause("t")
+LIMITS = ("x/~all", "y/~all", PAUSE.name)
 
 KINDS = {
+    "paused:tasks": "hash",
     "parked": "zset",
     "parked:of": "hash",
     **{f"parked:by:{limit}": "zset" for limit in LIMITS},
@@ -119,6 +122,7 @@ class Model:
         self.suspended: set[str] = set()
         self.open_runs: dict[str, set[str]] = {}  # schedule -> jobs of which nobody has noted that they ended
         self.steps: dict[str, bytes] = {}
+        self.paused = False  # the task
 
     def push(self, job_id: str, *, front: bool = False) -> None:
         """Into the ready list of its priority."""
@@ -496,7 +500,7 @@ class Protocol(RuleBasedStateMachine):
         if again:
             assert self.call(command) == Settled(left, [i.encode() for i in ids])
 
-    @rule(worker=workers, limit=st.sampled_from(LIMITS), want=st.integers(1, 3), paused=st.booleans())
+    @rule(worker=workers, limit=st.sampled_from(LIMITS[:2]), want=st.integers(1, 3), paused=st.booleans())
     def unpark(self, worker: str, limit: str, want: int, paused: bool) -> None:
         model = self.model
         if paused:
@@ -596,17 +600,33 @@ class Protocol(RuleBasedStateMachine):
             model.push(job_id)
         assert promoted == Promoted(len(moved), promoted.now_ms, min(model.due.values(), default=-1))
 
-    @rule(limit=st.sampled_from((*LIMITS, "")), most=st.integers(1, 2))
+    @rule(limit=st.sampled_from((*LIMITS, "")), most=st.integers(2, 3))
     def unpark_due(self, limit: str, most: int) -> None:
-        """For one limit that nobody has looked after, or for none."""
+        """For one limit that nobody has looked after, or for none; and for a pause that is over."""
         model = self.model
         if limit:
             self.lab.raw.zadd(self.lab.q.parked, {limit: 1}, xx=True)
         moved = self.call(commands.unpark_due(self.lab.q, most, FAR)).moved
-        ids = model.unpark(limit, 1) if limit else []
+        ids = model.unpark(limit, 1) if limit and limit != PAUSE.name else []
+        if not model.paused:
+            ids += reversed(model.unpark(PAUSE.name, 500))
         for job_id in ids:
             model.push(job_id, front=True)
         assert moved == len(ids)
+
+    @rule(begin=st.booleans(), want=st.integers(1, 2))
+    def pause_task(self, begin: bool, want: int) -> None:
+        model = self.model
+        if begin:
+            assert self.call(suspend_task(self.lab.q, PAUSE)) == (not model.paused)
+            model.paused = True
+            return
+        was, moved, left = self.call(unpause(self.lab.q, PAUSE, want))
+        ids = model.unpark(PAUSE.name, want)
+        assert (was, moved, left) == (model.paused, len(ids), len(model.parked[PAUSE.name]))
+        model.paused = False
+        for job_id in reversed(ids):
+            model.push(job_id, front=True)
 
     # -- operators ------------------------------------------------------------------------------------
 
@@ -794,6 +814,8 @@ class Protocol(RuleBasedStateMachine):
         assert {name: int(tick) for name, tick in live["ticks"].items()} == model.ticks
         assert set(live["schedules"]) == model.schedules
         assert set(live["suspended"]) == model.suspended
+        assert set(live["paused:tasks"]) == ({PAUSE.name} if model.paused else set())
+        assert model.paused or dict(live["parked"]).get(PAUSE.name, 0) < 10**14, "nobody would ever look at it"
         assert set(live["runs"]) <= model.schedules
         assert live["dead:jobs"] == model.dead
         assert set(live["awaited"]) - {"*"} == model.awaited, "a waiter who was not told, or was too early"
@@ -939,6 +961,8 @@ BUGS: dict[str, Mutation] = {
     "park that still holds": ("park", "many('SREM', running, mine)", ""),
     "unpark that does not hold": ("unpark", "redis.call('SADD', running, unpack(ids))", ""),
     "unpark from a paused queue": ("unpark", "if redis.call('EXISTS', paused) == 1 then", "if false then"),
+    "park that trusts an old pause": ("park", "redis.call('HEXISTS', pauses, limit) == 1 and FAR or now", "FAR"),
+    "unpause that forgets the jobs": ("unpause", "if envelope then", "if false then"),
     "unpark_due before the time": ("unpark_due", "'-inf', now, 'BYSCORE'", "'-inf', '+inf', 'BYSCORE'"),
     "cancel that forgets the parked": ("cancel", " and not unpark_one(KEYS[10], KEYS[11], id)", ""),
     "recover that drops": ("recover", "redis.call('LPUSH', ready_list(envelope, KEYS, 17), id)", ""),

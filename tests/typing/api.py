@@ -113,6 +113,8 @@ async def right() -> None:
     assert_type(await job.logs(), list[str])
     async for event in job.events():
         assert_type(event, fastq.Event)
+    assert_type(await app.queues.pause(task=send_email, where={"to": "a"}), bool)
+    assert_type(app.queues.resume_sync("bulk", task="send_email"), bool)
     async for event in app.events(queue="bulk"):
         assert_type(event.progress, fastq.Progress | None)
     assert_type(await app.wait_for(job.id, timeout=60), fastq.JobStatus | None)

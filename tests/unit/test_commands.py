@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastq.broker import commands as c
-from fastq.broker import flows, scripts, timing
+from fastq.broker import flows, pauses, scripts, timing
 from fastq.broker.commands import Batch, Command, NewJob
 from fastq.broker.keys import PAD, GlobalKeys, LeaseKeys, QueueKeys
 
@@ -50,6 +50,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "status": lambda: c.status(Q, "a", ["v", "w"]),
     "unpark": lambda: c.unpark(Q, "w", "x/~all", 1, 5),
     "unpark_due": lambda: c.unpark_due(Q),
+    "unpause": lambda: pauses.unpause(Q, pauses.Pause("t")),
     "suspend": lambda: timing.suspend(Q, "s", pause=True),
     "trace": lambda: timing.trace(Q, ["s"]),
     "unschedule": lambda: timing.unschedule(Q, "s"),
