@@ -111,11 +111,14 @@ async def known_queues(app: FastQ) -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def bench(app: FastQ, queues: Iterable[str], faults: Faults | None = None) -> AsyncIterator[Bench]:
-    """A worker for the length of the block, inside the application's lifespan."""
+async def bench(
+    app: FastQ, queues: Iterable[str], faults: Faults | None = None, *, quiet: bool = False
+) -> AsyncIterator[Bench]:
+    """A worker for the length of the block, inside the application's lifespan. ``quiet``: it takes no job, not even once."""
     async with _lifespan(app) as state:
         worker = Bench(app, tuple(queues), f"testing.{os.getpid()}.{next(_numbers)}", faults or Faults())
         worker.state = state
+        worker.loop.set_quiet(quiet)
         try:
             worker.start()
             yield worker

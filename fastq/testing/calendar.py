@@ -105,9 +105,10 @@ async def advance(
     """See :meth:`fastq.testing.Kit.advance`."""
     clock.install()
     deadline = time.monotonic() + timeout
-    async with bench(app, await known_queues(app), faults) as worker, _calendar(app, clock, worker) as calendar:
-        if not run:
-            worker.loop.set_quiet(True)
+    async with (
+        bench(app, await known_queues(app), faults, quiet=not run) as worker,
+        _calendar(app, clock, worker) as calendar,
+    ):
         target = calendar.now() + seconds
         while True:
             upcoming = await calendar.turn()
