@@ -108,8 +108,7 @@ class WorkerLoop:
         self._by_name = {lane.name: lane for lane in self._lanes}
         self._weighted = order.weights is not None
         self._event = asyncio.Event()
-        batches = {lane.name: lane.batch for lane in self._lanes}
-        self._batches = batches
+        batches = self._batches = {lane.name: lane.batch for lane in self._lanes}
         self.executor = Executor(app, metrics, batches, connection.clock.now_ms, self._after_outcomes, slots(app))
         self._runs = self.executor.runner
         self._turnstile = Turnstile(app, batches, self._start_waiting, self._event.set)
@@ -503,9 +502,8 @@ class WorkerLoop:
 
     async def _register(self) -> None:
         self._incarnation += 1
-        base = self.worker_id.partition("~")[0]
         if self._incarnation > 1:
-            self.worker_id = f"{base}~{self._incarnation}"
+            self.worker_id = f"{self.worker_id.partition('~')[0]}~{self._incarnation}"
         self._slot.worker_id = self.worker_id  # the monitor extends the lease of this name
         lease_ms = round(self._settings.lease * 1_000)
         queues = GlobalKeys(self._settings.prefix).queues
