@@ -225,9 +225,17 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
         """Pending jobs of a queue."""
         return await self.queues.length(queue)
 
+    def queue_length_sync(self, queue: str | None = None) -> int:
+        """:meth:`queue_length` from blocking code."""
+        return self.queues.length_sync(queue)
+
     async def purge_queue(self, queue: str | None = None) -> int:
         """Delete the pending, scheduled and parked jobs of a queue, for good. Returns how many."""
         return await self.queues.purge(queue)
+
+    def purge_queue_sync(self, queue: str | None = None) -> int:
+        """:meth:`purge_queue` from blocking code."""
+        return self.queues.purge_sync(queue)
 
     @functools.cached_property
     def dead(self) -> DeadLetters:

@@ -191,7 +191,9 @@ async def test_nobody_waits_for_ever(app: FastQ) -> None:
         await work.enqueue(2)
     with pytest.raises(QueueFull):
         work.enqueue_sync(3)
-    assert await app.queue_length("small") == 1
+    assert app.queue_length_sync("small") == await app.queue_length("small") == 1
+    assert app.purge_queue_sync("small") == 1
+    assert app.queue_length_sync("small") == 0
     await app.aclose()
 
 
