@@ -7,14 +7,16 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis
+import pytest
 from hypothesis import strategies as st
 
 from fastq import job
-from fastq.broker import flows
+from fastq.broker import flows, scripts
 from fastq.broker.commands import Batch, recover, replay, reserve, settle
 from fastq.broker.commands import cancel as cancel_command
 from fastq.broker.flows import Node
 from fastq.broker.keys import GlobalKeys
+from fastq.errors import Fail, FastQError
 from tests.redis.lab import Lab
 
 FLOW = "0123456789abcdef01234567"
@@ -87,6 +89,7 @@ class Run:
         self.settled: list[Any] = []  # every settle that was sent
         self.workers = 0
         self.failures = 0
+        self.frozen: set[int] = set()  # what had begun when it was cancelled: nothing else will
         fields = {
             "policy": policy,
             "ttl": 60_000,
@@ -181,6 +184,7 @@ class Run:
         pending = self.pending()
         assert self.lab.conn.run(flows.cancel(self.lab.q, FLOW, b"record", 60_000))
         self.model.stopped = True
+        self.frozen = set(self.begun) | pending
         for node in pending:
             if node not in self.begun:
                 self.begun.append(node)
@@ -216,8 +220,7 @@ class Run:
         begun = set(self.begun) | under_way
         view = self.lab.conn.run(flows.view(self.lab.q, FLOW))
         letters = {n: view.letters[n] for n in model.sketch.jobs}
-        if not model.stopped:
-            assert begun == model.ripe()
+        assert begun == (self.frozen if model.stopped else model.ripe())
         assert {n for n, letter in letters.items() if letter == "a"} == under_way == begun - model.ended.keys()
         assert {n: letter for n, letter in letters.items() if letter in "sfc"} == model.ended
         final = model.final(begun)
@@ -244,7 +247,11 @@ class Run:
 
 
 STEPS = st.tuples(
-    st.sampled_from(["success", "success", "fail", "cancelled", "lose", "poison", "take", "cancel", "stop", "replay"]),
+    st.sampled_from(
+        ["success"] * 4
+        + ["fail"] * 3
+        + ["cancelled", "lose", "poison", "take", "cancel", "cancel", "cancel", "stop", "replay"]
+    ),
     st.integers(0, 7),
 )
 
@@ -254,6 +261,8 @@ def drive(lab: Lab, choices: list[list[int]], policy: str, steps: list[tuple[str
     run = Run(lab, Sketch(choices), policy)
     run.check()
     for step, number in steps:
+        if not run.held:
+            run.take()
         held = sorted(run.held)
         if step in ("success", "fail", "cancelled") and held:
             run.settle(held[number % len(held)], step[0] if step != "cancelled" else "c")
@@ -263,7 +272,7 @@ def drive(lab: Lab, choices: list[list[int]], policy: str, steps: list[tuple[str
             run.take()
         elif step == "cancel":
             run.cancel_pending()
-        elif step == "stop" and number < 2:
+        elif step == "stop":
             run.stop()
         elif step == "replay":
             run.replay_some()
@@ -271,13 +280,132 @@ def drive(lab: Lab, choices: list[list[int]], policy: str, steps: list[tuple[str
     run.finish()
 
 
-GRAPHS = st.lists(st.lists(st.integers(0, 50), max_size=4), min_size=1, max_size=8)
+GRAPHS = st.one_of(
+    st.lists(st.lists(st.integers(0, 50), max_size=3), min_size=1, max_size=8),
+    st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=3), min_size=4, max_size=8),
+)
+WALKS = st.lists(STEPS, min_size=2, max_size=14)
 
 
 @hypothesis.settings(max_examples=120, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
-@hypothesis.given(
-    choices=GRAPHS, policy=st.sampled_from(["fail", "continue", "ignore"]), steps=st.lists(STEPS, max_size=14)
-)
+@hypothesis.given(choices=GRAPHS, policy=st.sampled_from(["fail", "continue", "ignore"]), steps=WALKS)
 def test_every_workflow_ends_as_it_must(lab: Lab, choices: Any, policy: str, steps: Any) -> None:
     """F-59, F-60, F-61: nothing begins twice, nothing waits for ever, the failure callback comes once."""
     drive(lab, choices, policy, steps)
+
+
+# -- the test itself is tested: each of these bugs is found ---------------------------------------------------
+
+BUGS = {
+    "a job that counts twice": ("settle", "redis.call('GETRANGE', flow .. ':states', node, node) == 'a'", "true"),
+    "a failure that lets the next one run": ("settle", "if known[1] ~= 'fail' then", "if true then"),
+    "a failure that stops everything": ("settle", "if known[1] ~= 'fail' then", "if false then"),
+    "a gather that does not wait": ("settle", "-times[child]) == 0 then", "-times[child]) < 99 then"),
+    "a gather that waits for one more": ("settle", "-times[child]) == 0 then", "-times[child]) < 0 then"),
+    "an end that nobody notices": ("settle", "begun - ended) == 0 then", "begun - ended) == -1 then"),
+    "poison that the workflow is not told of": ("recover", "flows_go_on(KEYS[16], now, ended, kinds, {}, 1)", ""),
+    "a cancelled job that the workflow is not told of": (
+        "cancel",
+        "flows_go_on(KEYS[14], now_ms(), {id}, {[id] = 'cancelled'}, {}, 1)",
+        "",
+    ),
+    "a cancelled workflow that goes on": ("settle", "known[2] and 0 or begin(", "begin("),
+    "an end that keeps its keys": ("settle", "redis.call('PEXPIRE', flow, f[4])", ""),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_found(lab: Lab, monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
+    name, sound, broken = BUGS[bug]
+    text = scripts.expand(name)
+    assert sound in text, f"{name}.lua has changed: plant the bug anew"
+    original, planted = scripts.load, {name: scripts.Script(name, text.replace(sound, broken))}
+    monkeypatch.setattr(scripts, "load", lambda wanted: planted.get(wanted) or original(wanted))
+    lab.conn.close()
+
+    @hypothesis.settings(
+        max_examples=400,
+        database=None,
+        derandomize=True,
+        phases=[hypothesis.Phase.generate],
+        report_multiple_bugs=False,
+    )
+    @hypothesis.given(choices=GRAPHS, policy=st.sampled_from(["fail", "continue", "ignore"]), steps=WALKS)
+    def search(choices: Any, policy: str, steps: Any) -> None:
+        drive(lab, choices, policy, steps)
+
+    with pytest.raises((AssertionError, FastQError, hypothesis.errors.Flaky)):
+        search()
+    lab.raw.flushall()
+
+
+# -- what the protocol above does not send twice -----------------------------------------------------------------
+
+
+def begun(lab: Lab, **fields: Any) -> None:
+    nodes = [Node([1], ENVELOPE), Node([], ENVELOPE)]
+    known = {"policy": "fail", "ttl": 60_000, "success": b"S", "failed": b"F", "cancelled": b"C"} | fields
+    assert lab.conn.run(flows.submit(lab.q, FLOW, nodes, [0], known, QUEUES))
+
+
+def ended(lab: Lab, kind: str) -> None:
+    lab.register()
+    assert [raw.decode() for raw in lab.reserve().ids] == [f"{FLOW}.0"]
+    lab.settle(**{kind: [(f"{FLOW}.0", ENVELOPE, b"error")] if kind == "failed" else [f"{FLOW}.0"]})
+
+
+def test_a_part_that_is_missing_stops_the_start(lab: Lab) -> None:
+    lab.call(flows.flow_add(lab.q, FLOW, 0, "w", ["e0", ENVELOPE]))
+    assert lab.twice(flows.flow_start(lab.q, FLOW, 2, [0], {"policy": "fail", "ttl": 1})) == (-1, -1)
+    assert lab.ready() == []
+
+
+def test_start_sent_twice_begins_once(lab: Lab) -> None:
+    begun(lab)
+    assert lab.twice(flows.flow_start(lab.q, FLOW, 2, [0], {"policy": "fail", "ttl": 1})) == (0, 0)
+    assert lab.twice(flows.flow_add(lab.q, FLOW, 0, "w", ["e0", b"other"])) == (0, 0)
+    assert lab.ready() == [f"{FLOW}.0"]
+    lab.conn.run(flows.cancel(lab.q, FLOW, b"record", 60_000))
+
+
+def test_a_client_that_dies_before_the_start_leaves_nothing(lab: Lab) -> None:
+    lab.call(flows.flow_add(lab.q, FLOW, 0, "w", ["e0", ENVELOPE]))
+    assert 0 < lab.raw.pttl(lab.q.flow(FLOW)) <= 3_600_000
+    assert 0 < lab.raw.pttl(lab.q.flow_states(FLOW)) <= 3_600_000
+
+
+def test_cancel_sent_twice(lab: Lab) -> None:
+    begun(lab)
+    assert lab.twice(flows.flow_cancel(lab.q, FLOW)) == (b"aw", b"aw")
+    ended(lab, "succeeded")
+    assert lab.call(flows.flow_cancel(lab.q, FLOW)) is None
+    assert lab.value(f"flow:{FLOW}")["state"] == b"cancelled"
+
+
+def test_retry_sent_twice_runs_a_job_once(lab: Lab) -> None:
+    begun(lab, failure=ENVELOPE)
+    ended(lab, "failed")
+    assert lab.ready() == [f"{FLOW}.failure"]
+    command = flows.flow_retry(lab.q, FLOW, [(0, ENVELOPE)])
+    assert lab.twice(command) == (1, 0)
+    assert lab.ready() == [f"{FLOW}.failure", f"{FLOW}.0"]
+    assert lab.raw.pttl(lab.q.flow(FLOW)) == -1
+    batch = Batch()
+    batch.succeeded = [f"{FLOW}.0"]
+    batch.outputs = [(f"{FLOW}.0", b"\x01")]
+    lab.reserve()
+    lab.call(settle(lab.q, "w", batch, 100))
+    assert lab.ready() == [f"{FLOW}.1"]
+    lab.call(flows.flow_cancel(lab.q, FLOW))
+    lab.conn.run(flows.cancel(lab.q, FLOW, b"record", 60_000))
+
+
+def test_packed_lists() -> None:
+    assert flows.numbers(flows.pack([0, 1, 2, 7, 9, 10])) == [0, 1, 2, 7, 9, 10]
+    assert (flows.pack([]), flows.numbers("")) == ("", [])
+
+
+def test_results_that_are_gone_are_said(lab: Lab) -> None:
+    """F-61."""
+    with pytest.raises(Fail, match="have expired"):
+        lab.conn.run(flows.inputs(lab.q, f"{FLOW}.1", 0))

@@ -16,8 +16,9 @@ local function begin(groups, flow, id, nodes)
       if envelope then
         local priority = math.min(string.byte(envelope, 2) or 5, 10)
         lists[priority] = lists[priority] or {}
-        table.insert(lists[priority], id .. '.' .. node)
-        stored[#stored + 1], stored[#stored + 2] = id .. '.' .. node, envelope
+        local job, list = id .. '.' .. node, lists[priority]
+        list[#list + 1] = job
+        stored[#stored + 1], stored[#stored + 2] = job, envelope
         if next_to and tonumber(node) == next_to then -- a run of neighbours is one write
           run = run + 1
         else
