@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -13,7 +12,7 @@ from fastq.broker.commands import Command, Operation, recall, remember
 from fastq.broker.keys import QueueKeys
 from fastq.errors import Fail, FastQError, InvalidOption, Retry, Snooze
 from fastq.job import Envelope, Extra, Progress, decode_progress, encode, seconds
-from fastq.logs import log_context
+from fastq.logs import FieldLogger, log_context
 
 __all__ = ["Depends", "JobContext", "State", "current"]
 
@@ -23,6 +22,9 @@ STEP_TTL = 7 * 86_400.0
 job succeeds: should its lease have been lost, another worker runs it again."""
 PROGRESS_LIMIT = 16_384
 """Most bytes of one progress report."""
+
+
+_log = FieldLogger("fastq.job")
 
 
 class _Breath:
@@ -163,9 +165,11 @@ class JobContext(msgspec.Struct, eq=False):
         return _BREATH
 
     @property
-    def log(self) -> logging.Logger:
-        """The logger for handlers; its lines carry this job's id, task, queue and attempt."""
-        return logging.getLogger("fastq.job")
+    def log(self) -> FieldLogger:
+        """The logger for handlers; its lines carry this job's id, task, queue and attempt, and what is given as keywords:
+        ``job.log.info("issue synced", issue_id=7)``.
+        """
+        return _log
 
     def snooze(self, delay: float) -> NoReturn:
         """End this run and run again in ``delay`` seconds; no attempt is charged."""

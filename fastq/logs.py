@@ -33,9 +33,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextvars import ContextVar
-from typing import IO, Literal, Protocol, cast
+from typing import IO, Any, Literal, Protocol, cast
 
 from fastq.errors import ConfigError, did_you_mean, safe_text
 
@@ -91,6 +91,21 @@ def fields(**values: object) -> dict[str, dict[str, object]]:
 
 
 # -- records to lines -------------------------------------------------------------------------------------
+
+
+class FieldLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger that takes fields as keywords: ``log.info("issue synced", issue_id=7)``; a plain one refuses them."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(logging.getLogger(name), None)
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Keep logging's own keywords, and make fields of the others."""
+        own = {name: kwargs.pop(name) for name in ("exc_info", "stack_info", "stacklevel", "extra") if name in kwargs}
+        if kwargs:
+            extra = own.get("extra") or {}
+            own["extra"] = {**extra, "fields": {**extra.get("fields", {}), **kwargs}}
+        return msg, own
 
 
 def _given(record: logging.LogRecord) -> Mapping[str, object]:

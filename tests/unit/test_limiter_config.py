@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import textwrap
 import time
 from pathlib import Path
@@ -86,6 +87,15 @@ async def test_the_documents_presets_hold(fresh: Path, name: str, capacity: int)
     if name != "stripe_api":  # that one has another in 10 ms
         with pytest.raises(TimeoutError):
             await limiter.acquire(timeout=0.05)
+
+
+async def test_the_ladder_of_timeouts(fresh: Path) -> None:
+    """F027: 5 s where somebody waits, 60 s in a job, 300 s in a batch; the page's own lines."""
+    page = (Path(__file__).parents[2] / "docs" / "limits.md").read_text("utf-8")
+    (ladder,) = re.findall(r"```toml\n(\[limiters\.critical\].*?)```", page, re.DOTALL)
+    (fresh / "fastq.toml").write_text(ladder)
+    found = {name: await fastq.get_or_clone_limiter(name) for name in ("critical", "job", "batch")}
+    assert {name: limiter.plan.timeout for name, limiter in found.items()} == {"critical": 5, "job": 60, "batch": 300}
 
 
 async def test_the_documents_test() -> None:

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from fastq import logs
 from fastq.errors import ConfigError
-from fastq.logs import FloodGuard, JsonFormatter, LineHandler, TextFormatter, fields, log_context
+from fastq.logs import FieldLogger, FloodGuard, JsonFormatter, LineHandler, TextFormatter, fields, log_context
 
 pytestmark = pytest.mark.versions
 
@@ -122,6 +122,23 @@ def test_a_line_is_time_level_logger_event_and_fields() -> None:
     line = stream.getvalue()
     assert LINE.fullmatch(line.rstrip("\n"))
     assert line.endswith("Z info fastq.worker worker ready slots=100 queues=mail,bulk lease=15\n")
+
+
+def test_a_handler_s_logger_takes_fields_as_keywords(caplog: pytest.LogCaptureFixture) -> None:
+    """F050: ``logger.info("…", issue_id=…)``, which a plain logger refuses."""
+    log = FieldLogger("fastq.job")
+    with caplog.at_level("INFO", "fastq.job"):
+        log.info("issue %s synced", "A", issue_id=7, extra=fields(repo="x"))
+        log.warning("plain")
+        try:
+            raise ValueError
+        except ValueError:
+            log.exception("failed", why="test")
+    first, second, third = caplog.records
+    assert (first.getMessage(), first.fields) == ("issue A synced", {"repo": "x", "issue_id": 7})  # type: ignore[attr-defined]
+    assert not hasattr(second, "fields")
+    assert third.exc_info is not None
+    assert third.funcName == "test_a_handler_s_logger_takes_fields_as_keywords"
 
 
 def test_times_are_utc_to_the_millisecond() -> None:
