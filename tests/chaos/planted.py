@@ -74,7 +74,7 @@ def look_closer() -> None:
 PLANTS: dict[str, Callable[[], None]] = {
     "after_reserve": lambda: before("_take_in", "after_reserve", lambda lane, got: [i.decode() for i in got.ids]),
     "before_settle": lambda: before("_turn", "before_settle", lambda lane, ask: lane.batch.ids()),
-    "after_settle": lambda: before("_confirm", "after_settle", lambda lane, batch, stale: batch.ids()),
+    "after_settle": lambda: before("_confirm", "after_settle", lambda lane, stale: lane.sent.ids()),
     "look_closer": look_closer,
     "impatient": shorten_the_cancel_grace,
     "recover_drops": lambda: rewrite("recover", "redis.call('LPUSH', ready_list(envelope, KEYS, 16), id)", "do end"),
