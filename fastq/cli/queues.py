@@ -69,7 +69,10 @@ def _change(session: Session, queue: str | None, task: str | None, where: tuple[
         queues = [queue] if queue else session.run(inspector.queues())
         changed = session.run((inspector.pause_task if begin else inspector.resume_task)(pause, queues))
     words = ("paused", "was paused already") if begin else ("resumed", "was not paused")
-    session.answer({"queue": queue, "task": task, "changed": changed}, [f"{what}: {words[0 if changed else 1]}"])
+    session.answer(
+        {"queue": queue, "changed": changed} | ({"task": task} if task else {}),
+        [f"{what}: {words[0 if changed else 1]}"],
+    )
 
 
 def _argument(text: str) -> tuple[str, object]:
