@@ -208,6 +208,9 @@ class Protocol(RuleBasedStateMachine):
             self.reserve("w", 5)
             self.park(0, [3, 4], LIMITS[1], 1, again=False)
             self.follow([0, 1, 2, 4], "told:1", again=False)
+            self.enqueue_full([("d", FAR, "l", ONCE[1])], 10, again=False)
+            self.fire("s", 1, 5, again=False)
+            self.change_schedule("s", "pause")
         if under_way and cancelled:
             self.cancel(0, known=True, record=b"cancelled", terminate=False, again=False)
 
