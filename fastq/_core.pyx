@@ -370,12 +370,34 @@ cdef class Runner:
             plan = plans.get(envelope.task)
             if plan is None or not plan.plain or envelope.extra is not None or <long>job.deliveries >= last_life:
                 return True
-            if limited and job.permits is None and envelope.task in limited:
+            if limited and job.permits is None and envelope.task in limited and not self._passes(job, plan):
                 return True
             backlog.popleft()
             self.free -= 1
             self.start(job, plan)
         return False
+
+    cdef bint _passes(self, job, plan) except *:
+        """Whether the one limit of a task has units at hand and nobody waits for it: the job may start at once."""
+        cdef object door, gate, counts
+        cdef Tokens tokens
+        cdef tuple found = plan.doors.get(job.queue)
+        if found is None:
+            return False
+        door = found[0]
+        gate = door.gate
+        if gate is None or door.waiting or door.parked or gate.waiters:
+            return False
+        tokens = gate.tokens
+        if not tokens.take(found[1], self._clock()):
+            return False
+        gate.used = gate.used + found[1]
+        counts = gate.counts
+        counts.units = counts.units + found[1]
+        if tokens._total < tokens.mark:
+            gate.top_up()
+        job.permits = ()
+        return True
 
     cpdef start(self, job, plan):
         """Begin to run a plain job."""

@@ -217,6 +217,11 @@ class Limiter:
 
     # -- inside ---------------------------------------------------------------------------------------
 
+    @property
+    def here(self) -> Gate:
+        """Who waits, and what is at hand, in the running event loop."""
+        return self._gate()
+
     def _gate(self) -> Gate:
         loop = asyncio.get_running_loop()
         gate = self._gates.get(loop)

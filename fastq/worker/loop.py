@@ -111,7 +111,7 @@ class WorkerLoop:
         batches = self._batches = {lane.name: lane.batch for lane in self._lanes}
         self.executor = Executor(app, metrics, batches, connection.clock.now_ms, self._after_outcomes, slots(app))
         self._runs = self.executor.runner
-        self._turnstile = Turnstile(app, batches, self._start_waiting, self._event.set)
+        self._turnstile = Turnstile(app, batches, self.executor.plans, self._start_waiting, self._event.set)
         self._pauses = Pauses(connection, self._lanes, self._turnstile)
         self.executor.give_back = self._turnstile.give_back
         self._reports = self._runs.desk = Reports(app, connection, lambda: self.worker_id)

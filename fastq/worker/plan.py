@@ -24,6 +24,7 @@ class Plan:
         "bucket_until",
         "decoders",
         "direct",
+        "doors",
         "encode",
         "fn",
         "hands_back",
@@ -67,6 +68,9 @@ class Plan:
         # What the compiled Runner needs of it.
         self.plain = self.direct and not app.middlewares
         self.fn = task.fn
+        self.doors: dict[
+            str, tuple[Any, int]
+        ] = {}  # queue -> the door and the cost of a task with one limit for all jobs
         self.decoders, self.least, self.most = task.arguments.decoders
         quiet = not log.isEnabledFor(logging.DEBUG)  # a line per job is for development
         self.traceless = self.result_ttl == 0 and quiet

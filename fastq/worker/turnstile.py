@@ -13,8 +13,8 @@ import itertools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, cast
 
 from fastq.app import FastQ
 from fastq.arguments import untyped, with_first
@@ -27,6 +27,7 @@ from fastq.limiter.api import Limiter, take_all
 from fastq.limiter.gate import Gate
 from fastq.limiter.jobs import JobLimiter
 from fastq.limits import CostTooHigh
+from fastq.worker.plan import Plan
 
 __all__ = ["Door", "Turnstile"]
 
@@ -61,6 +62,7 @@ class Door:
     __slots__ = (
         "asked_at",
         "freed",
+        "gate",
         "least",
         "limiter",
         "name",
@@ -76,6 +78,7 @@ class Door:
         self.queue = queue
         self.name = name  # LimitKeys.name
         self.limiter = limiter
+        self.gate = limiter.here
         rate = limiter.plan.rule.terms(0).rate
         self.least = self.room = min(max(1, int(min(rate, 1e6) * ROOM)), MOST_ROOM)
         self.waiting = 0
@@ -109,6 +112,7 @@ class Turnstile:
     Args:
         app: tasks and limiters.
         batches: per queue, where parked jobs are put.
+        plans: the executor's; one of a task with one limit for all its jobs is told its door, for the compiled runner.
         admit: called with a job that may start now; False: there is no slot for it after all.
         wake: called when a turn has something to do.
     """
@@ -117,6 +121,7 @@ class Turnstile:
         self,
         app: FastQ,
         batches: dict[str, Batch],
+        plans: Mapping[str, Plan],
         admit: Callable[[JobContext], bool],
         wake: Callable[[], None],
     ) -> None:
@@ -132,6 +137,7 @@ class Turnstile:
         self._loop = asyncio.get_running_loop()
         self.limited: dict[str, dict[str, list[JobLimiter]]] = {}
         """Task -> queue -> its limiters; tasks without any are not in here, unless they are paused."""
+        self._plans = plans
         self._paused: dict[str, dict[str, list[Pause]]] = {}
         for task in app.tasks:
             by_queue = {queue: found for queue in batches if (found := app.limits_of(task, queue))}
@@ -152,6 +158,8 @@ class Turnstile:
         door = self._fixed.get((job.task, job.queue))
         if door is None and len(limiters) == 1 and limiters[0].plain:
             door = self._fixed[job.task, job.queue] = self._door(job.queue, limiters[0].limiter)
+        if door is not None and not self._paused and limiters[0].cost:
+            self._plans[job.task].doors[job.queue] = (door, cast(int, limiters[0].cost))
         if door is not None and not door.waiting and (not door.parked or job.unparked):
             cost: Any = limiters[0].cost
             if cost and door.limiter.take_at_hand(cost):
@@ -206,6 +214,8 @@ class Turnstile:
             by_task.setdefault(pause.task, []).append(pause)
         if by_task == self._paused.get(queue, {}):
             return
+        for plan in self._plans.values():
+            plan.doors.clear()  # until no task is paused, each job is asked about here
         self._paused[queue] = by_task
         if not by_task:
             del self._paused[queue]

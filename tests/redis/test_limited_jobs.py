@@ -404,3 +404,35 @@ def test_limits_of_a_queue_are_said_once(app: FastQ) -> None:
     library.queue("reports", concurrency=2)
     app.include(library)
     assert app.queue_limits["reports"].concurrency == 2
+
+
+async def test_a_limit_that_never_denies_is_passed_by_the_compiled_runner_unless_paused(app: FastQ) -> None:
+    """Units at hand are taken without Python in between; a paused task is not let pass all the same."""
+    done: list[int] = []
+
+    @app.task(rate_limit="1000000/s", result_ttl=0)
+    async def call(n: int) -> None:
+        done.append(n)
+
+    await call.enqueue_many([(n,) for n in range(300)])
+    async with working(app) as shop:
+        await until(lambda: len(done) == 300)
+        doors = shop.loop.executor.plans["call"].doors
+        assert list(doors) == ["default"]
+        limiter = doors["default"][0].limiter
+        assert limiter.counts.units == 300
+        await app.queues.pause(task="call")
+        await until(lambda: not doors)
+        await call.enqueue_many([(n,) for n in range(20)])
+
+        async def aside() -> bool:
+            return await parked(shop) == 20
+
+        await until(aside)
+        await app.queues.resume(task="call")
+
+        async def all_done() -> bool:
+            await shop.helper.call(unpark_due(app.keys("default")))  # as the scheduler does
+            return len(done) == 320
+
+        await until(all_done)
