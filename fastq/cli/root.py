@@ -133,8 +133,8 @@ VERBS: Mapping[str, Mapping[str, Verb]] = {
         "queues": Verb("List, pause, resume and purge queues.", _queues),
         "limits": Verb("Look at limits, change them, stop everybody for a while.", _limits),
         "dlq": Verb("List, show, replay and purge dead letters.", _dlq),
-        "workflow": Verb("Draw a workflow as a tree; cancel it, or send it on.", _workflow),
-        "cron": Verb("List schedules and their next ticks.", _cron),
+        "workflow": Verb("Draw a workflow with the states of its jobs; cancel it, or send it on.", _workflow),
+        "cron": Verb("List schedules, and change those in Redis.", _cron),
     },
 }
 
