@@ -77,7 +77,7 @@ PLANTS: dict[str, Callable[[], None]] = {
     "after_settle": lambda: before("_confirm", "after_settle", lambda lane, stale: lane.sent.ids()),
     "look_closer": look_closer,
     "impatient": shorten_the_cancel_grace,
-    "recover_drops": lambda: rewrite("recover", "redis.call('LPUSH', ready_list(envelope, KEYS, 16), id)", "do end"),
+    "recover_drops": lambda: rewrite("recover", "redis.call('LPUSH', ready_list(envelope, KEYS, 17), id)", "do end"),
     "unfenced_settle": lambda: rewrite(
         "settle",
         "if #ids <= 5000 then return redis.call('SMISMEMBER', running, unpack(ids)) end",

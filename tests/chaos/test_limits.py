@@ -60,6 +60,6 @@ def test_never_over_while_workers_are_killed(
     assert over_window(windowed, 40, 2) <= 0
     assert most_at_once(story, POOLED, kills) <= 7
     assert story.repeated() <= set().union(*(kill.held for kill in kills))
-    assert len({start.pid for starts in story.starts.values() for start in starts}) > 4, "one worker did it all"
+    assert len({start.pid for starts in story.starts.values() for start in starts}) > 1, "one worker did it all"
     used = len(rated) / (10 + 100 * (rated[-1] - rated[0]))
     figure(f"100/s under {len(kills)} kills: {used:.1%} used; {most_at_once(story, POOLED, kills)} of 7 at once")

@@ -18,6 +18,7 @@ def test_an_idempotent_call_is_one_job_and_one_charge_across_a_kill(
     """F305, F306, F312: concurrent duplicates, before and after the SIGKILL of the worker that runs the job."""
     fleet = make_fleet(redis_url, workers=2, concurrency=2).serving()
     gate = str(fleet.gate())
+    assert fleet.producer  # made before there are threads: each of them would make one
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
 
         def call(_: int) -> str:
