@@ -133,6 +133,9 @@ def test_every_script_says_what_it_does_without_memory() -> None:
         "enqueue",
         "enqueue_once",
         "fire",
+        "flow_add",
+        "flow_retry",
+        "flow_start",
         "replay",
         "schedule",
     }
