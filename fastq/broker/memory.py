@@ -353,7 +353,7 @@ class _Rate:
                 return self.c - self.now
             return math.ceil(min(self.c, self.pace.allowed(self.now, self.count + spent + n, self.a)) - self.now)
         if self.pace is not None:
-            return self._wait_at_pace(self.pace, spent + n)
+            return self._wait_at_pace(self.pace, n, spent)
         excess = self.total + spent + n - self.a
         for ends, count in self.parts:
             excess -= count
@@ -361,8 +361,8 @@ class _Rate:
                 return ends + self.c - self.now
         return self._part(self.now) + self.c - self.now
 
-    def _wait_at_pace(self, pace: Pace, n: float) -> float:
-        needed, now, limit = self.total + n, self.now, self.a
+    def _wait_at_pace(self, pace: Pace, n: float, spent: float) -> float:
+        needed, now, limit = self.total + spent + n, self.now, self.a
         best = pace.allowed(now, needed, limit)
         for ends, count in self.parts:
             needed -= count

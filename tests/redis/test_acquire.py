@@ -277,6 +277,13 @@ STEP = st.one_of(
 )  # fmt: skip
 
 
+def rounded(reply: Any, other: Any) -> Any:
+    """A reply whose waits are the other's where they differ by no more than 2 µs: the order of additions is another."""
+    waits = [name for name in ("wait_us", "reset_us") if hasattr(reply, name)]
+    near = {name: getattr(other, name) for name in waits if abs(getattr(reply, name) - getattr(other, name)) <= 2}
+    return reply._replace(**near) if near else reply
+
+
 class Twins:
     """The scripts and the memory engine, sent the same requests at the same instants."""
 
@@ -328,12 +335,15 @@ class Twins:
                 self.lab.raw.delete(key)
         replies = self.lab.engine(command, self.now), self.memory(command, self.now)
         if command.script is not None:
-            assert replies[0] == replies[1]
+            assert rounded(*replies) == replies[1]
         return replies[0]
 
 
 @hypothesis.settings(max_examples=100, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(rule=st.sampled_from(RULES), steps=st.lists(st.tuples(SECONDS, STEP), min_size=1, max_size=25))
+@hypothesis.example(
+    rule=Rule(SlidingWindow(20, 1)), steps=[(0.0, ("penalize", 0.3, 2.0)), (3.0, ("acquire", 0, 20))]
+)  # the whole limit at once, while a stale pace lies about: the wait for one more was infinite
 def test_the_scripts_and_the_memory_engine_agree(lab: LimitLab, rule: Rule, steps: list[Any]) -> None:
     """The same requests at the same instants. A state that is stale and one that has expired must say the same, so the
     server's keys, whose lifetimes are of real time, are left to lie; slots outlive their leases by a known time."""

@@ -954,7 +954,7 @@ def test_the_protocol_while_the_clock_jumps(lab: Lab) -> None:
 
 Mutation = tuple[str, str, str]
 
-# Bugs that take thousands of random steps to meet are found by the tests of their own scripts: unpause, release_unique, fire.
+# Bugs that take thousands of random steps to meet are found by the tests of their own scripts: unpause, release_unique, fire, enqueue.
 BUGS: dict[str, Mutation] = {
     "settle without its fence": ("settle", "if owned[i] == 1 then", "if true then"),
     "settle that forgets the unique key": ("settle", "release_unique(unique, unique_of, finished)", ""),
@@ -988,7 +988,6 @@ BUGS: dict[str, Mutation] = {
     "reserve without a lease": ("reserve", "if not redis.call('ZSCORE', workers, worker)", "if false"),
     "reserve from a paused queue": ("reserve", " or redis.call('EXISTS', paused) == 1", ""),
     "enqueue that repeats": ("enqueue", "tonumber(last) >= tonumber(ARGV[2])", "false"),
-    "enqueue over a dead letter": ("enqueue", "if redis.call('ZSCORE', dead, id)", "if false"),
     "a bound that does not hold": (
         "enqueue_once",
         "if bound < 1 or pending < bound then return true end",

@@ -1,11 +1,12 @@
 -- the same for a window while an adaptive limiter is slowed down: parts leave it, and more units are allowed
-local function wait_at_pace(r, n)
-  local needed = r.total + n
+local function wait_at_pace(r, n, spent)
+  local needed = r.total + spent + n
   local best = allowed(r.pace, r.now, needed, r.a)
   for _, part in ipairs(r.parts) do
     needed = needed - part[2]
     best = math.min(best, math.max(part[1] + r.c, allowed(r.pace, r.now, needed, r.a)))
   end
+  -- what is granted now must leave, too: then n alone has to be allowed
   local all_gone = (math.floor(r.now / r.b) + 1) * r.b + r.c
   return math.max(1, math.ceil(math.min(best, math.max(all_gone, allowed(r.pace, r.now, n, r.a))) - r.now))
 end
@@ -24,7 +25,7 @@ local function wait_for(r, n, spent)
     return math.ceil(math.min(r.c, allowed(r.pace, r.now, r.count + spent + n, r.a)) - r.now)
   end
   if not r.parts then parts_of(r) end
-  if r.pace then return wait_at_pace(r, spent + n) end
+  if r.pace then return wait_at_pace(r, n, spent) end
   local excess = r.total + spent + n - r.a
   for _, part in ipairs(r.parts) do
     excess = excess - part[2]
