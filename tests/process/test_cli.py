@@ -326,7 +326,7 @@ def test_versions(call: Call) -> None:
 
 # -- start ----------------------------------------------------------------------------------------
 
-START = 0.150
+START = 0.250
 """Seconds of CPU, above the interpreter's own start, from exec to the end."""
 
 HEAVY = {"redis", "uvloop", "prometheus_client", "rich", "cronsim", "http.server", "ssl", "multiprocessing"}
