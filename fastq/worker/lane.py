@@ -20,7 +20,7 @@ __all__ = ["Lane"]
 class Lane:
     """One queue of this worker: its keys, the outcomes to settle, the jobs held in it."""
 
-    __slots__ = ("asked_at", "batch", "held", "hungry", "keys", "name", "sent", "weight")
+    __slots__ = ("asked_at", "batch", "doubt", "held", "hungry", "keys", "name", "sent", "weight")
 
     def __init__(self, keys: QueueKeys, weight: int) -> None:
         self.keys = keys
@@ -30,6 +30,7 @@ class Lane:
         self.sent: Batch | None = None  # written, its reply not seen yet
         self.held: dict[str, JobContext | None] = {}  # every id that Redis should have in our running set
         self.hungry = True  # whether the queue may have something for us
+        self.doubt = False  # whether Redis may hold more or less for us than ``held`` says
         self.asked_at = 0.0  # monotonic time of the last reserve
 
     def outcomes(self, batches: dict[str, Batch], worker: str, dead_max: int) -> list[Command[Any]]:

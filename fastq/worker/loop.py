@@ -44,6 +44,7 @@ from fastq.worker.pauses import Pauses
 from fastq.worker.plan import slots
 from fastq.worker.reports import Reports
 from fastq.worker.turnstile import LOOKED_AFTER, Turnstile
+from fastq.worker.waker import RESERVE_MOST, Waker
 
 __all__ = ["WorkerLoop"]
 
@@ -51,9 +52,6 @@ log = logging.getLogger("fastq.worker")
 
 TICK = 0.1
 """Seconds between two looks at deadlines, and between two signs of life on the board."""
-
-IDLE_WAIT = 2.0
-"""Longest blocking pop on the wake lists: an idle worker costs Redis one command a second."""
 
 SURPLUS_SECONDS = 0.05
 """Jobs are reserved beyond the free slots only as far as the measured rate says they start within this time."""
@@ -66,8 +64,6 @@ TELL_AGAIN = 10.0
 
 GLANCE = 0.02
 """A busy worker looks into its other, supposedly empty queues every so many seconds; an idle one waits for their tokens."""
-
-RESERVE_MOST = 2_000
 
 
 class WorkerLoop:
@@ -97,7 +93,6 @@ class WorkerLoop:
         self._app = app
         self._settings = app.settings
         self._connection = connection
-        self._waker = waker
         self._slot = slot
         self._metrics = metrics
         self._card = encode(card)
@@ -120,7 +115,7 @@ class WorkerLoop:
         self._aside: JobContext | None = None  # waits until it is the only one here on its last life
         self._last_life = max(self._settings.max_deliveries - 1, 1)
         self._filling = False
-        self._idle = asyncio.Event()
+        self._waker = Waker(waker, self._lanes, self._ask_of_next, self._arrived)
         self._registered = False
         self.quiet = False
         self._stop_at: float | None = None  # monotonic time at which running jobs are interrupted
@@ -174,7 +169,7 @@ class WorkerLoop:
         """Serve until stopped; returns with nothing held in Redis, unless Redis stays away."""
         cancels = Cancels(self._connection, self._lanes, self._cancel)
         background = [
-            asyncio.create_task(each) for each in (self._tick(), self._wake(), cancels.run(), self._pauses.run())
+            asyncio.create_task(each) for each in (self._tick(), self._waker.run(), cancels.run(), self._pauses.run())
         ]
         try:
             while not self._over():
@@ -223,7 +218,7 @@ class WorkerLoop:
         if self._over():
             return  # the last outcome was settled just now, and nothing else will happen
         if not any(len(lane.batch) for lane in self._lanes):
-            self._idle.set()
+            self._waker.wait()
             await self._event.wait()
         self._event.clear()
 
@@ -237,7 +232,10 @@ class WorkerLoop:
         """How many jobs to reserve now: the free slots, and the surplus that will start at once."""
         if self._stopping or self.quiet or not any(lane.hungry for lane in self._lanes):
             return 0
-        surplus = min(int(self._rate * SURPLUS_SECONDS), self._settings.prefetch_max)
+        return self._room(min(int(self._rate * SURPLUS_SECONDS), self._settings.prefetch_max))
+
+    def _room(self, surplus: int) -> int:
+        """How many more jobs would fit: into the free slots, and into the surplus."""
         room = self._runs.free + surplus - len(self._backlog) - self._turnstile.unanswered
         if self._backlog and room < surplus // 2:
             return 0  # enough to go on with: fewer, larger batches
@@ -251,7 +249,7 @@ class WorkerLoop:
 
     async def _turn(self, lane: Lane, ask: int) -> int:
         """Settle the lane's outcomes and reserve up to ``ask`` jobs in one write. Returns how many came."""
-        commands = lane.outcomes(self._batches, self.worker_id, self._settings.dead_max)
+        commands, arrivals = lane.outcomes(self._batches, self.worker_id, self._settings.dead_max), self._waker.arrivals
         outcomes = len(commands)
         if ask:
             commands.append(reserve(lane.keys, self.worker_id, ask))
@@ -271,10 +269,29 @@ class WorkerLoop:
         held = replies[-1].held
         if held == -1:
             self._lost_lease()
-        elif held != len(lane.held):
+        elif held == len(lane.held):
+            lane.doubt = False
+        elif self._waker.armed or self._waker.arrivals != arrivals:  # what the waker took may be in one count only
+            lane.doubt = True
+        else:
             await self._reconcile(lane)
         self._fill()
         return got
+
+    def _ask_of_next(self) -> tuple[str, int]:
+        """For the waker: this worker's id, and for how many jobs it has room. Nobody: it takes nothing now."""
+        if self._stopping or self.quiet or not self._registered:
+            return "", 0
+        return self.worker_id, self._room(0)
+
+    def _arrived(self, lane: Lane, reserved: Reserved | None, ask: int) -> None:
+        """The waker's pop has ended: with jobs, if it had a reserve behind it; the loop looks into the lane otherwise."""
+        if reserved is None or reserved.held == -1:
+            lane.hungry = True
+        else:
+            self._reserved(lane, reserved, ask)
+            self._fill()
+        self._event.set()
 
     def _reserved(self, lane: Lane, reserved: Reserved, ask: int) -> int:
         got = self._take_in(lane, reserved)
@@ -443,6 +460,7 @@ class WorkerLoop:
     async def _find_out(self) -> None:
         """Connect, and learn what Redis has of ours; before that a new turn would overwrite what the last one sent."""
         await self._connection.connect()
+        self._waker.drop("the other connection was lost")  # a reserve behind its pop would go on changing what is held
         for lane in self._lanes:
             if self._registered:
                 await self._reconcile(lane)
@@ -453,10 +471,12 @@ class WorkerLoop:
 
     async def _reconcile(self, lane: Lane) -> None:
         """Compare what this worker knows with what Redis has in its running set, and mend either side."""
+        lane.doubt = True  # until it is known: no reserve goes out behind the blocking pop
         reply: Held = await self._connection.call(resume(lane.keys, self.worker_id))
         if reply.held < 0:
             self._lost_lease()
             return
+        lane.doubt = False
         theirs = {
             job_id.decode("utf-8", "replace"): data for job_id, data in zip(reply.ids, reply.envelopes, strict=True)
         }
@@ -548,31 +568,6 @@ class WorkerLoop:
         for lane in self._lanes:
             lane.hungry = True
         self._event.set()
-
-    async def _wake(self) -> None:
-        """Wait on the wake lists while there is room for jobs; whatever comes makes the loop look."""
-        while True:
-            await self._idle.wait()
-            self._idle.clear()
-            lists = {lane.keys.wake: lane for lane in self._lanes}
-            if self._stopping or self.quiet or not self._registered:
-                continue
-            try:
-                popped: list[bytes] | None = await self._waker.call(raw("BLPOP", *lists, IDLE_WAIT))
-            except BrokerError:
-                await asyncio.sleep(0.5)
-                popped = None
-            for lane in lists.values() if popped is None else (lists[popped[0]],):
-                lane.hungry = True
-            if popped is not None and self._want() == 0:  # filled up meanwhile: the token is for somebody else
-                await self._give_token_back(popped[0])
-            self._event.set()
-
-    async def _give_token_back(self, wake: bytes) -> None:
-        try:
-            await self._waker.call(raw("RPUSH", wake, "1"))
-        except BrokerError:
-            pass  # the token is lost with the connection; others look by themselves within IDLE_WAIT
 
     async def _tick(self) -> None:
         while True:

@@ -35,8 +35,9 @@ from fastq.metrics import WorkerMetrics, count_limits_in
 from fastq.values import parse_queues
 from fastq.worker.isolated import live
 from fastq.worker.isolation import Pool
-from fastq.worker.loop import IDLE_WAIT, WorkerLoop
+from fastq.worker.loop import WorkerLoop
 from fastq.worker.nursery import Nursery
+from fastq.worker.waker import IDLE_WAIT
 
 __all__ = ["main", "run_alone"]
 

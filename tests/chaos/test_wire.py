@@ -12,6 +12,7 @@ import pytest
 
 import fastq
 from fastq.broker.embedded import EmbeddedServer
+from fastq.worker.waker import IDLE_WAIT
 from tests.chaos.proxy import HOLD, PASS, FaultProxy, every_other
 from tests.conftest import eventually
 from tests.process.fleet import LEASE, PATIENCE, Fleet, held_by
@@ -111,7 +112,8 @@ def test_half_open_connections(make_fleet: MakeFleet, redis_url: str, proxy: Fau
     fleet.enqueue("once", "after")
     story = fleet.until_done([*keys, "after"])
     figure(f"silence at 0, next job started after {story.starts['after'][0].at - silent:.3f} s")
-    assert story.starts["after"][0].at - silent <= 2 * LEASE + 1.0
+    # Its token may have gone to a worker that only waits: the pop may last so long, and then its silence has to be noticed.
+    assert story.starts["after"][0].at - silent <= IDLE_WAIT + 1.25 * LEASE + 1.0
     assert story.repeated() == set()
     assert fleet.logged("worker exited") == fleet.logged("worker lost its lease") == []
     assert fleet.stop() == 0
@@ -125,6 +127,7 @@ def test_a_reserve_that_is_answered_after_sigterm(
     fleet.url = redis_url
     (worker,) = fleet.workers()
     proxy.rule = lambda names: HOLD if "reserve" in names else PASS
+    eventually(lambda: proxy.held, PATIENCE)  # the reserve behind the next blocking pop
     fleet.enqueue_many("gated", ((f"k{n}", str(fleet.gate())) for n in range(5)))
     eventually(lambda: len(held_by(raw, worker)) == 5, PATIENCE)
     fleet.send(signal.SIGTERM)

@@ -16,7 +16,7 @@ from fastq.broker.commands import NewJob, enqueue, raw, recover
 from fastq.broker.connection import SyncConnection
 from fastq.job import Envelope, encode
 from fastq.worker import executor as executor_module
-from fastq.worker.loop import IDLE_WAIT
+from fastq.worker.waker import IDLE_WAIT
 from tests.redis.workshop import working
 
 

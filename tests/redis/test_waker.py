@@ -1,0 +1,182 @@
+"""How an idle worker is woken: the token and the jobs come in one reply, and what gets lost on the way is found."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from fastq import FastQ
+from fastq.broker.commands import raw as command
+from fastq.broker.connection import AsyncConnection
+from tests.redis.workshop import Workshop, working
+
+
+class Sent:
+    """The scripts that one connection sends, in their order; everything goes through."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, connection: AsyncConnection) -> None:
+        self.names: list[str] = []
+        send = connection.send
+
+        def spy(command: Any, **how: Any) -> Any:
+            self.names.append(command.script or command.args[0])
+            return send(command, **how)
+
+        monkeypatch.setattr(connection, "send", spy)
+
+
+def make_app(url: str, **settings: Any) -> FastQ:
+    return FastQ(url, **{"concurrency": 10, "result_ttl": 0, **settings})
+
+
+async def blocked(shop: Workshop) -> None:
+    """Until the worker waits in Redis."""
+    while b"blocked_clients:1" not in await shop.helper.call(command("INFO", "clients")):
+        await asyncio.sleep(0.001)
+
+
+async def armed(shop: Workshop) -> None:
+    """Until it does so with a reserve behind the blocking pop."""
+    await blocked(shop)
+    while not shop.loop._waker.armed:
+        await asyncio.sleep(0.001)
+
+
+async def test_an_idle_worker_gets_the_job_with_the_token(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From enqueue to handler the worker needs no round trip of its own: no reserve is sent after the token."""
+    app = make_app(redis_url)
+    ran = asyncio.Event()
+
+    @app.task
+    async def note() -> None:
+        ran.set()
+
+    async with working(app) as shop:
+        await armed(shop)
+        loop, waker = Sent(monkeypatch, shop.connection), Sent(monkeypatch, shop.waker)
+        await note.enqueue()
+        await ran.wait()
+        assert waker.names == []  # what brought the job had been sent before there was one
+        while "settle" not in loop.names:
+            await asyncio.sleep(0.001)
+        assert loop.names == ["settle"]
+
+
+async def test_jobs_of_a_lost_reply_of_the_waiting_reserve_are_found(redis_url: str, raw: Any) -> None:
+    """F-33: Redis has handed out the job, and the connection breaks before this worker hears of it."""
+    app = make_app(redis_url)
+    runs: list[int] = []
+
+    @app.task
+    async def note(n: int) -> None:
+        runs.append(n)
+
+    async with working(app) as shop:
+        await armed(shop)
+        wire = shop.waker._wire
+        assert wire is not None
+        assert wire.transport is not None
+        wire.transport.pause_reading()
+        await note.enqueue(1)
+        while raw.scard(app.keys("default").running(shop.name)) < 2:  # the worker's own mark, and the job
+            await asyncio.sleep(0.001)
+        assert runs == []
+        shop.waker.drop("cut by the test")
+        while not runs:
+            await asyncio.sleep(0.001)
+        while raw.hlen("fastq:{default}:jobs") > 1:
+            await asyncio.sleep(0.005)
+        assert shop.slot.busy == 0
+    assert runs == [1]
+
+
+async def test_cuts_of_both_connections_lose_and_double_nothing(redis_url: str, raw: Any) -> None:
+    """F-33: jobs that come one by one, so that most are taken by the waiting reserve; the connections are cut in turns."""
+    app = make_app(redis_url, concurrency=5)
+    runs: dict[int, int] = {}
+
+    @app.task
+    async def count(n: int) -> None:
+        runs[n] = runs.get(n, 0) + 1
+
+    total = 400
+    async with working(app) as shop:
+        await armed(shop)
+        for n in range(total):
+            await count.enqueue(n)
+            if n % 40 == 20:
+                (shop.waker if n % 80 == 20 else shop.connection).drop("cut by the test")
+        while len(runs) < total or raw.hlen("fastq:{default}:jobs") > 1:
+            await asyncio.sleep(0.005)
+    assert set(runs.values()) == {1}
+
+
+async def test_a_partly_busy_worker_is_sure_of_what_it_holds(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two connections see the count of held jobs at different moments: that alone never makes it ask Redis for the ids."""
+    app = make_app(redis_url, concurrency=20)
+    gate, ran = asyncio.Event(), 0
+
+    @app.task
+    async def wait() -> None:
+        await gate.wait()
+
+    @app.task
+    async def note() -> None:
+        nonlocal ran
+        ran += 1
+
+    async with working(app) as shop:
+        await wait.enqueue_many([()] * 5)
+        while shop.loop._runs.free > 15:
+            await asyncio.sleep(0.001)
+        sent = Sent(monkeypatch, shop.connection)
+        for _ in range(40):
+            await asyncio.gather(*(note.enqueue() for _ in range(8)), *(note.enqueue() for _ in range(3)))
+        while ran < 440:
+            await asyncio.sleep(0.001)
+        gate.set()
+        assert "resume" not in sent.names
+
+
+async def test_what_comes_to_a_quiet_worker_goes_back_at_once(redis_url: str, raw: Any) -> None:
+    """F205: told to take nothing new while its reserve waits in Redis, it gives the job to others, uncharged."""
+    app = make_app(redis_url)
+    runs: list[str] = []
+
+    @app.task
+    async def note() -> None:
+        runs.append("ran")
+
+    async with working(app) as shop:
+        await armed(shop)
+        shop.loop.set_quiet(True)
+        await note.enqueue()
+        while raw.llen("fastq:{default}:ready:5") != 1 or raw.scard(app.keys("default").running(shop.name)) > 1:
+            await asyncio.sleep(0.001)
+        assert runs == []
+        shop.loop.set_quiet(False)
+        while not runs:
+            await asyncio.sleep(0.001)
+
+
+async def test_more_queues_than_slots_are_not_hoarded(redis_url: str, raw: Any) -> None:
+    """One slot, three queues, one long job in each: the two that do not run stay where another worker finds them."""
+    app = make_app(redis_url, concurrency=1, queues="a,b,c")
+    gate = asyncio.Event()
+
+    @app.task
+    async def wait() -> None:
+        await gate.wait()
+
+    async with working(app) as shop:
+        await blocked(shop)
+        for queue in "abc":
+            await wait.options(queue=queue).enqueue()
+        while not shop.loop.executor.running:
+            await asyncio.sleep(0.001)
+        assert sum(raw.llen(f"fastq:{{{queue}}}:ready:5") for queue in "abc") == 2
+        gate.set()
+        while sum(raw.hlen(f"fastq:{{{queue}}}:jobs") for queue in "abc") > 3:
+            await asyncio.sleep(0.005)
