@@ -38,6 +38,13 @@ TABLE: tuple[KeyInfo, ...] = (
     KeyInfo("{q}:due", "zset", "enqueue", "job", "ids of scheduled jobs and retries by due time in ms"),
     KeyInfo("{q}:due:wake", "list", "enqueue", "bounded", "at most one token: the due set has a new head"),
     KeyInfo("{q}:wake", "list", "enqueue", "bounded", "at most one token: an idle worker should look"),
+    KeyInfo(
+        "{q}:wake:<worker>",
+        "list",
+        "cancel",
+        "ttl",
+        "at most one token: this worker should look, as a job that it holds was cancelled, or it has room again",
+    ),
     KeyInfo("{q}:workers", "zset", "worker", "worker", "worker id -> end of its lease in ms"),
     KeyInfo("{q}:info", "hash", "worker", "worker", "worker id -> host, pid, slots (msgpack)"),
     KeyInfo("{q}:running:<worker>", "set", "worker", "worker", "ids the worker holds; membership is the fence"),
@@ -221,6 +228,10 @@ class QueueKeys:
     def running(self, worker: str) -> bytes:
         """The SET of job ids that ``worker`` holds."""
         return self._name(f"running:{worker}")
+
+    def wake_of(self, worker: str) -> bytes:
+        """The LIST of the token that is for ``worker`` alone."""
+        return self._name(f"wake:{worker}")
 
     def parked_by(self, limit: str) -> bytes:
         """The ZSET of the jobs that wait for a limit; its name is ``LimitKeys.name``."""

@@ -12,6 +12,7 @@
 --- @include "unpark_one"
 --- @include "tell"
 --- @include "wake"
+--- @include "wake_holder"
 --- @include "many"
 --- @include "flows"
 --- @include "ripe"
@@ -27,6 +28,8 @@ if redis.call('ZREM', due, id) == 0 and not unpark_one(KEYS[10], KEYS[11], id) t
       local before = redis.call('HGET', cancels, id)
       if before and string.sub(before, 1, 1) == 't' then mode = 't' end
       redis.call('HSET', cancels, id, mode .. ARGV[3] .. ':' .. ARGV[4])
+      local base = string.sub(jobs, 1, -5)
+      wake_holder(base .. 'wake:' .. string.sub(KEYS[i], #base + 9)) -- its worker looks now, if it rests
       return 'requested'
     end
   end

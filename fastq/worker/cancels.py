@@ -1,4 +1,5 @@
-"""How a worker learns that a job it holds was cancelled: it looks into Redis twice a second, while it holds any job.
+"""How a worker learns that a job it holds was cancelled: it is told while it rests (waker.py), and looks into Redis twice a second
+while it holds any job, should it be busy or the token be lost.
 
 The request lies in the queue's ``cancels`` hash until the job has ended, so nothing depends on this worker being told:
 ``settle.lua`` and ``recover.lua`` end a cancelled job instead of letting it run again. Looking is one command per queue
@@ -20,7 +21,7 @@ from fastq.errors import BrokerError
 __all__ = ["LOOK", "Cancels"]
 
 LOOK = 0.5
-"""Seconds between two looks: how long a running job may take to be told."""
+"""Seconds between two looks: how long a running job may take to be told by a worker that does not rest."""
 
 
 class Holding(Protocol):

@@ -115,7 +115,8 @@ class WorkerLoop:
         self._aside: JobContext | None = None  # waits until it is the only one here on its last life
         self._last_life = max(self._settings.max_deliveries - 1, 1)
         self._filling = False
-        self._waker = Waker(waker, self._lanes, self._ask_of_next, self._arrived)
+        self._cancels = Cancels(connection, self._lanes, self._cancel)
+        self._waker = Waker(waker, connection, self._lanes, self._ask_of_next, self._arrived, self._called)
         self._registered = False
         self.quiet = False
         self._stop_at: float | None = None  # monotonic time at which running jobs are interrupted
@@ -167,10 +168,8 @@ class WorkerLoop:
 
     async def run(self) -> None:
         """Serve until stopped; returns with nothing held in Redis, unless Redis stays away."""
-        cancels = Cancels(self._connection, self._lanes, self._cancel)
-        background = [
-            asyncio.create_task(each) for each in (self._tick(), self._waker.run(), cancels.run(), self._pauses.run())
-        ]
+        loops = self._tick(), self._waker.run(), self._cancels.run(), self._pauses.run()
+        background = [asyncio.create_task(each) for each in loops]
         try:
             while not self._over():
                 try:
@@ -291,6 +290,11 @@ class WorkerLoop:
         else:
             self._reserved(lane, reserved, ask)
             self._fill()
+        self._event.set()
+
+    async def _called(self) -> None:
+        """This worker was meant: a job that it holds was cancelled, or it has room again."""
+        await self._cancels.look()
         self._event.set()
 
     def _reserved(self, lane: Lane, reserved: Reserved, ask: int) -> int:

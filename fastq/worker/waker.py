@@ -2,12 +2,17 @@
 
 Redis keeps the commands that follow a blocking pop on its connection and runs them the moment the pop ends. So the
 token and the jobs come in one reply: from enqueue to handler one round trip less than to be woken and then to ask.
+
+It listens to a list of its own in each queue as well: a token there is for this worker alone, as a job that it holds was
+cancelled (``cancel.lua``). A token in a wake list is for whoever has room. A worker that has none puts it back, and is deaf to those
+lists until it has; a token of its own ends the pop that does not hear them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fastq.broker.commands import Command, Reserved, raw, reserve
@@ -23,6 +28,9 @@ IDLE_WAIT = 2.0
 RESERVE_MOST = 2_000
 """Jobs of one reserve."""
 
+TOKEN_MS = 60_000
+"""How long a token lies in a worker's own list, should the worker be gone; as in include/wake_holder.lua."""
+
 
 class Waker:
     """Waits on the wake lists while the loop has nothing to do.
@@ -33,30 +41,49 @@ class Waker:
 
     Args:
         connection: for this waker alone.
+        own: the worker's other connection, which nothing blocks.
         lanes: the worker's queues.
         ask: the worker's id and how many jobs it has room for; an empty id: it takes nothing now.
         arrived: is given what a lane's reserve brought, out of how many it asked for; None: the lane is worth a look.
+        called: told that there was a token for this worker alone.
     """
 
     def __init__(
         self,
         connection: AsyncConnection,
+        own: AsyncConnection,
         lanes: Sequence[Lane],
         ask: Callable[[], tuple[str, int]],
         arrived: Callable[[Lane, Reserved | None, int], None],
+        called: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._connection = connection
+        self._own = own
         self._lanes = lanes
         self._by_list = {lane.keys.wake: lane for lane in lanes}
         self._ask = ask
         self._arrived = arrived
+        self._called = called
         self._waiting = asyncio.Event()
+        self._deaf = False
+        self._poking: asyncio.Task[None] | None = None
         self.armed = False
         self.arrivals = 0
 
     def wait(self) -> None:
         """The loop sleeps now: wait for what is to wake it. Does nothing while that goes on already."""
         self._waiting.set()
+        if not self._deaf:
+            return
+        worker, room = self._ask()
+        if room > 0 and self._own.connected:  # else the worker's loop connects, and it has to find out things first
+            self._deaf = False
+            self._poking = asyncio.create_task(self._poke(self._lanes[0].keys.wake_of(worker)))
+
+    async def _poke(self, own: bytes) -> None:
+        """There is room again: end the pop that does not hear of jobs."""
+        with suppress(BrokerError):  # then it ends within IDLE_WAIT by itself
+            await self._own.call_many([raw("RPUSH", own, "1"), raw("PEXPIRE", own, TOKEN_MS)])
 
     def drop(self, why: str) -> None:
         """Close the connection: nothing more is taken through it."""
@@ -79,31 +106,42 @@ class Waker:
                 if ask and not any(lane.doubt for lane in self._lanes):
                     await self._pop_and_reserve(worker, ask)
                 else:
-                    await self._pop()
+                    await self._pop(worker)
             except BrokerError:
                 for lane in self._lanes:
                     lane.doubt = True
                 self._look(self._lanes)  # jobs may have come with the reply that was lost
                 await asyncio.sleep(0.5)
 
+    def _block(self, worker: str) -> Command[list[bytes] | None]:
+        heard = () if self._deaf else self._by_list
+        return raw("BLPOP", *heard, *(lane.keys.wake_of(worker) for lane in self._lanes), IDLE_WAIT)
+
     async def _pop_and_reserve(self, worker: str, ask: int) -> None:
-        pop: Command[Any] = raw("BLPOP", *self._by_list, IDLE_WAIT)
+        self._deaf = False
         self.armed = True
         try:
             replies = await self._connection.call_many(
-                [pop, *(reserve(lane.keys, worker, ask) for lane in self._lanes)]
+                [self._block(worker), *(reserve(lane.keys, worker, ask) for lane in self._lanes)]
             )
         finally:
             self.armed = False
             self.arrivals += 1
         for lane, reserved in zip(self._lanes, replies[1:], strict=True):
             self._arrived(lane, reserved, ask)
+        if replies[0] is not None and replies[0][0] not in self._by_list:
+            await self._called()
 
-    async def _pop(self) -> None:
-        popped: list[bytes] | None = await self._connection.call(raw("BLPOP", *self._by_list, IDLE_WAIT))
+    async def _pop(self, worker: str) -> None:
+        popped = await self._connection.call(self._block(worker))
+        if popped is not None and popped[0] not in self._by_list:
+            self._look(self._lanes)
+            await self._called()
+            return
         self._look(self._lanes if popped is None else (self._by_list[popped[0]],))
         if popped is not None and self._ask()[1] < 1:  # filled up meanwhile: the token is for somebody else
-            await self._connection.call(raw("RPUSH", popped[0], "1"))
+            self._deaf = True
+            await self._connection.call_many([raw("RPUSH", popped[0], "1"), raw("LTRIM", popped[0], 0, 0)])
 
     def _look(self, lanes: Sequence[Lane]) -> None:
         for lane in lanes:

@@ -80,7 +80,8 @@ def test_a_running_job_is_left_to_its_worker_which_is_asked(lab: Lab) -> None:
     lab.take("a")
     before = lab.keys()
     assert lab.twice(cancel(lab, "a", "v", "w", record=b"r")) == ("requested", "requested")
-    assert lab.keys() == {**before, "cancels": {"a": f"c{TTL}:r".encode()}}
+    assert lab.keys() == {**before, "cancels": {"a": f"c{TTL}:r".encode()}, "wake:w": ["1"]}
+    assert 0 < lab.raw.pttl(lab.q.wake_of("w")) <= 60_000, "should the worker be gone"
 
 
 def test_to_interrupt_is_asked_for_once(lab: Lab) -> None:
@@ -182,7 +183,8 @@ def test_a_list_of_workers_that_is_out_of_date_decides_nothing(lab: Lab, workers
     before = lab.keys()
     assert lab.call(cancel(lab, "b", *workers)) == "again"
     assert (said := lab.call(cancel(lab, "a", *workers))) in {"again", "requested"}
-    assert lab.keys("cancels") == before
+    assert lab.keys("cancels", "wake:w") == before
+    assert lab.value("wake:w") == (["1"] if said == "requested" else None)
     assert (lab.value("cancels") is None) == (said == "again")
 
 

@@ -61,7 +61,7 @@ async def test_an_idle_worker_gets_the_job_with_the_token(redis_url: str, monkey
         assert waker.names == []  # what brought the job had been sent before there was one
         while "settle" not in loop.names:
             await asyncio.sleep(0.001)
-        assert loop.names == ["settle"]
+        assert set(loop.names) == {"settle"}  # twice when Redis did not know the script yet
 
 
 async def test_jobs_of_a_lost_reply_of_the_waiting_reserve_are_found(redis_url: str, raw: Any) -> None:
@@ -141,7 +141,7 @@ async def test_a_partly_busy_worker_is_sure_of_what_it_holds(redis_url: str, mon
 
 
 async def test_what_comes_to_a_quiet_worker_goes_back_at_once(redis_url: str, raw: Any) -> None:
-    """F205: told to take nothing new while its reserve waits in Redis, it gives the job to others, uncharged."""
+    """F241: told to take nothing new while its reserve waits in Redis, it gives the job to others, uncharged."""
     app = make_app(redis_url)
     runs: list[str] = []
 
