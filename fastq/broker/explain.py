@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from fastq.broker.commands import Command, Operation, raw
+from fastq.broker.flows import numbers
 from fastq.broker.inspector import Inspector
 from fastq.broker.keys import PRIORITIES, QueueKeys
 from fastq.broker.pauses import Pause, paused
@@ -19,10 +21,13 @@ __all__ = ["Cause", "Explanation", "explain"]
 DEEPEST = 100_000
 """Entries of a ready list that are looked through for a job's place (about 1 ms of Redis's time)."""
 
+LARGEST = 20_000
+"""Nodes of a workflow among which a job's parents are looked for, 1,000 in a round trip."""
+
 
 class Cause(msgspec.Struct, frozen=True):
     """One thing that is so. ``code`` is for programs: unknown, finished, failed, running, scheduled, retry, no_scheduler,
-    parked, paused, no_worker, task_unknown, busy, behind, next.
+    parked, waiting, paused, no_worker, task_unknown, busy, behind, next.
     """
 
     code: str
@@ -77,7 +82,9 @@ def _held_up(inspector: Inspector, status: JobStatus) -> Operation[list[Cause]]:
     causes += [
         Cause("paused", f"{p} is paused") for p in pauses if p is named or (p.task == status.task and not p.where)
     ]
-    if status.state is JobState.SCHEDULED:
+    if status.state is JobState.WAITING:
+        causes.append((yield from _waiting(q, status.id)))
+    elif status.state is JobState.SCHEDULED:
         causes += _scheduled(status, now, leader=leader is not None)
     elif status.state is JobState.PARKED and named is None:
         until: float | None = yield raw("ZSCORE", q.parked, status.limit or "", decode=_score)
@@ -90,6 +97,46 @@ def _held_up(inspector: Inspector, status: JobStatus) -> Operation[list[Cause]]:
     if status.state is JobState.PENDING:
         causes += yield from _in_line(q, status, info, sum(card.concurrency for w in live if (card := known.get(w))))
     return causes
+
+
+def _waiting(q: QueueKeys, job_id: str) -> Operation[Cause]:
+    """Which jobs of its workflow it waits for."""
+    flow, _, number = job_id.partition(".")
+    letters, stopped = yield [raw("GET", q.flow_states(flow)), raw("HGET", q.flow(flow), "stop")]
+    states = (letters or b"").decode()
+    if stopped:
+        return Cause("waiting", f"it waits for its parents, and workflow {flow} is cancelled: it will not run")
+    parents: dict[int, list[int]] = defaultdict(list)
+    for first in range(0, min(len(states), LARGEST), 1_000):
+        nodes = range(first, min(first + 1_000, len(states)))
+        lists = yield raw("HMGET", q.flow(flow), *(f"c{node}" for node in nodes))
+        for node, children in zip(nodes, lists, strict=True):
+            for child in numbers((children or b"").decode()):
+                parents[child].append(node)
+    left = _unfinished(parents, states, int(number))
+    if not left:
+        return Cause("waiting", f"it waits for other jobs of workflow {flow}")
+    shown = ", ".join(f"{flow}.{node} ({_LETTERS[states[node]]})" for node in left[:5])
+    more = f" and {len(left) - 5:,} more" if len(left) > 5 else ""
+    return Cause("waiting", f"it waits for {len(left):,} of its parents in workflow {flow}: {shown}{more}")
+
+
+_LETTERS = {"w": "waiting, too", "a": "under way", "f": "failed", "c": "cancelled"}
+
+
+def _unfinished(parents: Mapping[int, Sequence[int]], states: str, node: int) -> list[int]:
+    """The jobs that have not succeeded and that a node waits for, directly or through gathers."""
+    found, seen, ahead = set[int](), set[int](), [node]
+    while ahead:
+        for parent in parents.get(ahead.pop(), ()):
+            if parent in seen:
+                continue
+            seen.add(parent)
+            if states[parent] == "g":
+                ahead.append(parent)
+            elif states[parent] in _LETTERS:
+                found.add(parent)
+    return sorted(found)
 
 
 def _scheduled(status: JobStatus, now: int, *, leader: bool) -> Iterator[Cause]:

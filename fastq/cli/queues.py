@@ -67,6 +67,8 @@ def _change(session: Session, queue: str | None, task: str | None, where: tuple[
         pause = Pause(task, dict(map(_argument, where)))
         what = str(pause) + (f" in {queue}" if queue else "")
         queues = [queue] if queue else session.run(inspector.queues())
+        if not queues:
+            raise click.ClickException("there is no queue yet: nothing could be paused")
         changed = session.run((inspector.pause_task if begin else inspector.resume_task)(pause, queues))
     words = ("paused", "was paused already") if begin else ("resumed", "was not paused")
     session.answer(

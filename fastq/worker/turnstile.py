@@ -289,7 +289,7 @@ class Turnstile:
             job.arguments = error
         self._leave(waiting)
         job.permits = [(gate, waiter.holder) for gate, waiter in got or () if waiter.holder]
-        if self._admit(job):
+        if (not self._paused or not self._is_paused(job)) and self._admit(job):  # paused while it waited
             for door in waiting.doors:
                 door.room = min(door.room + 1, MOST_ROOM)
         else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import fastq
 from fastq import FastQ
 from fastq.broker import commands
 from fastq.broker.commands import Parked
@@ -112,6 +113,37 @@ def test_it_is_parked(app: FastQ) -> None:
     found = app.explain_sync(job.id)
     assert [cause.code for cause in found.causes] == ["parked"]
     assert "the limit stripe/~all, looked at again in " in str(found)
+
+
+async def test_it_waits_for_its_parents(app: FastQ) -> None:
+    """Those that have not ended are named, also when a whole group is between it and them."""
+
+    @app.task
+    async def part(n: int) -> int:
+        if n == 1:
+            raise ValueError("broken")
+        return n
+
+    @app.task
+    async def total(parts: list[int]) -> int:
+        return sum(parts)
+
+    @app.task
+    async def told(total: int) -> None: ...
+
+    flow = await fastq.chain(fastq.chord([part.s(n) for n in range(8)], total.s()), told.s()).enqueue()
+    register(app, "w", "part", "total", "told")
+    found = await app.explain(f"{flow.id}.9")
+    assert (found.state, [cause.code for cause in found.causes]) == ("waiting", ["waiting"])
+    assert f"it waits for 8 of its parents in workflow {flow.id}: " in str(found)
+    assert f"{flow.id}.0 (under way)" in str(found)
+    assert str(found).endswith(" and 3 more")
+    last = await app.explain(f"{flow.id}.10")
+    assert f"waits for 1 of its parents in workflow {flow.id}: {flow.id}.9 (waiting, too)" in str(last)
+    assert await flow.cancel()
+    gone = await app.explain(f"{flow.id}.9")
+    assert gone.causes[0].code in {"unknown", "waiting"}, "nothing of it will run"
+    await app.aclose()
 
 
 async def test_it_runs_retries_fails_and_ends(app: FastQ) -> None:

@@ -203,6 +203,97 @@ async def test_a_task_with_limits_of_its_own(redis_url: str) -> None:
     await app.aclose()
 
 
+async def test_a_job_that_waits_for_its_limit_when_the_pause_begins(redis_url: str) -> None:
+    """It has its turn while its task is paused: it is put aside instead, and what it was granted goes back."""
+    app, ran = FastQ(redis_url, log_level="error"), []
+
+    @app.task(rate_limit="4/s burst 1", concurrency=1)
+    async def limited(n: int) -> None:
+        ran.append(n)
+
+    async with working(app) as worker:
+        first = await limited.enqueue(1)
+        assert await first.result(10) is None
+        job = await limited.enqueue(2)  # a quarter of a second from now
+        await eventually_async(lambda: bool(worker.loop._turnstile._waiting))
+        assert await app.queues.pause(task=limited)
+        await worker.loop._pauses.look()
+        await eventually_async(lambda: not worker.loop._turnstile._waiting)
+        await eventually_async(lambda: _is_parked(app, job))
+        assert ran == [1]
+        assert [cause.code for cause in (await app.explain(job.id)).causes] == ["paused"]
+        assert await app.queues.resume(task=limited)
+        await worker.loop._pauses.look()
+        await eventually_async(lambda: _is_over(worker, job))
+        assert await (await limited.enqueue(3)).result(10) is None, "the slot that it was granted is free"
+    assert ran == [1, 2, 3]
+
+
+async def _is_parked(app: FastQ, job: fastq.JobHandle[Any]) -> bool:
+    status = await job.status()
+    return status is not None and status.state == "parked"
+
+
+async def _is_over(worker: Workshop, job: fastq.JobHandle[Any]) -> bool:
+    """The scheduler's part: should the worker have taken it before it heard of the end of the pause."""
+    await worker.helper.call(commands.unpark_due(worker.app.keys("default")))
+    status = await job.status()
+    return status is not None and status.state.final
+
+
+# -- the command line -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(redis_url: str) -> Any:
+    """`fastq queues …`: exit code and output."""
+    from click.testing import CliRunner
+
+    from fastq.cli.queues import verbs
+
+    def run(*words: str) -> tuple[int, str]:
+        answer = CliRunner().invoke(verbs["queues"], [*words, "--redis-url", redis_url])
+        return answer.exit_code, answer.output.strip()
+
+    return run
+
+
+def test_a_task_is_paused_from_the_command_line(redis_url: str, command: Any) -> None:
+    code, told = command("pause", "--task", "send")
+    assert (code, told) == (1, "Error: there is no queue yet: nothing could be paused")
+    app = FastQ(redis_url)
+    job = app.enqueue_sync("send", 7)
+    app.options(queue="bulk").enqueue_sync("send", 7)
+    assert command("pause", "--task", "send") == (0, "task send: paused")
+    assert command("pause", "--task", "send") == (0, "task send: was paused already")
+    assert app.queues.paused_tasks_sync() == {"default": [Pause("send")], "bulk": [Pause("send")]}
+    assert "task send is paused" in str(app.explain_sync(job.id))
+    assert command("resume", "bulk", "--task", "send") == (0, "task send in bulk: resumed")
+    assert app.queues.paused_tasks_sync() == {"default": [Pause("send")]}
+    assert command("resume", "--task", "send", "--json") == (0, '{"queue":null,"changed":true,"task":"send"}')
+    assert app.queues.paused_tasks_sync() == {}
+    app.close()
+
+
+def test_calls_with_one_argument_are_paused_from_the_command_line(redis_url: str, command: Any) -> None:
+    """A value is JSON where it can be: 42 is a number, a name is text."""
+    app = FastQ(redis_url)
+    app.enqueue_sync("send", tenant_id=42)
+    where = ("--task", "send", "--where", "tenant_id=42", "--where", "region=eu", "--where", "tags=[1]")
+    assert command("pause", "default", *where) == (
+        0, "task send where tenant_id=42, region='eu', tags=[1] in default: paused",
+    )  # fmt: skip
+    pauses = app.queues.paused_tasks_sync()["default"]
+    assert pauses == [Pause("send", {"tenant_id": 42, "region": "eu", "tags": [1]})]
+    assert command("resume", "--task", "send") == (0, "task send: was not paused"), "another pause than that one"
+    assert command("resume", *where)[1].endswith(": resumed")
+    for wrong in (["--where", "tenant_id=42"], ["--task", "send", "--where", "tenant"], []):
+        code, told = command("pause", *wrong)
+        assert code == 2, told
+        assert "NAME=VALUE" in told or "name a QUEUE, or a --task" in told
+    app.close()
+
+
 async def test_what_makes_no_sense(shop: Shop) -> None:
     with pytest.raises(InvalidOption, match="which task"):
         await shop.app.queues.pause(where={"tenant": 1})
