@@ -70,7 +70,9 @@ class Sender:
             refused = await side.insist(target, [call.job], refused)
         if call.queue not in side.announced or side.epoch != side.connection.connects:
             await side.announce(call.queue)
-        return self._handle(call, refused[0] if refused else None)
+        if refused:
+            return self._handle(call, refused[0])
+        return JobHandle(self._home, call.job.id, call.queue)
 
     def send_sync(self, call: Call) -> JobHandle[Any]:
         """Enqueue a prepared call from blocking code."""
@@ -177,7 +179,12 @@ _GROUP = 2_000
 """Calls of a stream that are held at a time."""
 
 
-def _by_target(calls: Iterable[Call]) -> dict[tuple[str, int], list[Call]]:
+def _by_target(calls: list[Call]) -> dict[tuple[str, int], list[Call]]:
+    if not calls:
+        return {}
+    first = calls[0][:2]
+    if all(call[:2] == first for call in calls):
+        return {first: calls}
     groups: dict[tuple[str, int], list[Call]] = {}
     for call in calls:
         groups.setdefault((call.queue, call.priority), []).append(call)

@@ -11,7 +11,6 @@ import os
 import random
 import time
 from collections.abc import Generator, Iterable, Iterator
-from itertools import islice
 from typing import NamedTuple
 
 from fastq.broker.commands import BATCH, Bound, Command, NewJob, Refused, enqueue
@@ -53,12 +52,15 @@ _LONGEST_PAUSE = 0.25
 
 def chunks(jobs: Iterable[NewJob]) -> Iterator[list[NewJob]]:
     """Cut any stream of jobs into calls of bounded count and bytes."""
-    stream = iter(jobs)
-    while chunk := list(islice(stream, 1)):
-        size = len(chunk[0].envelope)
-        while size < BATCH_BYTES and len(chunk) < BATCH and (job := next(stream, None)) is not None:
-            chunk.append(job)
-            size += len(job.envelope)
+    chunk: list[NewJob] = []
+    size = 0
+    for job in jobs:
+        if size >= BATCH_BYTES or len(chunk) >= BATCH:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(job)
+        size += len(job.envelope)
+    if chunk:
         yield chunk
 
 

@@ -82,11 +82,6 @@ class NewJob(NamedTuple):
     chosen: bool = False
     once: Once = Once()
 
-    @property
-    def plain(self) -> bool:
-        """Whether the short path of the script is enough."""
-        return self.delay_ms <= 0 and not self.unique and not self.chosen
-
 
 class Bound(NamedTuple):
     """How many pending jobs a queue may have, and what becomes of one too many: it is refused, or the oldest one goes."""
@@ -105,6 +100,8 @@ class Refused(NamedTuple):
 
 
 def _refusals(reply: list[Any]) -> list[Refused]:
+    if len(reply) == 1:
+        return []
     return [Refused(int(position), _text(why), detail) for position, why, detail in reply[1:]]
 
 
@@ -120,12 +117,16 @@ def enqueue(
     keys: tuple[bytes, ...] = (
         q.jobs, q.ready[priority], q.due, q.due_wake, q.wake, q.producers, q.dead, q.done,
     )  # fmt: skip
-    args: list[Any] = [producer, sequence]
-    if bound is None and all(job.plain for job in jobs):
-        args.append("plain")
-        for job in jobs:
-            args += (job.id, job.envelope)
-    elif bound is None and not any(job.unique for job in jobs):
+    args: list[Any] = [producer, sequence, "plain"]
+    if bound is None:
+        for job_id, envelope, delay_ms, unique, chosen, _ in jobs:
+            if delay_ms > 0 or unique or chosen:
+                break
+            args += (job_id, envelope)
+        else:
+            return Command("enqueue", keys, args, _refusals)
+    args = [producer, sequence]
+    if bound is None and not any(job.unique for job in jobs):
         args.append("full")
         for job in jobs:
             args += (job.id, job.envelope, job.delay_ms)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import hiredis
 
@@ -152,14 +152,34 @@ def client_name() -> str:
 # -- asyncio ----------------------------------------------------------------------------------
 
 
+class Waiter(Protocol):
+    """What waits for a reply: a future, or what is told about it as one is, without a turn of the event loop in between."""
+
+    def done(self) -> bool:
+        """Whether it does not want the reply any more."""
+        ...
+
+    def set_result(self, reply: Any, /) -> None:
+        """The reply is here; an error reply is a value."""
+        ...
+
+    def set_exception(self, error: Exception, /) -> None:
+        """The connection is gone: the command may or may not have run."""
+        ...
+
+    def exception(self) -> object:
+        """Called after ``set_exception``, so that a future whose caller went away leaves no warning."""
+        ...
+
+
 class Wire:
-    """An asyncio protocol: replies are matched to their futures in the order of the commands."""
+    """An asyncio protocol: replies are matched to their waiters in the order of the commands."""
 
     __slots__ = ("_reader", "failure", "lost", "on_lost", "pending", "progress", "transport")
 
     def __init__(self, on_lost: Callable[[Wire], None]) -> None:
         self._reader: Any = hiredis.Reader(notEnoughData=_NOTHING)
-        self.pending: deque[asyncio.Future[Any]] = deque()
+        self.pending: deque[Waiter] = deque()
         self.transport: asyncio.Transport | None = None
         self.progress = time.monotonic()
         self.on_lost = on_lost
@@ -176,9 +196,9 @@ class Wire:
         try:
             reader.feed(data)
             while (reply := reader.gets()) is not _NOTHING:
-                future = pending.popleft()
-                if not future.done():
-                    future.set_result(reply)
+                waiter = pending.popleft()
+                if not waiter.done():
+                    waiter.set_result(reply)
         except IndexError:  # nobody has asked: protected mode, too many clients
             self.abort(last_words([reply]) or "a reply to nothing")
         except hiredis.ProtocolError as error:
@@ -197,10 +217,10 @@ class Wire:
         self.lost = True
         self.failure = self.failure or (str(error) if error else "the connection was closed")
         pending, self.pending = self.pending, deque()
-        for future in pending:
-            if not future.done():
-                future.set_exception(ConnectionResetError(self.failure))
-                future.exception()  # a caller that went away must not leave a warning
+        for waiter in pending:
+            if not waiter.done():
+                waiter.set_exception(ConnectionResetError(self.failure))
+                waiter.exception()  # a caller that went away must not leave a warning
         self.on_lost(self)
 
     def abort(self, failure: str) -> None:
@@ -340,17 +360,30 @@ class AsyncConnection:
             return
         self._watch = loop.call_later(self._response_timeout / 4, self._check)
 
+    def _write(self, wire: Wire, data: bytes, waiter: Waiter) -> None:
+        if wire.lost or wire.transport is None:
+            waiter.set_exception(ConnectionResetError(wire.failure))
+            return
+        if not wire.pending:
+            wire.progress = time.monotonic()
+        wire.pending.append(waiter)
+        wire.transport.write(data)
+
     def _send(self, wire: Wire, data: bytes) -> asyncio.Future[Any]:
         assert self._loop is not None
         future: asyncio.Future[Any] = self._loop.create_future()
-        if wire.lost or wire.transport is None:
-            future.set_exception(ConnectionResetError(wire.failure))
-            return future
-        if not wire.pending:
-            wire.progress = time.monotonic()
-        wire.pending.append(future)
-        wire.transport.write(data)
+        self._write(wire, data, future)
         return future
+
+    def post(self, command: Command[Any], waiter: Waiter) -> None:
+        """Write a command now; ``waiter`` is given its bare reply (an error reply is a value), or the loss of the connection.
+
+        Raises:
+            BrokerUnavailable: there is no connection; nothing was sent.
+        """
+        if self._wire is None:
+            raise unreachable(self.endpoint, "not connected")
+        self._write(self._wire, pack(command), waiter)
 
     def send(self, command: Command[Any], *, by_text: bool = False) -> asyncio.Future[Any]:
         """Write a command now and return the future of its bare reply (an error reply is a value).

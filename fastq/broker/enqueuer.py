@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import hiredis
@@ -29,31 +28,60 @@ class _Waiting:
         self.jobs = jobs
         self.future = future
         self.deadline = deadline
-        self.size = sum(len(job.envelope) for job in jobs)
+        self.size = len(jobs[0].envelope) if len(jobs) == 1 else sum(len(job.envelope) for job in jobs)
+
+
+Landed = Callable[["_Call", Any], None]
 
 
 class _Call:
-    """One call of the script: the jobs in it, its number, and whether it is over."""
+    """One call of the script: the jobs in it, its number, and whether it is over.
 
-    __slots__ = ("command", "done", "members", "number", "target")
+    It waits for its own reply (see :class:`fastq.broker.connection.Waiter`): its callers hear of it in the same turn of the
+    event loop.
+    """
 
-    def __init__(self, target: Target, members: list[_Waiting], numbers: Numbers) -> None:
+    __slots__ = ("_landed", "command", "members", "number", "over", "target")
+
+    def __init__(self, target: Target, members: list[_Waiting], numbers: Numbers, landed: Landed) -> None:
         self.target = target
         self.members = members
-        self.done = False
+        self.over = False
+        self._landed = landed
         self.renumber(numbers)
+
+    def done(self) -> bool:
+        """False: the reply is wanted even when no caller waits for it any more."""
+        return False
+
+    def set_result(self, reply: Any) -> None:
+        """The reply, or the error reply, is here."""
+        self._landed(self, reply)
+
+    def set_exception(self, error: Exception) -> None:
+        """The connection is gone."""
+        self._landed(self, error)
+
+    def exception(self) -> None:
+        """As of a future; there is nothing to read."""
 
     def renumber(self, numbers: Numbers) -> None:
         """Give the call a new number: right after an error reply only, which says that the call did not run."""
         self.number = numbers.next()
-        jobs = [job for member in self.members for job in member.jobs]
+        members = self.members
+        jobs = members[0].jobs if len(members) == 1 else [job for member in members for job in member.jobs]
         self.command = enqueue(
             self.target.keys, self.target.priority, numbers.producer, self.number, jobs, self.target.bound
         )
 
     def settle(self, refusals: list[Refused]) -> None:
         """Tell every caller what was refused of its jobs."""
-        self.done = True
+        self.over = True
+        if not refusals:
+            for member in self.members:
+                if not member.future.done():
+                    member.future.set_result([])
+            return
         first = 0
         for member in self.members:
             last = first + len(member.jobs)
@@ -64,7 +92,7 @@ class _Call:
 
     def fail(self, error: FastQError) -> None:
         """Tell every caller that its jobs were not accepted."""
-        self.done = True
+        self.over = True
         for member in self.members:
             if not member.future.done():
                 member.future.set_exception(error)
@@ -74,7 +102,7 @@ class _Call:
         for member in self.members:
             if member.deadline <= now and not member.future.done():
                 member.future.set_exception(error)
-        self.done = self.done or all(member.future.done() for member in self.members)
+        self.over = self.over or all(member.future.done() for member in self.members)
 
 
 class AsyncEnqueuer:
@@ -106,8 +134,8 @@ class AsyncEnqueuer:
         self._repair: asyncio.Task[None] | None = None
         self.round_trips = 0
 
-    async def submit(self, target: Target, jobs: list[NewJob]) -> list[Refused]:
-        """Enqueue the jobs of one chunk (see :func:`chunks`); returns what was not created.
+    def submit(self, target: Target, jobs: list[NewJob]) -> Awaitable[list[Refused]]:
+        """Enqueue the jobs of one chunk (see :func:`chunks`); to be awaited for what was not created.
 
         Raises:
             BrokerUnavailable: not confirmed in time. BrokerOutOfMemory, BrokerReplyError: refused by Redis.
@@ -115,14 +143,21 @@ class AsyncEnqueuer:
         """
         deadline = self._loop.time() + self._timeout
         if self._waiting >= self._limit:
-            await self._wait_for_room(deadline)
+            return self._submit_later(target, jobs, deadline)
+        return self._enlist(target, jobs, deadline)
+
+    async def _submit_later(self, target: Target, jobs: list[NewJob], deadline: float) -> list[Refused]:
+        await self._wait_for_room(deadline)
+        return await self._enlist(target, jobs, deadline)
+
+    def _enlist(self, target: Target, jobs: list[NewJob], deadline: float) -> asyncio.Future[list[Refused]]:
         future: asyncio.Future[list[Refused]] = self._loop.create_future()
         self._queue.append(_Waiting(target, jobs, future, deadline))
         self._waiting += len(jobs)
         if not self._flying:
             self._flying = True
             self._loop.call_soon(self._take_off)
-        return await future
+        return future
 
     async def _wait_for_room(self, deadline: float) -> None:
         while self._waiting >= self._limit:
@@ -152,42 +187,42 @@ class AsyncEnqueuer:
 
     def _group(self, members: list[_Waiting]) -> Iterator[_Call]:
         by_target: dict[Target, list[_Waiting]] = {}
-        for member in members:
-            by_target.setdefault(member.target, []).append(member)
+        if len(members) == 1:
+            by_target[members[0].target] = members
+        else:
+            for member in members:
+                by_target.setdefault(member.target, []).append(member)
         for target, group in by_target.items():
             count, size, first = 0, 0, 0
             for index, member in enumerate(group):
                 if count and (count + len(member.jobs) > BATCH or size + member.size > BATCH_BYTES):
-                    yield _Call(target, group[first:index], self._numbers)
+                    yield _Call(target, group[first:index], self._numbers, self._landed)
                     count, size, first = 0, 0, index
                 count += len(member.jobs)
                 size += member.size
-            yield _Call(target, group[first:], self._numbers)
+            yield _Call(target, group[first:], self._numbers, self._landed)
 
     def _send(self) -> None:
         self.round_trips += 1
         self._aloft = len(self._calls)
         try:
-            sent = [self._connection.send(call.command) for call in self._calls]
+            for call in self._calls:
+                self._connection.post(call.command, call)
         except BrokerUnavailable:
             self._start_repair()
-            return
-        for call, future in zip(self._calls, sent, strict=True):
-            future.add_done_callback(partial(self._landed, call))
 
-    def _landed(self, call: _Call, future: asyncio.Future[Any]) -> None:
-        if not future.cancelled() and future.exception() is None:
-            reply = future.result()
-            if not isinstance(reply, hiredis.ReplyError):
-                call.settle(call.command.decode(reply))
-            elif is_noscript(reply) or isinstance(error := error_of(reply, self._shown), BrokerUnavailable):
+    def _landed(self, call: _Call, reply: Any) -> None:
+        if isinstance(reply, hiredis.ReplyError):
+            if is_noscript(reply) or isinstance(error := error_of(reply, self._shown), BrokerUnavailable):
                 call.renumber(self._numbers)
             else:
                 call.fail(error)
+        elif not isinstance(reply, Exception):
+            call.settle(call.command.decode(reply))
         self._aloft -= 1
         if self._aloft:
             return
-        if all(call.done for call in self._calls):
+        if all(call.over for call in self._calls):
             self._next_flight()
         else:
             self._start_repair()
@@ -209,7 +244,7 @@ class AsyncEnqueuer:
             await self._retry_flight()
         finally:  # also when it was cancelled: nobody may wait for ever
             for call in self._calls:
-                if not call.done:
+                if not call.over:
                     call.fail(BrokerUnavailable(f"the producer for {self._shown} ended before Redis confirmed the job"))
             self._next_flight()
 
@@ -219,7 +254,7 @@ class AsyncEnqueuer:
         In the order of their numbers: a call whose reply was lost may only be repeated before any newer one runs.
         """
         pause = 0.02
-        while open_calls := sorted((call for call in self._calls if not call.done), key=lambda call: call.number):
+        while open_calls := sorted((call for call in self._calls if not call.over), key=lambda call: call.number):
             try:
                 for call in open_calls:
                     await self._resend(call)

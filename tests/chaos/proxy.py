@@ -80,6 +80,7 @@ class FaultProxy:
         self.dropped: Counter[str] = Counter()
         self.held: list[Line] = []
         self._lines: set[Line] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
         self._port = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
@@ -108,14 +109,17 @@ class FaultProxy:
             self._loop.call_soon_threadsafe(self.held.pop().open.set)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.add(writer)
         line = None
         try:
             line = Line(self, (reader, writer), await asyncio.open_unix_connection(self._path))
             self._lines.add(line)
             await line.run()
-        except (OSError, asyncio.CancelledError):
-            writer.transport.abort()
+        except OSError:
+            pass
         finally:
+            writer.transport.abort()
+            self._clients.discard(writer)
             self._lines.discard(line)  # type: ignore[arg-type]
 
     async def _open(self) -> None:
@@ -123,14 +127,13 @@ class FaultProxy:
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
+        """Ends every line as its client would: a task that is cancelled while it connects leaves an open socket behind."""
         self._server.close()
-        while tasks := asyncio.all_tasks() - {
-            asyncio.current_task()
-        }:  # a connection accepted just now brings another one
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.sleep(0)  # the transports' own callbacks
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for writer in self._clients:
+                writer.transport.abort()
+            await asyncio.wait(tasks, timeout=0.1)
+        await asyncio.sleep(0)  # the transports' own callbacks
 
     def __enter__(self) -> Self:
         self._thread.start()
