@@ -141,8 +141,8 @@ class Consumer:
         self._name = f"{host}.{os.getpid()}.{secrets.token_hex(3)}"
         self._lives = 0
         self.worker_id = ""
-        self._connection = FencedConnection(app.endpoint(), response_timeout=settings.response_timeout)
-        self._waker = FencedConnection(app.endpoint(), response_timeout=settings.response_timeout + IDLE_WAIT)
+        self._connection = FencedConnection.to(app.endpoint(), response_timeout=settings.response_timeout)
+        self._waker = FencedConnection.to(app.endpoint(), response_timeout=settings.response_timeout + IDLE_WAIT)
         self._connects = 0
         self._held: dict[str, Message | None] = {}  # None: settled, but for the answer
         self._ready: list[Message] = []

@@ -68,7 +68,7 @@ class Keeper:
         self._queues = [QueueKeys(settings.prefix, name) for name in parse_queues(settings.queues).names]
         # An answer that takes longer than a third of a lease is too late: better to connect anew in time.
         patience = min(settings.response_timeout, max(settings.lease / 3, 0.5))
-        self._connection = SyncConnection(endpoint, connect_timeout=patience, response_timeout=patience)
+        self._connection = SyncConnection.to(endpoint, connect_timeout=patience, response_timeout=patience)
         self._extend_at = 0.0
         self._retry_at = 0.0
         self.troubled = False  # Redis did not answer the last time
@@ -252,7 +252,7 @@ class QueueReader:
 
         self._inspector = Inspector(settings.prefix)
         self._names = parse_queues(settings.queues).names
-        self._connection = SyncConnection(endpoint, connect_timeout=2.0, response_timeout=2.0)
+        self._connection = SyncConnection.to(endpoint, connect_timeout=2.0, response_timeout=2.0)
 
     def __call__(self) -> list[QueueGauge]:
         return [gauge for name in self._names if (gauge := self._read(name)) is not None]

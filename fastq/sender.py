@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fastq.broker.calls import Numbers, Target, chunks, enqueue_sync, insist
 from fastq.broker.commands import Bound, Command, NewJob, Operation, Refused, raw
-from fastq.broker.connection import AsyncConnection, Clock, SyncConnection
+from fastq.broker.connection import AsyncConnection, SyncConnection
+from fastq.broker.greeting import Clock
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint
 from fastq.config import Settings
@@ -243,7 +244,7 @@ class _AsyncSide:
         settings = app.settings
         self._app = app
         self.pid = os.getpid()
-        self.connection = AsyncConnection(
+        self.connection = AsyncConnection.to(
             app.endpoint(),
             connect_timeout=min(settings.connect_timeout, settings.enqueue_timeout),
             response_timeout=settings.enqueue_timeout,
@@ -296,7 +297,7 @@ class _SyncSide:
         settings = app.settings
         self._app = app
         self._timeout = settings.enqueue_timeout
-        self.connection = SyncConnection(
+        self.connection = SyncConnection.to(
             app.endpoint(),
             connect_timeout=min(settings.connect_timeout, settings.enqueue_timeout),
             response_timeout=settings.enqueue_timeout,

@@ -157,7 +157,7 @@ class Stream:
         self._q = home.keys(queue)
         settings = home.settings
         self._block = min(BLOCK, settings.response_timeout / 2)
-        self._connection = AsyncConnection(
+        self._connection = AsyncConnection.to(
             home.endpoint(), connect_timeout=settings.connect_timeout, response_timeout=settings.response_timeout
         )
         self._position = b""  # the last event that was seen; empty: nothing is read yet

@@ -17,12 +17,15 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import hypothesis
 import pytest
 
 from fastq.broker.embedded import EmbeddedServer, find_server
+
+if TYPE_CHECKING:
+    from tests.nodes import Cluster
 
 T = TypeVar("T")
 POLL = 0.005  # seconds between two looks at a fact
@@ -43,6 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("FASTQ_REDIS_SERVER"),
         help="run the suite on this valkey-server or redis-server (default: FASTQ_REDIS_SERVER, then the embedded one)",
     )
+    parser.addoption("--cluster", action="store_true", help="the server that tests share is a cluster of three masters")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -84,18 +88,24 @@ class MakeServer(Protocol):
 
 
 @pytest.fixture(scope="session")
-def redis_server(pytestconfig: pytest.Config) -> Iterator[EmbeddedServer]:
+def redis_server(pytestconfig: pytest.Config) -> Iterator[EmbeddedServer | Cluster]:
     """The server that all tests share. Do not configure, stop or kill it: that is what `make_server` is for."""
+    from tests.nodes import Cluster
+
     before = children()
-    with EmbeddedServer() as server:  # start() checks that the pid which answers is the one it started
+    shared = Cluster() if pytestconfig.getoption("--cluster") else EmbeddedServer()
+    with shared as server:  # start() checks that the pid which answers is the one it started
         pytestconfig.stash[LASTING] |= children() - before
         yield server
 
 
 @pytest.fixture
-def redis_url(redis_server: EmbeddedServer) -> str:
+def redis_url(redis_server: EmbeddedServer | Cluster) -> str:
     """The URL of an empty database."""
-    assert redis_server.ask(b"FLUSHALL") == b"+OK\r\n"
+    if isinstance(redis_server, EmbeddedServer):
+        assert redis_server.ask(b"FLUSHALL") == b"+OK\r\n"
+    else:
+        redis_server.flush()
     return redis_server.url
 
 
@@ -125,6 +135,10 @@ def connect(url: str) -> Any:
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
+    if url.startswith("redis+cluster://"):
+        from tests.nodes import oracle
+
+        return oracle(url)
     return redis.Redis.from_url(url, socket_timeout=None, retry=Retry(NoBackoff(), 0), protocol=2)
 
 

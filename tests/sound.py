@@ -9,7 +9,7 @@ from fastq.broker.url import parse_url
 
 def checked(url: str, *queues: str, repair: bool = False, prefix: str = "fastq") -> Checked:
     """Look at a live server, or mend what is there."""
-    connection = SyncConnection(parse_url(url))
+    connection = SyncConnection.to(parse_url(url))
     try:
         return connection.run(check(prefix, queues or None, repair=repair))
     finally:

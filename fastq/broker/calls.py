@@ -14,7 +14,8 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import NamedTuple
 
 from fastq.broker.commands import BATCH, Bound, Command, NewJob, Refused, enqueue
-from fastq.broker.connection import Clock, SyncConnection
+from fastq.broker.connection import SyncConnection
+from fastq.broker.greeting import Clock
 from fastq.broker.keys import QueueKeys
 from fastq.errors import BrokerUnavailable
 

@@ -19,14 +19,19 @@ import hiredis
 
 from fastq.broker import scripts
 from fastq.broker.commands import Command, Operation
-from fastq.broker.url import Endpoint
-from fastq.errors import (
-    BrokerError,
-    BrokerOutOfMemory,
-    BrokerReplyError,
-    BrokerUnavailable,
-    safe_text,
+from fastq.broker.greeting import (
+    MOVED_ON,
+    Clock,
+    check_handshake,
+    client_name,
+    error_of,
+    find_master,
+    last_words,
+    locate,
+    unreachable,
 )
+from fastq.broker.url import Endpoint
+from fastq.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,10 +41,9 @@ __all__ = ["AsyncConnection", "SyncConnection", "Wire"]
 T = TypeVar("T")
 
 _NOTHING = object()
-_DOWN = ("LOADING", "BUSY", "MASTERDOWN", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS")
-_MOVED_ON = ("READONLY", "UNBLOCKED")
-_HINT = "start one with 'fastq dev', or set FASTQ_REDIS_URL"
 
+LATE = 1.0
+"""Seconds without an answer after which it is asked whether another server leads now, where there is somebody to ask."""
 
 _packed: Callable[[tuple[Any, ...]], bytes] = cast(Any, hiredis.pack_command)  # its stub knows tuples of one element
 
@@ -65,88 +69,7 @@ def is_noscript(reply: Any) -> bool:
 
 def is_moved_on(reply: Any) -> bool:
     """Whether Redis said that another server leads now."""
-    return isinstance(reply, hiredis.ReplyError) and str(reply).startswith(_MOVED_ON)
-
-
-def error_of(reply: Exception, shown: str) -> BrokerError:
-    """The error that a reply of Redis stands for."""
-    text = safe_text(str(reply))
-    code = text.partition(" ")[0]
-    if code == "OOM":
-        return BrokerOutOfMemory(f"{shown} has reached maxmemory and takes no new jobs: {text}")
-    if code in _DOWN or code in _MOVED_ON:
-        return BrokerUnavailable(f"{shown} does not serve at the moment: {text}")
-    if code in ("NOAUTH", "WRONGPASS", "NOPERM"):
-        return BrokerReplyError(f"{text} - check the user, password and permissions in {shown}")
-    return BrokerReplyError(text)
-
-
-def unreachable(endpoint: Endpoint, cause: object) -> BrokerUnavailable:
-    """One line for a Redis that cannot be reached."""
-    text = getattr(cause, "strerror", None) or str(cause).partition(" : <")[0] or type(cause).__name__
-    return BrokerUnavailable(f"cannot reach {endpoint.shown} ({safe_text(text)}) - {_HINT}")
-
-
-class Clock:
-    """Redis's clock as this process knows it: an offset to the local monotonic clock, learnt at each connect."""
-
-    __slots__ = ("_offset",)
-
-    def __init__(self) -> None:
-        self._offset = time.time() - time.monotonic()
-
-    def learn(self, reply: Sequence[bytes]) -> None:
-        """Take Redis's TIME reply as the present."""
-        self._offset = int(reply[0]) + int(reply[1]) / 1e6 - time.monotonic()
-
-    def now_ms(self) -> int:
-        """Redis's time in ms, to within a round trip."""
-        return int((self._offset + time.monotonic()) * 1_000)
-
-    def now_us(self) -> int:
-        """The same in µs."""
-        return int((self._offset + time.monotonic()) * 1_000_000)
-
-
-def check_handshake(endpoint: Endpoint, replies: Sequence[Any], clock: Clock) -> None:
-    """Learn the clock, or raise what went wrong. A refused CLIENT SETNAME (ACL) is of no consequence."""
-    for reply in (*replies[:-2], replies[-1]):
-        if isinstance(reply, hiredis.ReplyError):
-            error = error_of(reply, endpoint.shown)
-            raise error if endpoint.shown in str(error) else BrokerReplyError(f"{error} - check {endpoint.shown}")
-    clock.learn(replies[-1])
-
-
-def last_words(replies: Sequence[Any]) -> str:
-    """What Redis said before it closed the connection (too many clients, protected mode), or nothing."""
-    return next((str(reply) for reply in reversed(replies) if isinstance(reply, hiredis.ReplyError)), "")
-
-
-def find_master(endpoint: Endpoint) -> Endpoint:
-    """Ask the Sentinels for the master's address; an endpoint without Sentinels is its own answer. Blocks."""
-    if not endpoint.sentinels:
-        return endpoint
-    from redis.backoff import NoBackoff
-    from redis.exceptions import RedisError
-    from redis.retry import Retry
-    from redis.sentinel import Sentinel
-
-    # Each one is asked once: by default redis-py 8 tries ten times, with pauses, and a dead Sentinel costs 3 s or more.
-    once = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "retry": cast(Any, Retry)(NoBackoff(), 0)}
-    finder: Any = cast(Any, Sentinel)(list(endpoint.sentinels), sentinel_kwargs=once)
-    try:
-        host, port = finder.discover_master(endpoint.master)
-    except (RedisError, OSError) as error:
-        raise unreachable(endpoint, error) from None
-    finally:
-        for sentinel in finder.sentinels:
-            sentinel.close()
-    return endpoint._replace(host=host, port=port)
-
-
-def client_name() -> str:
-    """How CLIENT LIST shows this process."""
-    return f"fastq:{os.getpid()}"
+    return isinstance(reply, hiredis.ReplyError) and str(reply).startswith(MOVED_ON)
 
 
 # -- asyncio ----------------------------------------------------------------------------------
@@ -252,11 +175,33 @@ class AsyncConnection:
         self._connecting: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._found = endpoint  # which server was chosen, where there is a choice
+        self._searching: asyncio.Future[Endpoint] | None = None
+        self.on_lost: Callable[[], None] | None = None
+
+    @classmethod
+    def to(cls, endpoint: Endpoint, *, connect_timeout: float = 5.0, response_timeout: float = 10.0) -> AsyncConnection:
+        """A connection of this kind; where the endpoint is a cluster, one that has such a connection to each of its nodes."""
+        if not endpoint.nodes:
+            return cls(endpoint, connect_timeout=connect_timeout, response_timeout=response_timeout)
+        from fastq.broker.cluster import AsyncCluster
+
+        return AsyncCluster(endpoint, cls, connect_timeout=connect_timeout, response_timeout=response_timeout)
+
+    def split(self, most: int) -> list[AsyncConnection]:
+        """Connections for blocking pops on lists of up to ``most`` queues, one of which may block for all lists: this one."""
+        return [self] if most else []
 
     @property
     def connected(self) -> bool:
         """Whether a command would leave at once."""
         return self._wire is not None
+
+    @property
+    def silent(self) -> float:
+        """Seconds for which an answer has been due."""
+        wire = self._wire
+        return time.monotonic() - wire.progress if wire is not None and wire.pending else 0.0
 
     async def connect(self) -> None:
         """Connect unless connected; concurrent callers share one attempt.
@@ -308,7 +253,11 @@ class AsyncConnection:
             raise
         self._wire = wire
         self.connects += 1
-        self._watch = loop.call_later(self._response_timeout / 4, self._check)
+        self._look_later(loop)
+
+    def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        delay = self._response_timeout / 4
+        self._watch = loop.call_later(min(delay, LATE / 2) if self.endpoint.sentinels else delay, self._check)
 
     async def _shake_hands(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> None:
         import asyncio
@@ -336,8 +285,8 @@ class AsyncConnection:
         if endpoint.path:
             await loop.create_unix_connection(factory, endpoint.path)
             return
-        if endpoint.sentinels:
-            endpoint = await loop.run_in_executor(None, find_master, endpoint)
+        if endpoint.sentinels or endpoint.nodes:
+            endpoint = self._found = await loop.run_in_executor(None, locate, endpoint)
         context = endpoint.ssl_context()
         name = endpoint.host if context else None
         await loop.create_connection(factory, endpoint.host, endpoint.port, ssl=context, server_hostname=name)
@@ -350,6 +299,8 @@ class AsyncConnection:
             self._wire = None
             if self._watch is not None:
                 self._watch.cancel()
+            if self.on_lost is not None:
+                self.on_lost()
 
     def _check(self) -> None:
         wire, loop = self._wire, self._loop
@@ -358,7 +309,16 @@ class AsyncConnection:
         if wire.pending and time.monotonic() - wire.progress > self._response_timeout:
             self.drop(f"no reply within {self._response_timeout} s")
             return
-        self._watch = loop.call_later(self._response_timeout / 4, self._check)
+        if self.endpoint.sentinels and self._searching is None and self.silent > LATE:
+            self._searching = loop.run_in_executor(None, find_master, self.endpoint)
+            self._searching.add_done_callback(self._searched)
+        self._look_later(loop)
+
+    def _searched(self, search: asyncio.Future[Endpoint]) -> None:
+        """The Sentinels have answered whether the server that keeps silent is still the master."""
+        self._searching = None
+        if not search.cancelled() and search.exception() is None and search.result() != self._found:
+            self.drop("another server leads now")
 
     def _write(self, wire: Wire, data: bytes, waiter: Waiter) -> None:
         if wire.lost or wire.transport is None:
@@ -474,6 +434,15 @@ class SyncConnection:
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
+    @classmethod
+    def to(cls, endpoint: Endpoint, *, connect_timeout: float = 5.0, response_timeout: float = 10.0) -> SyncConnection:
+        """A connection; to every node where the endpoint is a cluster."""
+        if not endpoint.nodes:
+            return cls(endpoint, connect_timeout=connect_timeout, response_timeout=response_timeout)
+        from fastq.broker.cluster import SyncCluster
+
+        return SyncCluster(endpoint, connect_timeout=connect_timeout, response_timeout=response_timeout)
+
     def connect(self) -> None:
         """Connect unless connected. Raises like :meth:`AsyncConnection.connect`."""
         with self._locked():
@@ -485,14 +454,27 @@ class SyncConnection:
 
     def call_many(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """Send several commands in one write; their decoded replies in order. The first error reply is raised."""
+        return self._decoded(commands, self.ask(commands))
+
+    def ask(self, commands: Sequence[Command[Any]], *, before: bytes = b"") -> list[Any]:
+        """The bare replies; an error reply is a value. ``before``: the bytes of a command that precedes each of them.
+
+        Raises:
+            BrokerUnavailable, BrokerReplyError: as :meth:`connect`, or the connection broke: some of them may have run.
+        """
+        each = 2 if before else 1
         with self._locked():
             self._ensure()
-            replies = self._exchange(b"".join(map(pack, commands)), len(commands))
+            replies = self._exchange(b"".join([before + pack(command) for command in commands]), each * len(commands))
+            replies = replies[each - 1 :: each]
             for i, reply in enumerate(replies):
                 if is_noscript(reply):
-                    replies[i] = self._exchange(pack(commands[i], by_text=True), 1)[0]
+                    replies[i] = self._exchange(before + pack(commands[i], by_text=True), each)[-1]
             if any(map(is_moved_on, replies)):
                 self.close()  # a demoted master: look again who leads. Under the lock: another thread may be next
+        return replies
+
+    def _decoded(self, commands: Sequence[Command[Any]], replies: Sequence[Any]) -> list[Any]:
         for reply in replies:
             if isinstance(reply, hiredis.ReplyError):
                 raise error_of(reply, self.endpoint.shown)
@@ -552,7 +534,7 @@ class SyncConnection:
                 sock.close()
                 raise
             return sock
-        endpoint = find_master(self.endpoint)
+        endpoint = locate(self.endpoint)
         context = endpoint.ssl_context()  # may raise: before there is a socket to close
         sock = socket.create_connection((endpoint.host, endpoint.port), self._connect_timeout)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

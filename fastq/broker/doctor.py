@@ -72,12 +72,18 @@ def examine(prefix: str, endpoint: Endpoint | None = None) -> Operation[list[Fin
     findings: list[Finding] = []
     info = yield from _info()
     findings += _server(info) if info else (yield from _hello())
-    findings += [*_role(info), *_persistence(info), *(yield from _fsync(info)), *_eviction(info), *_memory(info)]
+    findings += [
+        *_role(info, endpoint),
+        *_persistence(info),
+        *(yield from _fsync(info)),
+        *_eviction(info),
+        *_memory(info),
+    ]
     findings += _clients(info)
     findings += yield from _access(endpoint)
     findings += yield from _clock()
     findings += yield from _latency()
-    if not any(_role(info)):
+    if not any(finding.level == "fault" for finding in _role(info, endpoint)):
         findings += yield from _scripts(prefix)
         findings += yield from _fleet(prefix)
     return findings
@@ -159,12 +165,16 @@ def _vulnerable(kind: str, version: Version) -> bool:
     return version < line[0] if line else version < PATCHED[kind][-1]
 
 
-def _role(info: Info) -> Iterator[Finding]:
+def _role(info: Info, endpoint: Endpoint | None = None) -> Iterator[Finding]:
     if info.get("role", "master") != "master":
         yield Finding("fault", "role", "this is a replica and takes no writes", "name the primary in the URL")
-    if info.get("cluster_enabled", "0") == "1":
-        message = "cluster mode is on, and fastq does not follow a cluster's redirections yet"
-        yield Finding("fault", "cluster", message, "use a server with cluster-enabled no")
+    if info.get("cluster_enabled", "0") != "1":
+        return
+    if endpoint is not None and endpoint.nodes:
+        yield Finding("ok", "cluster", "the URL names a cluster; one of its nodes was looked at")
+    else:
+        message = "this is one node of a cluster, and most queues are on others"
+        yield Finding("fault", "cluster", message, "use redis+cluster://host:port,host:port")
 
 
 def _persistence(info: Info) -> Iterator[Finding]:

@@ -10,7 +10,8 @@ import hiredis
 
 from fastq.broker.calls import BATCH_BYTES, Numbers, Target, gave_up
 from fastq.broker.commands import BATCH, NewJob, Refused, enqueue
-from fastq.broker.connection import AsyncConnection, error_of, is_noscript
+from fastq.broker.connection import AsyncConnection, is_noscript
+from fastq.broker.greeting import error_of
 from fastq.errors import BrokerUnavailable, FastQError, QueueFull
 
 __all__ = ["AsyncEnqueuer"]

@@ -14,7 +14,8 @@ import os
 from typing import Any
 
 from fastq.broker.commands import raw
-from fastq.broker.connection import AsyncConnection, Wire, client_name, pack
+from fastq.broker.connection import AsyncConnection, Wire, pack
+from fastq.broker.greeting import client_name
 
 __all__ = ["FencedConnection"]
 

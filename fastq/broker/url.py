@@ -12,8 +12,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Endpoint", "parse_url"]
 
-FORMS = "redis://host:6379/0, rediss://host:6380/0, unix:///run/redis.sock?db=0, redis+sentinel://h1:26379,h2:26379/mymaster/0"
-_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel")
+FORMS = (
+    "redis://host:6379/0, rediss://host:6380/0, unix:///run/redis.sock?db=0, "
+    "redis+sentinel://h1:26379,h2:26379/mymaster/0, redis+cluster://h1:6379,h2:6379, rediss+cluster://h1:6380"
+)
+_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "rediss+cluster")
+_MANY = {"redis+sentinel": "26379", "redis+cluster": "6379", "rediss+cluster": "6379"}
+"""Schemes that take several hosts, and the port of one that names none."""
+
 _ENCODE = "special characters in a password must be percent-encoded (/ is %2F, # is %23, @ is %40)"
 _OPTIONS = ("db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 
@@ -32,6 +38,7 @@ class Endpoint(NamedTuple):
     options: tuple[tuple[str, str], ...] = ()
     sentinels: tuple[tuple[str, int], ...] = ()
     master: str = ""
+    nodes: tuple[tuple[str, int], ...] = ()  # of a cluster; some of them are enough
 
     def __repr__(self) -> str:
         """Without the password: a repr ends up in logs and tracebacks."""
@@ -85,7 +92,7 @@ def parse_url(url: str) -> Endpoint:
         parts = urlsplit(url)
         scheme, query = parts.scheme, dict(parse_qsl(parts.query, keep_blank_values=True))
         host, username, password = parts.hostname or "localhost", parts.username or "", parts.password or ""
-        port = 0 if scheme == "redis+sentinel" else parts.port
+        port = 0 if scheme in _MANY else parts.port
     except ValueError as error:
         why = _ENCODE if "@" in url else error  # the error may quote what it took for the port: a part of the password
         raise ConfigError(f"the Redis URL {shown} cannot be read: {why}; use one of {FORMS}") from None
@@ -97,15 +104,17 @@ def parse_url(url: str) -> Endpoint:
         if name not in _OPTIONS:
             raise ConfigError(f"the Redis URL {shown} has an unknown option {name!r}{did_you_mean(name, _OPTIONS)}")
     tls = tuple((name, value) for name, value in query.items() if name.startswith("ssl_"))
-    if tls and scheme != "rediss":
+    if tls and not scheme.startswith("rediss"):
         raise ConfigError(f"the Redis URL {shown} has the option {tls[0][0]!r}, which needs rediss://")
     if query.get("ssl_cert_reqs", "required") not in {"required", "optional", "none"}:
         raise ConfigError(f"the Redis URL {shown} has a wrong ssl_cert_reqs: use required or none")
     endpoint = Endpoint(shown, username=unquote(username), password=unquote(password), options=tls)
     if scheme == "unix":
         return _unix(endpoint, parts.path, query)
-    if scheme == "redis+sentinel":
-        return _sentinel(endpoint, parts.netloc, parts.path, query)
+    if scheme in _MANY:
+        hosts = _hosts(parts.netloc, scheme, shown)
+        read = _sentinel if scheme == "redis+sentinel" else _cluster
+        return read(endpoint._replace(tls=scheme == "rediss+cluster"), hosts, unquote(parts.path).strip("/"), query)
     database = _database(query.get("db", "") or parts.path.strip("/"), shown)
     return endpoint._replace(host=_host(host, shown), port=port or 6379, db=database, tls=scheme == "rediss")
 
@@ -132,17 +141,30 @@ def _unix(endpoint: Endpoint, path: str, query: dict[str, str]) -> Endpoint:
     return endpoint._replace(path=path, db=_database(query.get("db", ""), endpoint.shown))
 
 
-def _sentinel(endpoint: Endpoint, netloc: str, path: str, query: dict[str, str]) -> Endpoint:
+def _sentinel(endpoint: Endpoint, hosts: tuple[tuple[str, int], ...], path: str, query: dict[str, str]) -> Endpoint:
     shown = endpoint.shown
-    master, _, database = unquote(path).strip("/").partition("/")
+    master, _, database = path.partition("/")
     if not master:
         raise ConfigError(f"the Redis URL {shown} names no master: use redis+sentinel://h1:26379,h2:26379/mymaster/0")
+    database = query.get("db", "") or database
+    return endpoint._replace(sentinels=hosts, master=master, db=_database(database, shown))
+
+
+def _cluster(endpoint: Endpoint, hosts: tuple[tuple[str, int], ...], path: str, query: dict[str, str]) -> Endpoint:
+    if _database(query.get("db", "") or path, endpoint.shown):
+        raise ConfigError(f"the Redis URL {endpoint.shown} names a database: a cluster has none but number 0")
+    return endpoint._replace(nodes=hosts, host=hosts[0][0], port=hosts[0][1])
+
+
+def _hosts(netloc: str, scheme: str, shown: str) -> tuple[tuple[str, int], ...]:
+    """The hosts of a list like ``user:password@h1:26379,h2,[::1]:26379``."""
     hosts = []
     for entry in netloc.rpartition("@")[2].split(","):
-        host, _, port = entry.rpartition(":") if ":" in entry else (entry, "", "26379")
+        host, colon, port = entry.rpartition(":")
+        if not colon or entry.endswith("]"):
+            host, port = entry, _MANY[scheme]
         if not host or not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 65_536):
-            raise ConfigError(f"the Redis URL {shown} has a sentinel {entry!r:.80} that is not host:port")
+            kind = "sentinel" if scheme == "redis+sentinel" else "node"
+            raise ConfigError(f"the Redis URL {shown} has a {kind} {entry!r:.80} that is not host:port")
         hosts.append((_host(host.strip("[]"), shown), int(port)))
-    return endpoint._replace(
-        sentinels=tuple(hosts), master=master, db=_database(query.get("db", "") or database, shown)
-    )
+    return tuple(hosts)

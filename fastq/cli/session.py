@@ -70,7 +70,7 @@ class Session:
         settings = self.settings
         if settings.url.startswith("memory://"):
             raise ConfigError("memory:// is the private server of another process: name a server with --redis-url")
-        return SyncConnection(
+        return SyncConnection.to(
             parse_url(settings.url),
             connect_timeout=settings.connect_timeout,
             response_timeout=settings.response_timeout,

@@ -154,7 +154,7 @@ class RedisStore:
         return links
 
     def _connection(self) -> AsyncConnection:
-        return AsyncConnection(self._endpoint(), **self._timeouts)
+        return AsyncConnection.to(self._endpoint(), **self._timeouts)
 
     async def ask(self, command: Command[T]) -> tuple[float, T]:  # noqa: D102 - see Store
         links = self._of_loop()
@@ -174,7 +174,7 @@ class RedisStore:
 
     def call(self, command: Command[T]) -> T:  # noqa: D102 - see Store
         if self._sync is None:
-            self._sync = SyncConnection(self._endpoint(), **self._timeouts)
+            self._sync = SyncConnection.to(self._endpoint(), **self._timeouts)
         return self._sync.call(command)
 
     def now_us(self) -> int:  # noqa: D102 - see Store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -139,23 +140,51 @@ class Waker:
 
     def __init__(self, leadership: Leadership, link: Link, roster: Roster, promoter: Promoter) -> None:
         self.service = leadership.follow("wake", self.step, link=link)
-        self._link = link
+        self._links = [link]
         self._roster = roster
         self._promoter = promoter
 
     async def step(self) -> float:
-        """One blocking pop."""
+        """Blocking pops for a while: one over all lists, or one over each in a cluster, where they are in several slots."""
         lists = {keys.due_wake: keys.queue for keys in self._roster.queues.values()}
         if not lists:
             return WAIT
+        links = self._split(len(lists))
+        if len(links) == 1:
+            await self._pop(links[0], lists, WAIT)
+            return 0.0
+        until = time.monotonic() + WAIT
+        pops = [self._pop_until(until, *each) for each in zip(links, lists.items(), strict=False)]
+        for ended in await asyncio.gather(*pops, return_exceptions=True):
+            if ended is not None:
+                raise ended
+        return 0.0
+
+    def _split(self, count: int) -> list[Link]:
+        """So many links, if one does not do for all."""
+        first = self._links[0]
+        if len(self._links) < count:
+            more = first.connection.split(count - len(self._links) + 1)[1:]
+            self._links += [Link(connection, first.metrics, quiet=True) for connection in more]
+        return self._links
+
+    async def _pop_until(self, until: float, link: Link, of: tuple[bytes, str]) -> None:
+        while (left := until - time.monotonic()) > 0.01:  # a timeout of 0 means for ever
+            await self._pop(link, dict([of]), left)
+
+    async def _pop(self, link: Link, lists: dict[bytes, str], seconds: float) -> None:
         try:
-            popped: list[bytes] | None = await self._link.call(raw("BLPOP", *lists, WAIT))
+            popped: list[bytes] | None = await link.call(raw("BLPOP", *lists, seconds))
         except BrokerUnavailable:
             self._promoter.look_again()  # a token may have been on its way here
             raise
         if popped is not None:
             self._promoter.notice(lists[popped[0]])
-        return 0.0
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for link in self._links:
+            await link.connection.close()
 
 
 # -- recover ------------------------------------------------------------------------------------

@@ -122,12 +122,11 @@ class _Scheduler:
         self._orphaned = orphaned
         self._ended = asyncio.Event()
         self._commands = _connection(app)
-        self._pops = _connection(app, WAIT)
         link = Link(self._commands, metrics)
         self._leadership = Leadership(link, GlobalKeys(settings.prefix), scheduler_name())
         self._roster = Roster(self._leadership, link, settings.prefix, queues_of(app))
         promoter = Promoter(self._leadership, link, self._roster)
-        self._waker = Waker(self._leadership, Link(self._pops, metrics, quiet=True), self._roster, promoter).service
+        self._waker = Waker(self._leadership, Link(_connection(app, WAIT), metrics, quiet=True), self._roster, promoter)
         self._roster.on_new = promoter.look_again
         planner, inspector = Planner(settings.prefix), Inspector(settings.prefix, result_ttl=settings.result_ttl)
         self._ticker = Ticker(self._leadership, link, planner, source, declared, inspector)
@@ -136,7 +135,7 @@ class _Scheduler:
             self._leadership.service,
             self._roster.service,
             promoter.service,
-            self._waker,
+            self._waker.service,
             self._ticker.declaring,
             self._ticker.service,
             self._ticker.tracer,
@@ -154,10 +153,10 @@ class _Scheduler:
         await self._ended.wait()
         self._slot.state = SlotState.DRAINING
         # The blocking pop is not waited for. A token on its way to it is no loss: who leads next looks at every queue first.
-        await asyncio.gather(self._waker.stop(0), *(service.stop(STOP_GRACE) for service in self._services))
+        await asyncio.gather(self._waker.service.stop(0), *(service.stop(STOP_GRACE) for service in self._services))
         await self._leadership.give_up()
         await self._commands.close()
-        await self._pops.close()
+        await self._waker.close()
         log.info("scheduler stopped", extra=fields(seconds=round(time.monotonic() - started, 1)))
 
     async def _tick(self) -> float:
@@ -192,7 +191,7 @@ class _Scheduler:
 
 def _connection(app: FastQ, longest_wait: float = 0.0) -> AsyncConnection:
     settings = app.settings
-    return AsyncConnection(
+    return AsyncConnection.to(
         app.endpoint(),
         connect_timeout=settings.connect_timeout,
         response_timeout=settings.response_timeout + longest_wait,

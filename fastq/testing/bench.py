@@ -206,7 +206,7 @@ class Bench:
         app, settings = self.app, self.app.settings
         self._lives += 1
         name = f"{self._name}.{self._lives}"
-        self._connections = [AsyncConnection(app.endpoint(), response_timeout=10.0) for _ in range(3)]
+        self._connections = [AsyncConnection.to(app.endpoint(), response_timeout=10.0) for _ in range(3)]
         card = WorkerCard(
             socket.gethostname(), os.getpid(), settings.concurrency, int(time.time() * 1_000), "testing",
             round(settings.lease * 1_000), sorted(app.tasks),

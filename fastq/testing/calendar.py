@@ -42,7 +42,7 @@ class _Calendar:
         settings = app.settings
         self._clock = clock
         self._worker = worker
-        self._connection = AsyncConnection(app.endpoint(), response_timeout=10.0)
+        self._connection = AsyncConnection.to(app.endpoint(), response_timeout=10.0)
         link = Link(self._connection, worker.metrics)
         planner = Planner(settings.prefix)
         inspector = Inspector(settings.prefix, result_ttl=settings.result_ttl)

@@ -13,7 +13,7 @@ from typing import Final
 
 from fastq.broker import scripts
 from fastq.broker.commands import Command, raw
-from fastq.broker.connection import Clock
+from fastq.broker.greeting import Clock
 from fastq.broker.scripts import Script
 
 __all__ = ["VirtualClock"]

@@ -44,7 +44,7 @@ from fastq.worker.pauses import Pauses
 from fastq.worker.plan import slots
 from fastq.worker.reports import Reports
 from fastq.worker.turnstile import LOOKED_AFTER, Turnstile
-from fastq.worker.waker import RESERVE_MOST, Waker
+from fastq.worker.waker import RESERVE_MOST, Wakers
 
 __all__ = ["WorkerLoop"]
 
@@ -116,7 +116,7 @@ class WorkerLoop:
         self._last_life = max(self._settings.max_deliveries - 1, 1)
         self._filling = False
         self._cancels = Cancels(connection, self._lanes, self._cancel)
-        self._waker = Waker(waker, connection, self._lanes, self._ask_of_next, self._arrived, self._called)
+        self._waker = Wakers(waker, connection, self._lanes, self._ask_of_next, self._arrived, self._called)
         self._registered = False
         self.quiet = False
         self._stop_at: float | None = None  # monotonic time at which running jobs are interrupted

@@ -207,7 +207,7 @@ class _Worker:
     def _connect(self, patience: float = 0.0) -> AsyncConnection:
         """``patience``: seconds that Redis may keep an answer back by design, as a blocking pop does."""
         settings = self._settings
-        return FencedConnection(
+        return FencedConnection.to(
             self._app.endpoint(),
             connect_timeout=settings.connect_timeout,
             response_timeout=settings.response_timeout + patience,

@@ -20,7 +20,7 @@ from fastq.broker.connection import AsyncConnection
 from fastq.errors import BrokerError
 from fastq.worker.lane import Lane
 
-__all__ = ["RESERVE_MOST", "Waker"]
+__all__ = ["RESERVE_MOST", "Waker", "Wakers"]
 
 IDLE_WAIT = 2.0
 """Longest blocking pop on the wake lists: an idle worker costs Redis one command a second."""
@@ -46,6 +46,7 @@ class Waker:
         ask: the worker's id and how many jobs it has room for; an empty id: it takes nothing now.
         arrived: is given what a lane's reserve brought, out of how many it asked for; None: the lane is worth a look.
         called: told that there was a token for this worker alone.
+        share: among how many queues of the worker its room is divided.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Waker:
         ask: Callable[[], tuple[str, int]],
         arrived: Callable[[Lane, Reserved | None, int], None],
         called: Callable[[], Coroutine[Any, Any, None]],
+        share: int,
     ) -> None:
         self._connection = connection
+        self._share = share
         self._own = own
         self._lanes = lanes
         self._by_list = {lane.keys.wake: lane for lane in lanes}
@@ -101,7 +104,7 @@ class Waker:
             worker, room = self._ask()
             if not worker:
                 continue
-            ask = min(room // len(self._lanes), RESERVE_MOST)
+            ask = min(room // self._share, RESERVE_MOST)
             try:
                 if ask and not any(lane.doubt for lane in self._lanes):
                     await self._pop_and_reserve(worker, ask)
@@ -146,3 +149,56 @@ class Waker:
     def _look(self, lanes: Sequence[Lane]) -> None:
         for lane in lanes:
             self._arrived(lane, None, 0)
+
+
+class Wakers:
+    """The waker of a worker: one for all of its queues; one for each in a cluster, where a pop serves the queues of one slot.
+
+    Args:
+        connection: for blocking pops; it is split if need be.
+        own, lanes, ask, arrived, called: as of :class:`Waker`.
+    """
+
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        own: AsyncConnection,
+        lanes: Sequence[Lane],
+        ask: Callable[[], tuple[str, int]],
+        arrived: Callable[[Lane, Reserved | None, int], None],
+        called: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        links = connection.split(len(lanes))
+        parts = [lanes] if len(links) == 1 else [[lane] for lane in lanes]
+        self._each = [
+            Waker(link, own, part, ask, arrived, called, len(lanes)) for link, part in zip(links, parts, strict=True)
+        ]
+
+    @property
+    def armed(self) -> bool:
+        """Whether a reserve of one of them is on its way."""
+        return any(waker.armed for waker in self._each)
+
+    @property
+    def arrivals(self) -> int:
+        """How many such reserves have come."""
+        return sum(waker.arrivals for waker in self._each)
+
+    def wait(self) -> None:
+        """As of each."""
+        for waker in self._each:
+            waker.wait()
+
+    def drop(self, why: str) -> None:
+        """As of each."""
+        for waker in self._each:
+            waker.drop(why)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await asyncio.gather(*(waker.run() for waker in self._each))
+
+    async def close(self) -> None:
+        """Close the connections for good."""
+        for waker in self._each:
+            await waker.close()

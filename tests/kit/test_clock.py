@@ -9,7 +9,7 @@ import pytest
 
 import fastq
 from fastq.broker import scripts
-from fastq.broker.connection import Clock
+from fastq.broker.greeting import Clock
 from fastq.testing import Kit
 from fastq.testing.clock import moved
 

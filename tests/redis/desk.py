@@ -23,7 +23,7 @@ class Bench:
     """One queue, filled and worked on through the commands themselves."""
 
     def __init__(self, url: str, queue: str = "mail") -> None:
-        self.connection = SyncConnection(parse_url(url))
+        self.connection = SyncConnection.to(parse_url(url))
         self.connection.connect()
         self.inspector = Inspector("fastq")
         self.queue = queue

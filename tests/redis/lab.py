@@ -44,7 +44,7 @@ class Lab:
 
     def __init__(self, url: str, raw: Any, queue: str = "default") -> None:
         self.raw = raw
-        self.conn = SyncConnection(parse_url(url))
+        self.conn = SyncConnection.to(parse_url(url))
         self.q = QueueKeys("fastq", queue)
         self.skew = 0  # ms by which a test has moved the clock of the scripts
         self.started = self.now()

@@ -46,7 +46,7 @@ class LimitLab:
 
     def __init__(self, url: str, raw: Any) -> None:
         self.raw = raw
-        self.conn = SyncConnection(parse_url(url))
+        self.conn = SyncConnection.to(parse_url(url))
         self.engine = SetClock(self.conn)
         self.keys = LimitKeys("fastq", "api")
         self.now = START

@@ -29,7 +29,7 @@ def both(url: str, run: Run, **options: Any) -> list[Callable[[commands.Command[
 
     def asynchronous(cmd: commands.Command[Any]) -> Any:
         async def once() -> Any:
-            connection = AsyncConnection(parse_url(url), **options)
+            connection = AsyncConnection.to(parse_url(url), **options)
             try:
                 return await connection.call(cmd)
             finally:
@@ -38,7 +38,7 @@ def both(url: str, run: Run, **options: Any) -> list[Callable[[commands.Command[
         return run(once())
 
     def synchronous(cmd: commands.Command[Any]) -> Any:
-        connection = SyncConnection(parse_url(url), **options)
+        connection = SyncConnection.to(parse_url(url), **options)
         try:
             return connection.call(cmd)
         finally:

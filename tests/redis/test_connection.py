@@ -16,8 +16,9 @@ import pytest
 from fastq.broker import commands
 from fastq.broker.commands import NewJob, Operation
 from fastq.broker.commands import raw as command
-from fastq.broker.connection import AsyncConnection, Clock, SyncConnection
+from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.embedded import EmbeddedServer
+from fastq.broker.greeting import Clock
 from fastq.broker.url import parse_url
 from fastq.errors import BrokerReplyError, BrokerUnavailable
 from tests.chaos.proxy import FaultProxy

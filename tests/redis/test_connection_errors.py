@@ -13,8 +13,9 @@ import pytest
 from fastq.broker import commands
 from fastq.broker.commands import NewJob
 from fastq.broker.commands import raw as command
-from fastq.broker.connection import AsyncConnection, SyncConnection, error_of
+from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.embedded import EmbeddedServer
+from fastq.broker.greeting import error_of
 from fastq.broker.keys import QueueKeys
 from fastq.broker.url import parse_url
 from fastq.errors import BrokerError, BrokerOutOfMemory, BrokerReplyError, BrokerUnavailable, ConfigError

@@ -13,6 +13,7 @@ from fastq.broker.connection import SyncConnection
 from fastq.broker.doctor import Finding, examine, startup_warnings
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint, parse_url
+from tests.nodes import Cluster
 
 
 @pytest.fixture
@@ -107,14 +108,18 @@ def test_a_replica_is_no_place_for_jobs(make_server: Any) -> None:
     assert "scripts" not in findings, "a replica refuses them"
 
 
-def test_cluster_mode_is_not_followed_yet(make_server: Any) -> None:
-    server = make_server(config={"cluster-enabled": "yes"})
-    connection = SyncConnection(parse_url(server.url))
-    info = connection.run(doctor._info())
-    connection.close()
-    (finding,) = doctor._role(info)
-    assert finding.level == "fault"
-    told(finding, "cluster mode")
+def test_one_node_of_a_cluster_is_not_enough() -> None:
+    with Cluster(masters=1) as cluster:
+        one = SyncConnection(parse_url(cluster.servers[0].url))
+        (finding,) = doctor._role(one.run(doctor._info()), one.endpoint)
+        one.close()
+        assert finding.level == "fault"
+        told(finding, "one node of a cluster", "redis+cluster://")
+        whole = SyncConnection.to(parse_url(cluster.url))
+        found = {finding.name: finding for finding in whole.run(doctor.examine("fastq", whole.endpoint))}
+        whole.close()
+    assert found["cluster"].level == "ok"
+    assert found["scripts"].level == "ok"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fastq.broker.commands import raw as command
-from fastq.broker.connection import find_master
 from fastq.broker.embedded import EmbeddedServer, find_server
+from fastq.broker.greeting import find_master
 from fastq.broker.url import parse_url
 from fastq.errors import BrokerUnavailable
 from tests.conftest import MakeServer, connect, eventually

@@ -32,9 +32,9 @@ class Workshop:
         self.slot = slot
         settings = app.settings
         order = parse_queues(settings.queues)
-        self.connection = AsyncConnection(app.endpoint(), response_timeout=settings.response_timeout)
-        self.waker = AsyncConnection(app.endpoint(), response_timeout=settings.response_timeout)
-        self.helper = AsyncConnection(app.endpoint())
+        self.connection = AsyncConnection.to(app.endpoint(), response_timeout=settings.response_timeout)
+        self.waker = AsyncConnection.to(app.endpoint(), response_timeout=settings.response_timeout)
+        self.helper = AsyncConnection.to(app.endpoint())
         self.metrics = WorkerMetrics(slot, queues=order.names, tasks=app.tasks)
         count_limits_in(self.metrics)
         card = WorkerCard("test", 1, settings.concurrency, int(time.time() * 1_000), "0", 0, sorted(app.tasks))

@@ -1,0 +1,121 @@
+"""What a connection is before its first command: which server it goes to, the first words, and what their failure means."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import hiredis
+
+from fastq.broker.url import Endpoint
+from fastq.errors import BrokerError, BrokerOutOfMemory, BrokerReplyError, BrokerUnavailable, safe_text
+
+__all__ = ["Clock", "check_handshake", "client_name", "error_of", "find_master", "last_words", "locate", "unreachable"]
+
+_DOWN = ("LOADING", "BUSY", "MASTERDOWN", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS")
+MOVED_ON = ("READONLY", "UNBLOCKED")
+_ELSEWHERE = ("MOVED", "ASK")
+_HINT = "start one with 'fastq dev', or set FASTQ_REDIS_URL"
+
+
+def error_of(reply: Exception, shown: str) -> BrokerError:
+    """The error that a reply of Redis stands for."""
+    text = safe_text(str(reply))
+    code = text.partition(" ")[0]
+    if code in _ELSEWHERE:
+        if "+cluster://" in shown:
+            return BrokerUnavailable(f"{shown} moves keys at the moment: {text}")
+        return BrokerReplyError(f"{shown} is one node of a cluster ({text}): use redis+cluster://host:port")
+    if code == "OOM":
+        return BrokerOutOfMemory(f"{shown} has reached maxmemory and takes no new jobs: {text}")
+    if code in _DOWN or code in MOVED_ON:
+        return BrokerUnavailable(f"{shown} does not serve at the moment: {text}")
+    if code in ("NOAUTH", "WRONGPASS", "NOPERM"):
+        return BrokerReplyError(f"{text} - check the user, password and permissions in {shown}")
+    return BrokerReplyError(text)
+
+
+def unreachable(endpoint: Endpoint, cause: object) -> BrokerUnavailable:
+    """One line for a Redis that cannot be reached."""
+    text = getattr(cause, "strerror", None) or str(cause).partition(" : <")[0] or type(cause).__name__
+    return BrokerUnavailable(f"cannot reach {endpoint.shown} ({safe_text(text)}) - {_HINT}")
+
+
+class Clock:
+    """Redis's clock as this process knows it: an offset to the local monotonic clock, learnt at each connect."""
+
+    __slots__ = ("_offset",)
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def learn(self, reply: Sequence[bytes]) -> None:
+        """Take Redis's TIME reply as the present."""
+        self._offset = int(reply[0]) + int(reply[1]) / 1e6 - time.monotonic()
+
+    def now_ms(self) -> int:
+        """Redis's time in ms, to within a round trip."""
+        return int((self._offset + time.monotonic()) * 1_000)
+
+    def now_us(self) -> int:
+        """The same in µs."""
+        return int((self._offset + time.monotonic()) * 1_000_000)
+
+
+def check_handshake(endpoint: Endpoint, replies: Sequence[Any], clock: Clock) -> None:
+    """Learn the clock, or raise what went wrong. A refused CLIENT SETNAME (ACL) is of no consequence."""
+    for reply in (*replies[:-2], replies[-1]):
+        if isinstance(reply, hiredis.ReplyError):
+            error = error_of(reply, endpoint.shown)
+            raise error if endpoint.shown in str(error) else BrokerReplyError(f"{error} - check {endpoint.shown}")
+    clock.learn(replies[-1])
+
+
+def last_words(replies: Sequence[Any]) -> str:
+    """What Redis said before it closed the connection (too many clients, protected mode), or nothing."""
+    return next((str(reply) for reply in reversed(replies) if isinstance(reply, hiredis.ReplyError)), "")
+
+
+def find_master(endpoint: Endpoint) -> Endpoint:
+    """Ask the Sentinels for the master's address; an endpoint without Sentinels is its own answer. Blocks."""
+    if not endpoint.sentinels:
+        return endpoint
+    from redis.backoff import NoBackoff
+    from redis.exceptions import RedisError
+    from redis.retry import Retry
+    from redis.sentinel import Sentinel
+
+    # Each one is asked once: by default redis-py 8 tries ten times, with pauses, and a dead Sentinel costs 3 s or more.
+    once = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0, "retry": cast(Any, Retry)(NoBackoff(), 0)}
+    finder: Any = cast(Any, Sentinel)(list(endpoint.sentinels), sentinel_kwargs=once)
+    try:
+        host, port = finder.discover_master(endpoint.master)
+    except (RedisError, OSError) as error:
+        raise unreachable(endpoint, error) from None
+    finally:
+        for sentinel in finder.sentinels:
+            sentinel.close()
+    return endpoint._replace(host=host, port=port)
+
+
+def locate(endpoint: Endpoint) -> Endpoint:
+    """The server to connect to: the master that the Sentinels name, the first node of a cluster that listens. Blocks."""
+    failure: OSError | None = None
+    for host, port in endpoint.nodes:
+        try:
+            socket.create_connection((host, port), 1.0).close()
+        except OSError as error:
+            failure = error
+            continue
+        return endpoint._replace(host=host, port=port)
+    if failure is not None:
+        raise unreachable(endpoint, failure)
+    return find_master(endpoint)
+
+
+def client_name() -> str:
+    """How CLIENT LIST shows this process."""
+    return f"fastq:{os.getpid()}"

@@ -1,0 +1,311 @@
+"""Several servers as one: a Redis Cluster, and a master with replicas watched by Sentinels. All are processes of this host.
+
+They are looked at through redis-py's plain client, one node at a time, so that nothing here shares code with what is tested.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from fastq.broker.embedded import EmbeddedServer, find_server
+from fastq.broker.url import parse_url
+from tests.conftest import connect, eventually
+
+SLOTS = 16_384
+PATIENCE = 30.0  # seconds for servers to find each other, or to elect one of them
+
+
+def free_ports(count: int) -> list[int]:
+    """TCP ports of the loopback that nobody listens on, all different."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+class Cluster:
+    """``masters`` nodes that share the slots, each with ``replicas`` of its own; up within some two seconds.
+
+    ``node_timeout``: seconds after which a silent node counts as failed.
+    """
+
+    def __init__(self, masters: int = 3, replicas: int = 0, node_timeout: float = 15.0, **config: str) -> None:
+        ports = free_ports(2 * masters * (1 + replicas))
+        self._masters = masters
+        self.servers = [
+            EmbeddedServer(
+                port=port,
+                config={
+                    "cluster-enabled": "yes",
+                    "cluster-port": str(bus),
+                    "cluster-node-timeout": str(round(node_timeout * 1_000)),
+                    "cluster-replica-validity-factor": "0",
+                    "repl-diskless-sync-delay": "0",
+                    "enable-debug-command": "yes",
+                    **config,
+                },
+            )
+            for port, bus in zip(ports[::2], ports[1::2], strict=True)
+        ]
+        self._buses = ports[1::2]
+        self._stack = contextlib.ExitStack()
+        self._clients: dict[int, Any] = {}
+
+    # -- its life -------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        for server in self.servers:
+            self._stack.callback(server.stop)
+            server.start()
+        for number, server in enumerate(self.servers):
+            self.at(server).execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        share = SLOTS // self._masters + 1
+        for number, server in enumerate(self.servers[: self._masters]):
+            last = min((number + 1) * share, SLOTS) - 1
+            self.at(server).execute_command("CLUSTER", "ADDSLOTSRANGE", number * share, last)
+        first = self.at(self.servers[0])
+        for server, bus in zip(self.servers[1:], self._buses[1:], strict=True):
+            first.execute_command("CLUSTER", "MEET", "127.0.0.1", server.port, bus)
+        for server in self.servers:
+            eventually(lambda server=server: self._knows_all(server), PATIENCE)  # type: ignore[misc]
+        for number, server in enumerate(self.servers[self._masters :]):
+            self.at(server).execute_command("CLUSTER", "REPLICATE", self.id_of(self.servers[number % self._masters]))
+        self.until_whole()
+        return self
+
+    def stop(self) -> None:
+        for client in self._clients.values():
+            client.close()
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # -- what it is -----------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers) + "/"
+
+    def at(self, server: EmbeddedServer) -> Any:
+        """A plain client of one node: what is elsewhere is an error."""
+        if server.port not in self._clients:
+            self._clients[server.port] = connect(server.url)
+        return self._clients[server.port]
+
+    def id_of(self, server: EmbeddedServer) -> bytes:
+        return bytes(self.at(server).execute_command("CLUSTER", "MYID"))
+
+    def living(self) -> list[EmbeddedServer]:
+        return [server for server in self.servers if server.running]
+
+    def masters(self) -> list[EmbeddedServer]:
+        """The living nodes that say they are masters."""
+        return [server for server in self.living() if self.at(server).info("replication")["role"] == "master"]
+
+    def owner(self, key: str | bytes, asked: EmbeddedServer | None = None) -> EmbeddedServer:
+        """The node that owns a key's slot, as another one sees it."""
+        client = self.at(asked or self.living()[0])
+        slot = int(client.execute_command("CLUSTER", "KEYSLOT", key))
+        for first, last, (_, port, *_), *_ in raw_slots(client):
+            if first <= slot <= last:
+                return next(server for server in self.servers if server.port == port)
+        raise AssertionError(f"nobody owns slot {slot}")
+
+    def replica_of(self, master: EmbeddedServer) -> EmbeddedServer:
+        return next(
+            server
+            for server in self.living()
+            if (info := self.at(server).info("replication"))["role"] == "slave" and info["master_port"] == master.port
+        )
+
+    def queue_on(self, server: EmbeddedServer, stem: str = "q") -> str:
+        """The name of a queue whose keys are on this node."""
+        return next(name for n in range(10_000) if self.owner(f"{{{(name := f'{stem}{n}')}}}") is server)
+
+    def until_whole(self) -> None:
+        """Every living node says that all slots are served, and replicas follow."""
+        for server in self.living():
+            eventually(lambda server=server: self._whole(server), PATIENCE)  # type: ignore[misc]
+
+    def _knows_all(self, server: EmbeddedServer) -> bool:
+        info = self.at(server).execute_command("CLUSTER", "INFO")
+        text = info if isinstance(info, dict) else dict(row.split(":") for row in info.decode().split())
+        return text["cluster_state"] == "ok" and int(text["cluster_known_nodes"]) == len(self.servers)
+
+    def _whole(self, server: EmbeddedServer) -> bool:
+        about = self.at(server).info("replication")
+        follows = about["role"] == "master" or about["master_link_status"] == "up"
+        info = self.at(server).execute_command("CLUSTER", "INFO")
+        text = info if isinstance(info, dict) else dict(row.split(":") for row in info.decode().split())
+        return follows and text["cluster_state"] == "ok"
+
+    def scan(self) -> Iterator[tuple[Any, bytes]]:
+        """Every key, and a client of the node that has it."""
+        for server in self.masters():
+            for key in self.at(server).scan_iter(count=1000):
+                yield self.at(server), key
+
+    def flush(self) -> None:
+        for server in self.masters():
+            self.at(server).flushall()
+
+    # -- moving a slot ----------------------------------------------------------------------------
+
+    def move(self, key: str, to: EmbeddedServer, *, between: Callable[[], None] = lambda: None) -> int:
+        """Move the slot of a key to another master, live, as ``redis-cli --cluster reshard`` does; how many keys.
+
+        ``between`` is called when half of the keys have gone.
+        """
+        source = self.owner(key)
+        old, new = self.at(source), self.at(to)
+        slot = int(old.execute_command("CLUSTER", "KEYSLOT", key))
+        new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
+        old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(to))
+        count = int(old.execute_command("CLUSTER", "COUNTKEYSINSLOT", slot))
+        moved = 0
+        while keys := old.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1):
+            old.execute_command("MIGRATE", "127.0.0.1", to.port, "", 0, 5_000, "KEYS", *keys)
+            moved += len(keys)
+            if moved == max(count // 2, 1):
+                between()
+        for client in (new, old):
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(to))
+        return moved
+
+
+def oracle(url: str) -> Any:
+    """redis-py's client of a cluster: keys are looked for on all of its nodes, as on one server."""
+    from redis.backoff import NoBackoff
+    from redis.cluster import ClusterNode, RedisCluster
+    from redis.retry import Retry
+
+    class Oracle(RedisCluster):
+        def time(self) -> tuple[int, int]:
+            replies: Any = super().time(target_nodes=RedisCluster.RANDOM)
+            seconds, micros = next(iter(replies.values())) if isinstance(replies, dict) else replies
+            return int(seconds), int(micros)
+
+    hosts = [ClusterNode(*host) for host in parse_url(url).nodes]
+    return Oracle(startup_nodes=hosts, socket_timeout=None, retry=Retry(NoBackoff(), 0), protocol=2)
+
+
+def raw_slots(client: Any) -> list[Any]:
+    """CLUSTER SLOTS, whatever redis-py makes of the reply."""
+    reply = client.execute_command("CLUSTER", "SLOTS")
+    if not isinstance(reply, dict):
+        return list(reply)
+    return [[first, last, [*found["primary"]]] for (first, last), found in reply.items()]
+
+
+class Sentinels:
+    """A master called ``main``, ``replicas`` of it, and ``count`` Sentinels that agree by majority.
+
+    ``down_after``: seconds after which a silent master counts as down.
+    """
+
+    def __init__(self, count: int = 3, replicas: int = 1, down_after: float = 1.0, **config: str) -> None:
+        shared = {"repl-diskless-sync-delay": "0", "enable-debug-command": "yes", **config}
+        self.servers = [EmbeddedServer(port=0, config=shared) for _ in range(1 + replicas)]
+        self.ports = free_ports(count)
+        self._down_after = round(down_after * 1_000)
+        self._stack = contextlib.ExitStack()
+        self._clients: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients.values():
+            client.close()
+        self._stack.close()
+
+    def _start(self) -> None:
+        for server in self.servers:
+            self._stack.callback(server.stop)
+            server.start()
+        for server in self.servers[1:]:
+            self.at(server.port).execute_command("REPLICAOF", "127.0.0.1", self.servers[0].port)
+        for server in self.servers[1:]:
+            eventually(lambda server=server: self._follows(server), PATIENCE)  # type: ignore[misc]
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sentinels")))
+        for port in self.ports:
+            self._spawn(folder / str(port), port)
+        for port in self.ports:
+            eventually(lambda port=port: self._agrees(port), PATIENCE)  # type: ignore[misc]
+
+    def _spawn(self, folder: Path, port: int) -> None:
+        folder.mkdir()
+        quorum = len(self.ports) // 2 + 1
+        (folder / "sentinel.conf").write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
+            f"sentinel monitor main 127.0.0.1 {self.servers[0].port} {quorum}\n"
+            f"sentinel down-after-milliseconds main {self._down_after}\n"
+            "sentinel failover-timeout main 5000\n"
+        )
+        log = self._stack.enter_context((folder / "log").open("ab"))
+        process = subprocess.Popen([str(find_server()), str(folder / "sentinel.conf"), "--sentinel"], stdout=log)
+        self._stack.callback(process.wait)
+        self._stack.callback(process.kill)
+
+    def _follows(self, server: EmbeddedServer) -> bool:
+        return bool(self.at(server.port).info("replication").get("master_link_status") == "up")
+
+    def _agrees(self, port: int) -> bool:
+        """It has found the other Sentinels and the replicas."""
+        from redis.exceptions import ConnectionError as RedisConnectionError
+
+        try:
+            found = self.at(port).execute_command("SENTINEL", "MASTER", "main")
+        except RedisConnectionError:
+            return False
+        about = found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
+        texts = {_text(name): _text(value) for name, value in about.items()}
+        sentinels, replicas = texts["num-other-sentinels"], texts["num-slaves"]
+        return int(sentinels) == len(self.ports) - 1 and int(replicas) == len(self.servers) - 1
+
+    @property
+    def url(self) -> str:
+        return "redis+sentinel://" + ",".join(f"127.0.0.1:{port}" for port in self.ports) + "/main/0"
+
+    def at(self, port: int) -> Any:
+        """A plain client of one of the processes."""
+        if port not in self._clients:
+            self._clients[port] = connect(f"redis://127.0.0.1:{port}")
+        return self._clients[port]
+
+    def master(self) -> EmbeddedServer:
+        """The one that the Sentinels name."""
+        reply = self.at(self.ports[0]).execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")
+        return next(server for server in self.servers if server.port == int(reply[1]))
+
+    def until_failed_over(self, old: EmbeddedServer) -> float:
+        """Wait until another one is named and takes writes; ``time.monotonic()`` of that moment."""
+        eventually(lambda: self.master() is not old, PATIENCE)
+        new = self.master()
+        eventually(lambda: self.at(new.port).info("replication")["role"] == "master", PATIENCE)
+        return time.monotonic()
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
