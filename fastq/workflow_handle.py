@@ -146,7 +146,7 @@ class Workflow:
     async def retry(self) -> int:
         """Send a workflow that has failed on, from its failed jobs; what has succeeded does not run again.
 
-        Returns how many jobs run again (up to 1,000), 0 when it has not failed or they are no dead letters any more.
+        Returns how many jobs run again, 0 when it has not failed or they are no dead letters any more.
         """
         return await self._home.run(flows.retry(self._keys, self.id))
 

@@ -166,7 +166,7 @@ def reserve(q: QueueKeys, worker: str, want: int) -> Command[Reserved]:
     """Take up to ``want`` (at most 2,000) jobs under this worker's lease."""
     keys = (
         q.workers, q.running(worker), q.jobs, q.paused, q.wake, q.ghosts, q.deliveries, q.unique, q.unique_of,
-        q.unique_start, q.awaited, q.events, *q.levels,
+        q.unique_start, q.awaited, q.events, q.groups, *q.levels,
     )  # fmt: skip
     return Command("reserve", keys, (worker, want), Reserved._make)
 

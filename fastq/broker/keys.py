@@ -104,6 +104,9 @@ TABLE: tuple[KeyInfo, ...] = (
         "ttl",
         "what happened to watched jobs, the last 10,000; gone 10 minutes after the last one",
     ),
+    KeyInfo(
+        "{q}:unfolding", "set", "flow_start", "job", "ids of workflows of which more is ripe than one call may begin"
+    ),
     KeyInfo("{q}:groups", "zset", "flow_start", "job", "ids of workflows that have not ended, by their start in ms"),
     KeyInfo(
         "{q}:flow:<id>:states",
@@ -221,6 +224,7 @@ class QueueKeys:
         self.awaited = self._name("awaited")
         self.events = self._name("events")
         self.groups = self._name("groups")
+        self.unfolding = self._name("unfolding")
 
     def _name(self, name: str) -> bytes:
         return (self.base + name).encode()

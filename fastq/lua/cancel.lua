@@ -15,7 +15,8 @@
 --- @include "wake_holder"
 --- @include "many"
 --- @include "flows"
---- @include "ripe"
+--- @include "begin"
+--- @include "unfold"
 --- @include "flows_go_on"
 local jobs, due, ghosts, workers, id = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]
 local cancels, mode = KEYS[9], ARGV[2]

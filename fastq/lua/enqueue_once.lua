@@ -24,7 +24,8 @@
 --- @include "said"
 --- @include "many"
 --- @include "flows"
---- @include "ripe"
+--- @include "begin"
+--- @include "unfold"
 --- @include "flows_go_on"
 local jobs, ready, due, due_wake, wake_list, producers, dead, done = unpack(KEYS, 1, 8)
 local unique, unique_of, unique_start, workers, said = unpack(KEYS, 9, 13)

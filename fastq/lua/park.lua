@@ -16,7 +16,8 @@
 --- @include "tell"
 --- @include "wake"
 --- @include "flows"
---- @include "ripe"
+--- @include "begin"
+--- @include "unfold"
 --- @include "flows_go_on"
 local running, parked, parked_of = KEYS[1], KEYS[2], KEYS[3]
 local cancels, jobs, deliveries, done = KEYS[4], KEYS[5], KEYS[6], KEYS[7]

@@ -11,7 +11,8 @@
 --- @include "wake"
 --- @include "many"
 --- @include "flows"
---- @include "ripe"
+--- @include "begin"
+--- @include "unfold"
 --- @include "flows_go_on"
 local jobs, due, ghosts, limit = KEYS[1], KEYS[2], KEYS[3], math.min(tonumber(ARGV[1]), 2000)
 local ids, found, haunted = {}, 0, redis.call('HLEN', ghosts) > 0

@@ -16,7 +16,8 @@
 --- @include "end_cancelled"
 --- @include "many"
 --- @include "flows"
---- @include "ripe"
+--- @include "begin"
+--- @include "unfold"
 --- @include "flows_go_on"
 local workers, running, jobs, deliveries, wake_list, info, dead, dead_jobs, dead_errors = unpack(KEYS, 1, 9)
 local worker, charge, most, limit, pad = ARGV[1], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- reserve: hand up to `want` pending jobs to a worker, highest priority first
 -- KEYS {q}:workers {q}:running:<worker> {q}:jobs {q}:paused {q}:wake {q}:ghosts {q}:deliveries {q}:unique {q}:unique:of
---      {q}:unique:start {q}:awaited {q}:events {q}:ready:10 ... {q}:ready:0
+--      {q}:unique:start {q}:awaited {q}:events {q}:groups {q}:ready:10 ... {q}:ready:0
 -- ARGV worker want
 -- Sent twice: the jobs of a lost reply are in the running set; the worker sees that it holds more than it knows (held)
 -- and asks for them with resume.lua.
@@ -11,6 +11,10 @@
 --- @include "wake"
 --- @include "release_unique"
 --- @include "tell"
+--- @include "flows"
+--- @include "begin"
+--- @include "unfold"
+--- @include "unfold_more"
 local workers, running, jobs, paused, wake_list, ghosts, deliveries, unique, unique_of, unique_start = unpack(KEYS, 1, 10)
 local worker, want = ARGV[1], math.min(tonumber(ARGV[2]), 2000) -- Lua cannot unpack 8,000, and what is popped must be held
 local MOST_GHOSTS = 500 -- a call stays near 4 ms: skipping 100,000 at once would stop Redis for 0.4 to 0.8 s
@@ -22,22 +26,32 @@ end
 
 local ids, more, skipped = {}, false, 0
 local haunted = redis.call('HLEN', ghosts) > 0
-for level = 13, #KEYS do
-  while #ids < want and skipped < MOST_GHOSTS do
-    local popped = redis.call('LPOP', KEYS[level], want - #ids)
-    if not popped then break end
-    for _, id in ipairs(popped) do
-      if haunted and redis.call('HEXISTS', ghosts, id) == 1 then
-        skipped = skipped + 1
-        if redis.call('HINCRBY', ghosts, id, -1) < 1 then redis.call('HDEL', ghosts, id) end
-      else
-        ids[#ids + 1] = id
+local function take()
+  for level = 14, #KEYS do
+    while #ids < want and skipped < MOST_GHOSTS do
+      local popped = redis.call('LPOP', KEYS[level], want - #ids)
+      if not popped then break end
+      for _, id in ipairs(popped) do
+        if haunted and redis.call('HEXISTS', ghosts, id) == 1 then
+          skipped = skipped + 1
+          if redis.call('HINCRBY', ghosts, id, -1) < 1 then redis.call('HDEL', ghosts, id) end
+        else
+          ids[#ids + 1] = id
+        end
       end
     end
+    if #ids >= want or skipped >= MOST_GHOSTS then
+      more = more or redis.call('LLEN', KEYS[level]) > 0
+      if more then break end
+    end
   end
-  if #ids >= want or skipped >= MOST_GHOSTS then
-    more = more or redis.call('LLEN', KEYS[level]) > 0
-    if more then break end
+end
+take()
+if #ids < want and not more then -- nothing else is to be done: workflows of which more is ripe than one call may begin go on
+  local flow = redis.call('SRANDMEMBER', base_of(KEYS[13]) .. 'unfolding')
+  if flow then
+    unfold_more(KEYS[13], now, flow)
+    take()
   end
 end
 if more then wake(wake_list) end

@@ -20,7 +20,8 @@
 --- @include "keep_record"
 --- @include "end_cancelled"
 --- @include "flows"
---- @include "ripe"
+--- @include "begin"
+--- @include "unfold"
 --- @include "flows_go_on"
 local running, jobs, due, due_wake, wake_list, dead, dead_jobs, dead_errors, deliveries = unpack(KEYS, 1, 9)
 local unique, unique_of, done, cancels, awaited, events, groups = unpack(KEYS, 10, 16)

@@ -28,6 +28,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "fire": lambda: timing.fire(Q, 5, "s", 1, "a", b"e", b"d"),
     "flow_add": lambda: flows.flow_add(Q, "ab", 0, "w", ["e0", b"E"]),
     "flow_cancel": lambda: flows.flow_cancel(Q, "ab"),
+    "flow_unfold": lambda: flows.flow_unfold(Q, "ab"),
     "flow_retry": lambda: flows.flow_retry(Q, "ab", [(0, b"E")]),
     "flow_start": lambda: flows.flow_start(Q, "ab", 1, [0], {"policy": "fail"}),
     "follow": lambda: c.follow(Q, "told", ["a", "b"], 1_000),

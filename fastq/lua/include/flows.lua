@@ -1,41 +1,10 @@
 -- workflows go on: what happens when jobs of theirs have ended. The id of such a job is `<workflow>.<node>`, so jobs of no
 -- workflow cost one pattern match each, and nothing at all while `groups` is empty. Everything lies in the queue's own slot.
--- `{q}:flow:<id>`: policy, ttl, open (jobs under way), bad, stop, state; of node n: c<n> its children (`3,7-9`),
--- e<n> the envelope until it begins, p<n> how many parents a gather still waits for, r<n> what it returned
+-- `{q}:flow:<id>`: policy, ttl, open (jobs under way), bad, stop, state; later: nodes that a parent has freed and no call has
+-- looked at yet; of node n: c<n> its children (`3,7-9,20-40/2`), e<n> the envelope until it begins, p<n> how many parents a
+-- gather still waits for, r<n> what it returned
 -- `{q}:flow:<id>:states`: a letter per node, w g a s f c G (broker/keys.py); a job counts once because its letter is set once
 local function base_of(groups) return string.sub(groups, 1, -7) end -- without its last word
-
--- these nodes become pending jobs; how many
-local function begin(groups, flow, id, nodes)
-  local base, begun = base_of(groups), 0
-  for from = 1, #nodes, 2000 do
-    local fields, stored, lists, run, next_to = {}, {}, {}, 0, false
-    for i = from, math.min(from + 1999, #nodes) do fields[#fields + 1] = 'e' .. nodes[i] end
-    for i, envelope in ipairs(redis.call('HMGET', flow, unpack(fields))) do
-      local node = nodes[from + i - 1]
-      if envelope then
-        local priority = math.min(string.byte(envelope, 2) or 5, 10)
-        lists[priority] = lists[priority] or {}
-        local job, list = id .. '.' .. node, lists[priority]
-        list[#list + 1] = job
-        stored[#stored + 1], stored[#stored + 2] = job, envelope
-        if next_to and tonumber(node) == next_to then -- a run of neighbours is one write
-          run = run + 1
-        else
-          if run > 0 then redis.call('SETRANGE', flow .. ':states', next_to - run, string.rep('a', run)) end
-          run = 1
-        end
-        next_to, begun = node + 1, begun + 1
-      end
-    end
-    if run > 0 then redis.call('SETRANGE', flow .. ':states', next_to - run, string.rep('a', run)) end
-    if #stored > 0 then redis.call('HSET', base .. 'jobs', unpack(stored)) end
-    redis.call('HDEL', flow, unpack(fields))
-    for priority, ids in pairs(lists) do redis.call('RPUSH', base .. 'ready:' .. priority, unpack(ids)) end
-  end
-  if begun > 0 then wake(base .. 'wake') end
-  return begun
-end
 
 -- nothing of it is under way, so nothing more will be: its end is written down, once, and told to whom it concerns
 local function close_flow(groups, now, flow, id)
@@ -59,7 +28,18 @@ local function close_flow(groups, now, flow, id)
   end
 end
 
--- `begun` more jobs of a flow are under way, and `ended` fewer
-local function count_flow(groups, now, flow, id, begun, ended)
-  if redis.call('HINCRBY', flow, 'open', begun - ended) == 0 then close_flow(groups, now, flow, id) end
+-- `ended` jobs of a flow are no longer under way, `begun` more are, and the nodes `later` are left for another call: the end of
+-- any job of it, a worker that finds nothing else to do (reserve.lua), or whoever has started it (flow_unfold.lua);
+-- `before`: what was left until now
+local function count_flow(groups, now, flow, id, begun, ended, before, later)
+  local base, open = base_of(groups), redis.call('HINCRBY', flow, 'open', begun - ended)
+  if later ~= '' then
+    redis.call('HSET', flow, 'later', later)
+    redis.call('SADD', base .. 'unfolding', id)
+    wake(base .. 'wake')
+  elseif before then
+    redis.call('HDEL', flow, 'later')
+    redis.call('SREM', base .. 'unfolding', id)
+  end
+  if later == '' and open == 0 then close_flow(groups, now, flow, id) end
 end

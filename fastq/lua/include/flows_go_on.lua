@@ -1,32 +1,43 @@
+-- jobs of one workflow have ended: `jobs` has the id and the node of each, as text
+local function flow_goes_on(groups, now, id, jobs, kinds, outputs)
+  local flow, ended = base_of(groups) .. 'flow:' .. id, 0
+  local states, by, results, freeing = flow .. ':states', {s = {}, f = {}, c = {}}, {}, {}
+  local letters, counted = #jobs > 40 and redis.call('GET', states), {} -- one command instead of many
+  local policy, stop, later = unpack(redis.call('HMGET', flow, 'policy', 'stop', 'later'))
+  for i = 1, #jobs, 2 do
+    local job, text, node = jobs[i], jobs[i + 1], tonumber(jobs[i + 1])
+    local letter = letters and string.byte(letters, node + 1) or string.byte(redis.call('GETRANGE', states, node, node))
+    if letter == 97 and not counted[node] then -- 'a': it counts once
+      local output = not kinds[job] and outputs[job]
+      local those = by[output and 's' or kinds[job] == 'failed' and 'f' or 'c']
+      those[#those + 1], counted[node], ended = node, true, ended + 1
+      if output then results[#results + 1], results[#results + 2] = 'r' .. text, output end
+      if output or policy ~= 'fail' then freeing[#freeing + 1] = 'c' .. text end
+    end
+  end
+  if ended == 0 then return end
+  for letter, those in pairs(by) do
+    if #those > 0 then letters_of(states, those, letter) end
+  end
+  many('HSET', flow, results)
+  if ended > #by.s then redis.call('HINCRBY', flow, 'bad', ended - #by.s) end
+  local begun, list = 0, stop and '' or freed_by(flow, freeing, later)
+  if list ~= '' then begun, list = unfold(groups, flow, id, list) end
+  count_flow(groups, now, flow, id, begun, ended, later, list)
+end
+
 -- these jobs have ended: kinds[id] is 'failed' or 'cancelled', from position `from` on, `said`
 -- has id, result of those that have succeeded (a success without is a job that ended before it ran)
 local function flows_go_on(groups, now, ids, kinds, said, from)
-  local flows, outputs = {}, {}
+  local outputs, flows = {}, {}
   for i = from, #said, 2 do outputs[said[i]] = said[i + 1] end
   for _, job in ipairs(ids) do
     local id, node
     if string.byte(job, 25) == 46 then id, node = string.match(job, '^(%x+)%.(%d+)$') end -- a dot behind 24 digits
-    local flow = id and #node < 8 and base_of(groups) .. 'flow:' .. id
-    if flow and redis.call('GETRANGE', flow .. ':states', node, node) == 'a' then
-      flows[id] = flows[id] or {flow = flow, ended = 0, good = {}, bad = {}, results = {}}
-      local f, good = flows[id], outputs[job] and not kinds[job]
-      redis.call('SETRANGE', flow .. ':states', node, good and 's' or kinds[job] == 'failed' and 'f' or 'c')
-      f.ended = f.ended + 1
-      table.insert(good and f.good or f.bad, node)
-      if good then
-        table.insert(f.results, 'r' .. node)
-        table.insert(f.results, outputs[job])
-      end
+    if id and #node < 8 then
+      local jobs = flows[id] or {}
+      flows[id], jobs[#jobs + 1], jobs[#jobs + 2] = jobs, job, node
     end
   end
-  for id, f in pairs(flows) do
-    many('HSET', f.flow, f.results)
-    local known = redis.call('HMGET', f.flow, 'policy', 'stop')
-    if #f.bad > 0 then redis.call('HINCRBY', f.flow, 'bad', #f.bad) end
-    if known[1] ~= 'fail' then
-      for _, node in ipairs(f.bad) do table.insert(f.good, node) end
-    end
-    local begun = known[2] and 0 or begin(groups, f.flow, id, ripe_after(f.flow, f.good))
-    count_flow(groups, now, f.flow, id, begun, f.ended)
-  end
+  for id, jobs in pairs(flows) do flow_goes_on(groups, now, id, jobs, kinds, outputs) end
 end
