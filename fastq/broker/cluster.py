@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import hiredis
 
 from fastq.broker.commands import Command, raw
-from fastq.broker.connection import LATE, AsyncConnection, SyncConnection, is_noscript, pack
+from fastq.broker.connection import LATE, AsyncConnection, SyncConnection, Waiter, is_noscript, pack
 from fastq.broker.greeting import error_of, unreachable
 from fastq.broker.topology import BLOCKING, LAYOUT, Node, Redirection, Topology, redirection
 from fastq.broker.url import Endpoint
@@ -208,13 +208,32 @@ class AsyncCluster(AsyncConnection):
 
         ``near``: a command without a key goes where this one goes.
         """
-        if self._topology.settled:
-            node = self._topology.owner(command, near)
-            link = self._links.get(node)
-            if link is not None and link.connected:
-                self._mark(node, command)
-                return link.send(command, by_text=by_text)
+        link = self._ready(command, near)
+        if link is not None:
+            return link.send(command, by_text=by_text)
         return self._begin(self._send_later(command, by_text, near))
+
+    def post(self, command: Command[Any], waiter: Waiter) -> None:
+        """As :meth:`AsyncConnection.post`; a node that is not connected will be."""
+        link = self._ready(command)
+        if link is not None:
+            link.post(command, waiter)
+            return
+        self._begin(self._send_later(command, False, None)).add_done_callback(lambda sent: _hand_on(sent, waiter))
+
+    def _ready(self, command: Command[Any], near: Command[Any] | None = None) -> AsyncConnection | None:
+        """The connection over which the command can leave now."""
+        if not self._topology.settled:
+            return None
+        try:
+            node = self._topology.owner(command, near)
+        except BrokerUnavailable:
+            return None  # the same will be said where a reply is waited for
+        link = self._links.get(node)
+        if link is None or not link.connected:
+            return None
+        self._mark(node, command)
+        return link
 
     def _begin(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -316,6 +335,17 @@ def _read(future: asyncio.Future[Any]) -> None:
     """A caller that went away must not leave a warning."""
     if not future.cancelled():
         future.exception()
+
+
+def _hand_on(sent: asyncio.Future[Any], waiter: Waiter) -> None:
+    if waiter.done():
+        return
+    failure = ConnectionResetError("closed") if sent.cancelled() else sent.exception()
+    if isinstance(failure, Exception):
+        waiter.set_exception(failure)
+        waiter.exception()
+    else:
+        waiter.set_result(sent.result())
 
 
 def _quiet(future: asyncio.Future[Any]) -> asyncio.Future[Any]:
