@@ -20,10 +20,22 @@ import msgspec
 from fastq.broker.commands import Batch, extend, raw, recover, register, reserve, resume, settle
 from fastq.broker.fence import FencedConnection
 from fastq.broker.keys import GlobalKeys, QueueKeys, bucket_of
+from fastq.broker.schema import agree
 from fastq.broker.url import Endpoint
 from fastq.config import Settings
-from fastq.errors import BrokerError, BrokerUnavailable, InvalidOption, LeaseLost, UndecodableJob
-from fastq.job import Envelope, ErrorInfo, Extra, JobRecord, JobState, WorkerCard, decode_envelope, encode, seconds
+from fastq.errors import BrokerError, BrokerUnavailable, InvalidOption, LeaseLost, NewerJob, UndecodableJob
+from fastq.job import (
+    NEWER_DELAY,
+    Envelope,
+    ErrorInfo,
+    Extra,
+    JobRecord,
+    JobState,
+    WorkerCard,
+    decode_envelope,
+    encode,
+    seconds,
+)
 from fastq.logs import fields
 from fastq.retry import RetryRule
 from fastq.task import Task
@@ -216,8 +228,14 @@ class Consumer:
             message = Message(self, job_id, self.queue, decode_envelope(data))
         except UndecodableJob as error:
             batch = Batch()
-            info = self._error("undecodable", type(error).__name__, str(error), 0)
-            batch.failed.append((job_id, data, encode(info)))
+            if (
+                isinstance(error, NewerJob)
+                and self._connection.clock.now_ms() - error.since < self._settings.unknown_task_ttl * 1_000
+            ):
+                batch.later.append((job_id, NEWER_DELAY, data))
+            else:
+                info = self._error("undecodable", type(error).__name__, str(error), 0)
+                batch.failed.append((job_id, data, encode(info)))
             await self._settle(job_id, batch)
             return
         self._held[job_id] = message
@@ -414,6 +432,7 @@ class Consumer:
         card = WorkerCard(
             socket.gethostname(), os.getpid(), self._prefetch, int(time.time() * 1_000), "consumer", self._lease_ms, []
         )
+        await self._connection.run(agree(self._settings.prefix))
         await self._connection.call(register(self._keys, self.worker_id, self._lease_ms, encode(card)))
         await self._connection.call(raw("SADD", GlobalKeys(self._settings.prefix).queues, self.queue))
         self._connects = self._connection.connects

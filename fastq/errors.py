@@ -40,6 +40,7 @@ __all__ = [
     "ResultExpired",
     "ResultNotKept",
     "Retry",
+    "SchemaMismatch",
     "Snooze",
     "TaskDefinitionError",
     "UndecodableJob",
@@ -79,6 +80,10 @@ class MissingExtra(FastQError, ImportError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an extra: pip install 'fastq-jobs[{extra}]'")
+
+
+class SchemaMismatch(FastQError):
+    """The keys in Redis were written by a release whose layout this one does not know; nothing was touched."""
 
 
 # -- enqueue: raised where the caller is, before anything is sent -----------------------------
@@ -303,6 +308,14 @@ class JobAlreadyRunning(FastQError):
 
 class UndecodableJob(FastQError, ValueError):
     """The stored bytes of a job, or of its arguments, cannot be read."""
+
+
+class NewerJob(UndecodableJob):
+    """The job needs a newer release than this one; ``since``: when it became ready, in ms of Redis's clock."""
+
+    def __init__(self, message: str, since: int) -> None:
+        super().__init__(message)
+        self.since = since
 
 
 # -- raised where a result is waited for --------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from fastq._core import stamp
-from fastq.errors import InvalidJobId, InvalidOption, UndecodableJob
+from fastq.errors import InvalidJobId, InvalidOption, NewerJob, UndecodableJob
 
 __all__ = [
     "DeadLetter",
@@ -44,7 +44,11 @@ Seconds = float | dt.timedelta
 YEAR_MS = 366 * 86_400_000
 
 VERSION = 1
-"""Version of the envelope; a worker reads this one and the one before it."""
+"""The newest version of an envelope that this release reads. An envelope has the version that it needs, not that of who
+wrote it; the first five fields, and ``attempt`` and ``due_at``, mean the same in all of them (docs/releases.md)."""
+
+NEWER_DELAY = 2_000
+"""Milliseconds until a newer release's job is offered again: its bytes are not ours to change, so nothing can be counted."""
 
 ID_MOST = 120
 """Characters of a job's id."""
@@ -163,15 +167,19 @@ def decode_envelope(data: bytes) -> Envelope:
     """Read an envelope.
 
     Raises:
-        UndecodableJob: the bytes are not an envelope of a version this release reads. Whatever msgspec raises
-            (also UnicodeDecodeError and RecursionError) ends here.
+        UndecodableJob: the bytes are not an envelope. Whatever msgspec raises (also UnicodeDecodeError and
+            RecursionError) ends here.
+        NewerJob: they are one that only a newer release can read.
     """
     try:
         envelope = _envelope_decoder.decode(data)
     except Exception as error:
         raise UndecodableJob(f"the envelope cannot be decoded: {type(error).__name__}: {error}") from error
-    if envelope.version != VERSION:
-        raise UndecodableJob(f"the envelope has version {envelope.version}, this release reads version {VERSION}")
+    if envelope.version > VERSION:
+        said = f"the envelope has version {envelope.version}, this release reads version {VERSION}"
+        raise NewerJob(said, (envelope.extra and envelope.extra.due_at) or envelope.enqueued_at)
+    if envelope.version < 1:
+        raise UndecodableJob(f"no envelope has version {envelope.version}")
     return envelope
 
 

@@ -19,9 +19,10 @@ from fastq.broker import scripts
 from fastq.broker.commands import Command, Operation, raw, status
 from fastq.broker.inspector import Inspector
 from fastq.broker.keys import QueueKeys
+from fastq.broker.schema import look
 from fastq.broker.url import Endpoint
 from fastq.broker.views import QueueInfo, WorkerInfo
-from fastq.errors import BrokerReplyError
+from fastq.errors import BrokerReplyError, SchemaMismatch
 
 __all__ = ["Finding", "Level", "examine", "startup_warnings"]
 
@@ -84,6 +85,7 @@ def examine(prefix: str, endpoint: Endpoint | None = None) -> Operation[list[Fin
     findings += yield from _clock()
     findings += yield from _latency()
     if not any(finding.level == "fault" for finding in _role(info, endpoint)):
+        findings += yield from _schema(prefix)
         findings += yield from _scripts(prefix)
         findings += yield from _fleet(prefix)
     return findings
@@ -301,6 +303,16 @@ def _latency() -> Operation[list[Finding]]:
     return [
         Finding("warn", "latency", shown, "run workers in Redis's own network; find slow commands with SLOWLOG GET")
     ]
+
+
+def _schema(prefix: str) -> Operation[list[Finding]]:
+    try:
+        yield from look(prefix)
+    except SchemaMismatch as error:
+        return [Finding("fault", "schema", str(error), "upgrade this fastq, or use another FASTQ_PREFIX")]
+    except BrokerReplyError:
+        pass  # may not be read: said below
+    return []
 
 
 def _scripts(prefix: str) -> Operation[list[Finding]]:

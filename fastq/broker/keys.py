@@ -162,6 +162,7 @@ TABLE: tuple[KeyInfo, ...] = (
         "queue -> changes of its schedules so far; `@app` -> when that application's code was last declared, in ms",
     ),
     KeyInfo("leader", "string", "scheduler", "ttl", "id of the leading scheduler"),
+    KeyInfo("schema", "string", "agree", "queue", "version of these keys: who does not know it does not start"),
 )
 
 
@@ -321,6 +322,7 @@ class GlobalKeys:
         self.leader = f"{prefix}:leader".encode()
         self.limits = f"{prefix}:limits".encode()
         self.schedules = f"{prefix}:schedules".encode()
+        self.schema = f"{prefix}:schema".encode()
 
 
 def bucket_of(ttl: float, now_ms: int) -> tuple[str, int]:

@@ -25,7 +25,7 @@ def doctor(session: Session, show_config: bool) -> int:
         return ExitCode.OK
     from fastq.broker.doctor import examine
 
-    findings = session.run(examine(session.settings.prefix, session.connection.endpoint))
+    findings = session.connection.run(examine(session.settings.prefix, session.connection.endpoint))
     faults = sum(finding.level == "fault" for finding in findings)
     warnings = sum(finding.level == "warn" for finding in findings)
 

@@ -88,7 +88,7 @@ def enqueue(
         raise InvalidOption(f"delay={delay!r} must be at most 366 days")
     q, delay_ms = QueueKeys(settings.prefix, chosen), round(seconds * 1_000)
     new = NewJob(check_id(job_id) if job_id else new_id(), b"", delay_ms, chosen=job_id is not None)
-    session.connection.connect()  # its clock is Redis's from here on
+    session.agree()  # also: its clock is Redis's from here on
     envelope = envelope_of(name, body, check_priority(priority), session.connection.clock.now_ms(), delay_ms)
     refused = _send(session, q, priority, new._replace(envelope=envelope))
     created = not _refused(refused, new.id, chosen)

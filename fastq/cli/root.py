@@ -18,6 +18,7 @@ from fastq.errors import (
     FastQError,
     JobIdReused,
     MissingExtra,
+    SchemaMismatch,
     did_you_mean,
     safe_text,
 )
@@ -241,7 +242,9 @@ def _usage(error: click.ClickException) -> str:
 def _code(error: FastQError) -> ExitCode:
     if isinstance(error, BrokerUnavailable):
         return ExitCode.UNREACHABLE
-    if isinstance(error, (ConfigError, EnqueueError, MissingExtra)) and not isinstance(error, JobIdReused):
+    if isinstance(error, (ConfigError, EnqueueError, MissingExtra, SchemaMismatch)) and not isinstance(
+        error, JobIdReused
+    ):
         return ExitCode.USAGE
     return ExitCode.CRASH
 

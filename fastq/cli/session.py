@@ -45,6 +45,7 @@ class Session:
         self._arguments = arguments
         self._file = file
         self.as_json = as_json
+        self._agreed = False
 
     @functools.cached_property
     def loaded(self) -> Loaded:
@@ -84,8 +85,21 @@ class Session:
         return Inspector(self.settings.prefix, result_ttl=self.settings.result_ttl)
 
     def run(self, operation: Operation[T]) -> T:
-        """Drive an operation."""
+        """Drive an operation.
+
+        Raises:
+            SchemaMismatch: this Redis was written by a release that this one does not know.
+        """
+        self.agree()
         return self.connection.run(operation)
+
+    def agree(self) -> None:
+        """Look, once, whether this release knows what it will touch. Raises as :meth:`run`."""
+        if not self._agreed:
+            from fastq.broker.schema import look
+
+            self.connection.run(look(self.settings.prefix))
+            self._agreed = True
 
     def known_queue(self, name: str) -> str:
         """The name itself.

@@ -23,7 +23,8 @@ from fastq.broker.connection import AsyncConnection
 from fastq.broker.inspector import Inspector
 from fastq.broker.keys import GlobalKeys
 from fastq.broker.planner import Declared, Planner
-from fastq.errors import ExitCode, FastQError
+from fastq.broker.schema import agree
+from fastq.errors import BrokerUnavailable, ExitCode, FastQError
 from fastq.launch import Launch, load_app, report
 from fastq.logs import fields
 from fastq.metrics import WorkerMetrics
@@ -122,7 +123,8 @@ class _Scheduler:
         self._orphaned = orphaned
         self._ended = asyncio.Event()
         self._commands = _connection(app)
-        link = Link(self._commands, metrics)
+        self._prefix = settings.prefix
+        self._link = link = Link(self._commands, metrics)
         self._leadership = Leadership(link, GlobalKeys(settings.prefix), scheduler_name())
         self._roster = Roster(self._leadership, link, settings.prefix, queues_of(app))
         promoter = Promoter(self._leadership, link, self._roster)
@@ -148,7 +150,13 @@ class _Scheduler:
         """Until a signal, or until the supervisor has gone."""
         started = time.monotonic()
         self._signals()
-        for service in self._services:
+        await self._services[0].start()
+        try:
+            await self._agree()
+        except FastQError:
+            await self._commands.close()
+            raise
+        for service in self._services[1:]:
             await service.start()
         await self._ended.wait()
         self._slot.state = SlotState.DRAINING
@@ -158,6 +166,15 @@ class _Scheduler:
         await self._commands.close()
         await self._waker.close()
         log.info("scheduler stopped", extra=fields(seconds=round(time.monotonic() - started, 1)))
+
+    async def _agree(self) -> None:
+        """Before anything is touched; where Redis is away, whoever watches sees that this process lives."""
+        while not self._ended.is_set():
+            try:
+                await self._commands.run(agree(self._prefix))
+                return
+            except BrokerUnavailable as error:
+                await asyncio.sleep(self._link.outage(error))
 
     async def _tick(self) -> float:
         self._slot.ticked_at = time.monotonic()

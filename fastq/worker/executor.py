@@ -33,12 +33,13 @@ from fastq.errors import (
     JobCrashed,
     JobTimeout,
     LimitTimeout,
+    NewerJob,
     Retry,
     Snooze,
     SoftTimeLimitExceeded,
     UndecodableJob,
 )
-from fastq.job import ErrorInfo, Extra, JobRecord, JobState, encode
+from fastq.job import NEWER_DELAY, ErrorInfo, Extra, JobRecord, JobState, encode
 from fastq.metrics import NOT_RUN, STATUSES, WorkerMetrics
 from fastq.worker import soft
 from fastq.worker.ending import MESSAGE_LIMIT, NOT_THE_HANDLERS, Ending, ending_of, is_retryable, misfit, reason_of
@@ -46,6 +47,7 @@ from fastq.worker.isolated import Reply, Reported, Unkept
 from fastq.worker.isolation import Pool
 from fastq.worker.plan import Plan
 from fastq.worker.soft import exceed, exceed_thread, in_thread, softly
+from fastq.worker.strays import given_back
 
 __all__ = ["Executor"]
 
@@ -448,7 +450,15 @@ class Executor:
         self._batches[job.queue].failed.append((job.id, encode(envelope), encode(info)))
 
     def undecodable(self, job_id: str, queue: str, raw: bytes, error: UndecodableJob) -> None:
-        """A stored envelope that cannot be read goes to the dead-letter queue as it is."""
+        """A stored envelope that cannot be read goes to the dead-letter queue as it is; a newer release's waits for one."""
+        if isinstance(error, NewerJob):
+            waited = (self._now_ms() - error.since) / 1_000
+            if waited < self._app.settings.unknown_task_ttl:
+                self._batches[queue].later.append((job_id, NEWER_DELAY, raw))
+                self._metrics.observe(self._other[queue], _RELEASED, NOT_RUN, NOT_RUN)
+                fields = {"job": job_id, "queue": queue, "message": str(error), "delay": NEWER_DELAY / 1_000}
+                log.warning("newer job given back", extra={"fields": fields})
+                return
         info = ErrorInfo(
             "undecodable", type(error).__name__, str(error)[:MESSAGE_LIMIT], "", 0, self._now_ms(), self._host
         )
@@ -469,19 +479,14 @@ class Executor:
 
     def _stray(self, job: JobContext) -> None:
         """A task that this release does not know: give the job back for another worker, for a while."""
-        extra = job.envelope.extra or Extra()
-        waited = sum(stray_delay(n) for n in range(extra.strays))
-        if waited >= self._app.settings.unknown_task_ttl:
-            message = f"no worker knew the task {job.task!r} for {waited:g} s: is it imported by the application?"
-            self._bury(job, job.envelope.attempt, Ending("unknown_task", "UnknownTask", message, ""))
-            log.error("job failed", extra={"fields": _fields(job) | {"reason": "unknown_task", "message": message}})
+        later = given_back(job.envelope, self._app.settings.unknown_task_ttl)
+        if isinstance(later, str):
+            self._bury(job, job.envelope.attempt, Ending("unknown_task", "UnknownTask", later, ""))
+            log.error("job failed", extra={"fields": _fields(job) | {"reason": "unknown_task", "message": later}})
             status = _FAILED
         else:
-            delay = stray_delay(extra.strays)
-            later = msgspec.structs.replace(extra, strays=extra.strays + 1)
-            envelope = encode(msgspec.structs.replace(job.envelope, extra=later))
-            self._batches[job.queue].later.append((job.id, round(delay * 1_000), envelope))
-            log.warning("unknown task given back", extra={"fields": _fields(job) | {"delay": delay}})
+            self._batches[job.queue].later.append((job.id, *later))
+            log.warning("unknown task given back", extra={"fields": _fields(job) | {"delay": later[0] / 1_000}})
             status = _RELEASED
         self._metrics.observe(self._other[job.queue], status, NOT_RUN, NOT_RUN)
         self.runner.outcome()
@@ -587,11 +592,6 @@ async def _guarded(hook: Coroutine[Any, Any, None], job: JobContext) -> None:
         await hook
     except Exception:
         log.exception("middleware failed", extra={"fields": _fields(job)})
-
-
-def stray_delay(strays: int) -> float:
-    """Seconds until an unknown task is offered again: 1, 2, 4 … 30."""
-    return float(min(2**strays, 30)) if strays < 6 else 30.0
 
 
 def _fields(job: JobContext) -> dict[str, Any]:

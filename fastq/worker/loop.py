@@ -32,6 +32,7 @@ from fastq.broker.commands import (
 )
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import GlobalKeys
+from fastq.broker.schema import agree
 from fastq.context import JobContext
 from fastq.errors import BrokerError, BrokerReplyError, UndecodableJob
 from fastq.job import ID_MOST, VERSION, WorkerCard, decode_envelope, encode, read_envelope
@@ -525,22 +526,21 @@ class WorkerLoop:
     # -- registration -------------------------------------------------------------------------------
 
     async def _register(self) -> None:
+        await self._connection.run(agree(self._settings.prefix))  # before anything is touched
         self._incarnation += 1
         if self._incarnation > 1:
             self.worker_id = f"{self.worker_id.partition('~')[0]}~{self._incarnation}"
         self._slot.worker_id = self.worker_id  # the monitor extends the lease of this name
         lease_ms = round(self._settings.lease * 1_000)
-        queues = GlobalKeys(self._settings.prefix).queues
         for lane in self._lanes:
             await self._connection.call(register(lane.keys, self.worker_id, lease_ms, self._card))
-            await self._connection.call(raw("SADD", queues, lane.name))
+            await self._connection.call(raw("SADD", GlobalKeys(self._settings.prefix).queues, lane.name))
         await self._pauses.look()  # before the first job
         self._registered = True
         self._all_hungry()
         if not self._stopping:
             self._slot.state = SlotState.QUIET if self.quiet else SlotState.RUNNING
-        names = ",".join(lane.name for lane in self._lanes)
-        log.info("worker ready", extra={"fields": {"worker": self.worker_id, "queues": names}})
+        log.info("worker ready", extra={"fields": {"worker": self.worker_id, "queues": ",".join(self._by_name)}})
 
     async def _pass_the_token_on(self, lane: Lane) -> None:
         """A wake token may be on its way to this worker, which will not use it: leave one if there is work."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastq import monitor
-from fastq.broker import scripts
+from fastq.broker import keys, schema, scripts
 from fastq.worker import executor, loop
 
 CRASHES = 3
@@ -66,6 +66,23 @@ def shorten_the_cancel_grace() -> None:
     loop.CANCEL_GRACE = executor.CANCEL_GRACE = 0.3  # type: ignore[misc]
 
 
+def rename_ready_lists() -> None:
+    """A layout of its own, which the releases before it do not know."""
+    made = keys.QueueKeys.__init__
+
+    def init(self: Any, *args: Any) -> None:
+        made(self, *args)
+        self.ready = tuple(key.replace(b":ready:", b":prompt:") for key in self.ready)
+        self.levels = self.ready[::-1]
+
+    keys.QueueKeys.__init__ = init  # type: ignore[method-assign]
+
+
+def next_schema() -> None:
+    """Neither crash nor bug: a release that knows only the version of the keys after ours."""
+    schema.SCHEMA, schema.KNOWN = 2, (2,)
+
+
 def look_closer() -> None:
     """Neither crash nor bug: readiness is judged by the last 2.5 s; an idle worker reserves every 2 s."""
     monitor.READY_WITHIN = 2.5  # type: ignore[misc]
@@ -75,6 +92,8 @@ PLANTS: dict[str, Callable[[], None]] = {
     "after_reserve": lambda: before("_take_in", "after_reserve", lambda lane, got: [i.decode() for i in got.ids]),
     "before_settle": lambda: before("_turn", "before_settle", lambda lane, ask: lane.batch.ids()),
     "after_settle": lambda: before("_confirm", "after_settle", lambda lane, stale: lane.sent.ids()),
+    "rename_ready_lists": rename_ready_lists,
+    "next_schema": next_schema,
     "look_closer": look_closer,
     "impatient": shorten_the_cancel_grace,
     "recover_drops": lambda: rewrite("recover", "redis.call('LPUSH', ready_list(envelope, KEYS, 17), id)", "do end"),

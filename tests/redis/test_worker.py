@@ -348,7 +348,8 @@ async def test_bad_jobs_are_answered_in_the_dead_letters(redis_url: str, raw: An
     bad = {
         "garbage": b"\xc1\xc1\xc1",
         "empty": b"",
-        "version": encode(Envelope(5, 99, "good", b"\x90", now)),
+        "version": encode(Envelope(5, 99, "good", b"\x90", 0)),
+        "no-version": encode(Envelope(5, 0, "good", b"\x90", now)),
         "not-utf8": stored(b"\x91\xa2\xff\xfe"),
         "wrong-type": stored(encode(["one"])),
         "too-many": stored(encode([1, 2])),
@@ -367,7 +368,7 @@ async def test_bad_jobs_are_answered_in_the_dead_letters(redis_url: str, raw: An
         assert [(await shop.ended(h)).result for h in handles] == [0, 1, 2]
         letters = {letter.id: letter.reason for letter in await app.dead.list()}
     expected = {
-        "garbage": "undecodable", "version": "undecodable", "not-utf8": "arguments", "not-a-body": "undecodable",
+        "garbage": "undecodable", "version": "undecodable", "no-version": "undecodable", "not-utf8": "arguments", "not-a-body": "undecodable",
         "wrong-type": "arguments", "too-many": "arguments", "too-few": "arguments", "unknown-name": "arguments",
         "oversized": "undecodable",
     }  # fmt: skip

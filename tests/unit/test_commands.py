@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastq.broker import commands as c
-from fastq.broker import flows, pauses, scripts, timing
+from fastq.broker import flows, pauses, schema, scripts, timing
 from fastq.broker.commands import Batch, Command, NewJob
 from fastq.broker.keys import PAD, GlobalKeys, LeaseKeys, QueueKeys
 
@@ -19,6 +19,7 @@ Q = QueueKeys("fastq", "q")
 BUCKET = ("1000:7", 9_000)
 
 ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
+    "agree": lambda: next(schema.agree("fastq")),
     "cancel": lambda: c.cancel(Q, "a", ["v", "w"], b"record", 60_000),
     "clamp": lambda: c.clamp(Q, [("w", 1)]),
     "discard": lambda: c.discard(Q, ids=["a"]),
@@ -107,7 +108,11 @@ def shape(name: str) -> str:
 @pytest.mark.parametrize("script", ONE_OF_EACH)
 def test_the_head_names_the_keys_in_their_order(script: str) -> None:
     sent = "".join(key.decode() + " " for key in ONE_OF_EACH[script]().keys)
-    pattern = "".join(shape(name) for name in named_keys(script)).replace("leader ", "fastq:leader ")
+    pattern = (
+        "".join(shape(name) for name in named_keys(script))
+        .replace("leader ", "fastq:leader ")
+        .replace("schema ", "fastq:schema ")
+    )
     assert re.fullmatch(pattern, sent), f"\n{pattern}\n{sent}"
 
 
