@@ -227,6 +227,13 @@ class Batch:
             *(row.id for row in self.parked),
         ]
 
+    def forget(self, ids: Iterable[str]) -> None:
+        """Take the rows of these jobs out that let a job run again."""
+        gone = set(ids)
+        self.later = [row for row in self.later if row[0] not in gone]
+        self.released = [job_id for job_id in self.released if job_id not in gone]
+        self.parked = [row for row in self.parked if row.id not in gone]
+
 
 class Settled(NamedTuple):
     """``held`` as in :class:`Reserved`; ``stale`` are the ids that this worker did not hold any more."""

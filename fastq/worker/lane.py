@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from fastq._core import forget
@@ -52,6 +53,11 @@ class Lane:
         if self.sent is not None:
             forget(self.held, self.sent.ids())
         self.sent = None
+
+    def taken_anew(self, ids: Iterable[bytes]) -> None:
+        """Redis has given us these jobs again, before we have its reply to what was sent: what it said of them is old."""
+        if self.sent is not None:
+            self.sent.forget(job_id.decode("utf-8", "replace") for job_id in ids)
 
     def set_aside(self, executor: Executor, raw_id: bytes, data: bytes | None) -> None:
         """A foreign producer's id, which the board cannot hold: a dead letter, under its own bytes."""

@@ -289,6 +289,7 @@ class WorkerLoop:
         if reserved is None or reserved.held == -1:
             lane.hungry = True
         else:
+            lane.taken_anew(reserved.ids)
             self._reserved(lane, reserved, ask)
             self._fill()
         self._event.set()

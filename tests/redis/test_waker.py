@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastq import FastQ
+from fastq import FastQ, JobContext, Retry
 from fastq.broker.commands import raw as command
 from fastq.broker.connection import AsyncConnection
 from tests.redis.workshop import Workshop, working
@@ -180,3 +180,48 @@ async def test_more_queues_than_slots_are_not_hoarded(redis_url: str, raw: Any) 
         gate.set()
         while sum(raw.hlen(f"fastq:{{{queue}}}:jobs") for queue in "abc") > 3:
             await asyncio.sleep(0.005)
+
+
+async def test_a_job_that_comes_back_before_the_reply_to_its_outcome_runs_once_more(redis_url: str, raw: Any) -> None:
+    """I2: an outcome lets its job run again at once, and the waiting reserve brings it before the outcome's own reply is there.
+
+    The reply is about the run before: it must not make this worker forget that it holds the job, or it would find it a
+    second time, and run it beside itself.
+    """
+    app = make_app(redis_url, concurrency=5)
+    first, second = asyncio.Event(), asyncio.Event()
+    runs: list[int] = []
+
+    @app.task(max_attempts=9)
+    async def again(job: JobContext) -> None:
+        runs.append(job.attempt)
+        if job.attempt == 1:
+            await first.wait()
+            raise Retry(delay=0)
+        await second.wait()
+
+    @app.task
+    async def other() -> None:
+        return None
+
+    async with working(app) as shop:
+        await shop.ended(await other.enqueue())  # Redis knows the scripts from now on
+        await armed(shop)
+        await again.enqueue()
+        while not runs:
+            await asyncio.sleep(0.001)
+        await armed(shop)
+        wire = shop.connection._wire
+        assert wire is not None
+        assert wire.transport is not None
+        wire.transport.pause_reading()
+        first.set()
+        while len(runs) < 2:
+            await asyncio.sleep(0.001)
+        wire.transport.resume_reading()
+        for _ in range(5):
+            await shop.ended(await other.enqueue())
+        assert runs == [1, 2]
+        second.set()
+    assert runs == [1, 2]
+    assert raw.hlen("fastq:{default}:jobs") == 0
