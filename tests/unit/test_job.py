@@ -82,7 +82,7 @@ def test_an_envelope_of_a_newer_release_may_have_more_fields() -> None:
 
 @pytest.mark.parametrize("version", [0, 2, 99])
 def test_another_version_is_said(version: int) -> None:
-    with pytest.raises(UndecodableJob, match=f"version {version}, this release reads version 1"):
+    with pytest.raises(UndecodableJob, match=f"version {version}"):
         job.decode_envelope(job.encode(Envelope(5, version, "t", b"", 0)))
 
 
