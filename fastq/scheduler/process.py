@@ -156,7 +156,7 @@ class _Scheduler:
         except FastQError:
             await self._commands.close()
             raise
-        for service in self._services[1:]:
+        for service in () if self._ended.is_set() else self._services[1:]:
             await service.start()
         await self._ended.wait()
         self._slot.state = SlotState.DRAINING
