@@ -4,6 +4,8 @@
 VERSIONS ?= 3.12 3.13 3.14
 ARGS ?=
 export PYTHON
+# fastq is compiled to bytecode once, by `build`, as pip does it; the programs that tests write and rewrite within a second are not.
+export PYTHONDONTWRITEBYTECODE = 1
 
 PY := .venv/bin/python
 SHELL := /bin/sh
@@ -16,6 +18,7 @@ help: ## this list
 
 build: ## virtual environment, compiled core, extras and tools in .venv (the others do it, too)
 	@sh tools/venv.sh .venv dev
+	@$(PY) -m compileall -q fastq
 
 demo: build ## the whole queue at work on real input, with a worker killed half-way
 	@$(PY) examples/demo.py $(ARGS)

@@ -31,6 +31,7 @@ for version in "$@"; do
     fi
     [ "$status" = 0 ] || exit "$status"
     echo "-- Python $version"
+    ".venv-$version/bin/python" -m compileall -q fastq
     ".venv-$version/bin/python" -m pytest -q -m versions || status=$?
     [ "$status" = 0 ] || [ "$status" = 5 ] || exit "$status" # 5: no test carries the marker
 done

