@@ -7,7 +7,7 @@ waits for one node at most; where several are waited for, a *gather* stands betw
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -194,34 +194,53 @@ def output(q: QueueKeys, flow: str, node: int) -> Operation[Any]:
     Raises:
         Fail: it is not there any more.
     """
-    policy, states = yield [raw("HGET", q.flow(flow), "policy"), raw("GET", q.flow_states(flow))]
-    if policy is None or states is None:
+    (policy, value, items), letter = yield [
+        raw("HMGET", q.flow(flow), "policy", f"r{node}", f"g{node}"),
+        raw("GETRANGE", q.flow_states(flow), node, node),
+    ]
+    if policy is None or not letter:
         raise Fail(f"the results of workflow {flow} have expired")
-    letters, lists, level = states.decode(), dict[int, list[int]](), [node]
-    while level:  # level by level: nesting costs round trips, not stack
-        gathers = [n for n in level if letters[n] in (GATHER, GATHERED)]
-        texts = yield from _fields(q, flow, "g", gathers)
-        for number, text in zip(gathers, texts, strict=True):
-            lists[number] = numbers(text_of(text or b""))
-        level = [item for number in gathers for item in lists[number] if item not in lists]
-    jobs = sorted({item for items in lists.values() for item in items} - lists.keys()) or (
-        [] if node in lists else [node]
-    )
-    values: dict[int, Any] = {}
-    for number, value in zip(jobs, (yield from _fields(q, flow, "r", jobs)), strict=True):
-        if value is not None:
-            values[number] = msgspec.Raw(value)
-        elif policy == b"continue":
-            values[number] = yield from _excuse(q, f"{flow}.{number}")
-        elif policy != b"ignore" and letters[number] == SUCCESS:
-            raise Fail(f"the result of job {flow}.{number} has expired")
+    letters, lists = {node: letter.decode()}, dict[int, list[int]]()
+    if items is not None:
+        letters = dict(enumerate((yield raw("GET", q.flow_states(flow))).decode()))
+        lists = yield from _lists(q, flow, node, numbers(text_of(items)), letters)
+    jobs = sorted({item for items in lists.values() for item in items} - lists.keys()) if lists else [node]
+    found = (yield from _fields(q, flow, "r", jobs)) if lists else [value]
+    values: dict[int, Any] = {n: msgspec.Raw(data) for n, data in zip(jobs, found, strict=True) if data is not None}
+    missing = [number for number in jobs if number not in values]
+    if policy == b"continue":
+        values |= yield from _excuses(q, flow, missing)
+    elif policy != b"ignore":
+        for number in missing:
+            if letters[number] == SUCCESS:
+                raise Fail(f"the result of job {flow}.{number} has expired")
     return _gathered(node, lists, values)
 
 
-def _gathered(node: int, lists: dict[int, list[int]], values: dict[int, Any]) -> Any:
-    """Inner gathers have been numbered before outer ones, so one pass in that order is enough."""
-    for number in sorted(lists):
-        values[number] = [values[item] for item in lists[number] if item in values]
+def _lists(
+    q: QueueKeys, flow: str, node: int, items: list[int], letters: Mapping[int, str]
+) -> Operation[dict[int, list[int]]]:
+    """The items of a gather and of those within it, level by level: nesting costs round trips, not stack."""
+    lists, level = {node: items}, items
+    while level:
+        gathers = [n for n in dict.fromkeys(level) if letters[n] in (GATHER, GATHERED) and n not in lists]
+        for number, text in zip(gathers, (yield from _fields(q, flow, "g", gathers)), strict=True):
+            lists[number] = numbers(text_of(text or b""))
+        level = [item for number in gathers for item in lists[number]]
+    return lists
+
+
+def _gathered(node: int, lists: Mapping[int, list[int]], values: dict[int, Any]) -> Any:
+    """Inner gathers become lists before outer ones."""
+    pending = [node]
+    while pending:
+        number = pending[-1]
+        inner = [item for item in lists.get(number, ()) if item in lists and item not in values]
+        pending += inner
+        if not inner:
+            pending.pop()
+            if number in lists:
+                values[number] = [values[item] for item in lists[number] if item in values]
     return values.get(node)
 
 
@@ -233,12 +252,17 @@ def _fields(q: QueueKeys, flow: str, letter: str, nodes: Sequence[int]) -> Opera
     return found
 
 
-def _excuse(q: QueueKeys, job_id: str) -> Operation[dict[str, str]]:
-    data = yield raw("HGET", q.dead_errors, job_id)
-    if data is None:
-        return {"job": job_id, "error": "cancelled, or no dead letter any more"}
-    error = decode_error(data)
-    return {"job": job_id, "error": f"{error.type}: {error.message}"}
+def _excuses(q: QueueKeys, flow: str, nodes: Sequence[int]) -> Operation[dict[int, dict[str, str]]]:
+    """What stands in place of the results of these jobs."""
+    excuses: dict[int, dict[str, str]] = {}
+    stream = iter(nodes)
+    while part := list(islice(stream, 1_000)):
+        ids = [f"{flow}.{node}" for node in part]
+        for node, job_id, data in zip(part, ids, (yield raw("HMGET", q.dead_errors, *ids)), strict=True):
+            error = None if data is None else decode_error(data)
+            why = f"{error.type}: {error.message}" if error else "cancelled, or no dead letter any more"
+            excuses[node] = {"job": job_id, "error": why}
+    return excuses
 
 
 # -- look --------------------------------------------------------------------------------------

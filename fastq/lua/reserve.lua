@@ -26,25 +26,23 @@ end
 
 local ids, more, skipped = {}, false, 0
 local haunted = redis.call('HLEN', ghosts) > 0
+local words, LEVELS = {#KEYS - 13, unpack(KEYS, 14)}, #KEYS - 12 -- of LMPOP: one command for all levels
+words[LEVELS + 1], words[LEVELS + 2] = 'LEFT', 'COUNT'
 local function take()
-  for level = 14, #KEYS do
-    while #ids < want and skipped < MOST_GHOSTS do
-      local popped = redis.call('LPOP', KEYS[level], want - #ids)
-      if not popped then break end
-      for _, id in ipairs(popped) do
-        if haunted and redis.call('HEXISTS', ghosts, id) == 1 then
-          skipped = skipped + 1
-          if redis.call('HINCRBY', ghosts, id, -1) < 1 then redis.call('HDEL', ghosts, id) end
-        else
-          ids[#ids + 1] = id
-        end
+  while #ids < want and skipped < MOST_GHOSTS do
+    words[LEVELS + 3] = want - #ids
+    local popped = redis.call('LMPOP', unpack(words))
+    if not popped then return end
+    for _, id in ipairs(popped[2]) do
+      if haunted and redis.call('HEXISTS', ghosts, id) == 1 then
+        skipped = skipped + 1
+        if redis.call('HINCRBY', ghosts, id, -1) < 1 then redis.call('HDEL', ghosts, id) end
+      else
+        ids[#ids + 1] = id
       end
     end
-    if #ids >= want or skipped >= MOST_GHOSTS then
-      more = more or redis.call('LLEN', KEYS[level]) > 0
-      if more then break end
-    end
   end
+  more = redis.call('EXISTS', unpack(KEYS, 14)) > 0
 end
 take()
 if #ids < want and not more then -- nothing else is to be done: workflows of which more is ripe than one call may begin go on

@@ -32,7 +32,8 @@ end
 -- any job of it, a worker that finds nothing else to do (reserve.lua), or whoever has started it (flow_unfold.lua);
 -- `before`: what was left until now
 local function count_flow(groups, now, flow, id, begun, ended, before, later)
-  local base, open = base_of(groups), redis.call('HINCRBY', flow, 'open', begun - ended)
+  local base, open = base_of(groups), 1
+  if begun ~= ended or begun == 0 then open = redis.call('HINCRBY', flow, 'open', begun - ended) end
   if later ~= '' then
     redis.call('HSET', flow, 'later', later)
     redis.call('SADD', base .. 'unfolding', id)
