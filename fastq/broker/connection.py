@@ -465,13 +465,15 @@ class SyncConnection:
         each = 2 if before else 1
         with self._locked():
             self._ensure()
+            begun = time.monotonic()
             replies = self._exchange(b"".join([before + pack(command) for command in commands]), each * len(commands))
             replies = replies[each - 1 :: each]
             for i, reply in enumerate(replies):
                 if is_noscript(reply):
                     replies[i] = self._exchange(before + pack(commands[i], by_text=True), each)[-1]
-            if any(map(is_moved_on, replies)):
-                self.close()  # a demoted master: look again who leads. Under the lock: another thread may be next
+            late = self.endpoint.sentinels and time.monotonic() - begun > LATE
+            if late or any(map(is_moved_on, replies)):
+                self.close()  # perhaps a demoted master: look again who leads. Under the lock: another thread may be next
         return replies
 
     def _decoded(self, commands: Sequence[Command[Any]], replies: Sequence[Any]) -> list[Any]:

@@ -2,83 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Callable
-from typing import Self
 
-import fastq
+from tests.chaos.load import Load
 from tests.conftest import MakeServer, connect, eventually
 from tests.process.fleet import LEASE, PATIENCE, Fleet, percentile
 from tests.sound import assert_sound
 
 MakeFleet = Callable[..., Fleet]
 Figure = Callable[[str], None]
-
-
-class Load:
-    """Producers that enqueue until they are told to stop: one blocking, one async with many calls at a time.
-
-    ``confirmed`` are the keys whose enqueue returned, ``refused`` the errors of the others.
-    """
-
-    CONCURRENT = 10
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.confirmed: list[str] = []
-        self.refused: list[fastq.FastQError] = []
-        self._over = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._blocking, daemon=True),
-            threading.Thread(target=lambda: asyncio.run(self._async()), daemon=True),
-        ]
-
-    def _blocking(self) -> None:
-        app, n = fastq.FastQ(self.url, enqueue_timeout=LEASE), 0
-        while not self._over.is_set():
-            n += 1
-            try:
-                app.enqueue_sync("once", f"b{n}")
-            except fastq.BrokerUnavailable as error:
-                self.refused.append(error)
-                self._over.wait(0.01)
-            else:
-                self.confirmed.append(f"b{n}")
-        app.close()
-
-    async def _async(self) -> None:
-        app = fastq.FastQ(self.url, enqueue_timeout=LEASE)
-        await asyncio.gather(*(self._one(app, n) for n in range(self.CONCURRENT)))
-        await app.aclose()
-
-    async def _one(self, app: fastq.FastQ, lane: int) -> None:
-        n = 0
-        while not self._over.is_set():
-            n += 1
-            try:
-                await app.enqueue("once", f"a{lane}.{n}")
-            except fastq.BrokerUnavailable as error:
-                self.refused.append(error)
-            else:
-                self.confirmed.append(f"a{lane}.{n}")
-            await asyncio.sleep(0.01)
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(PATIENCE)
-
-    def more(self, jobs: int) -> Callable[[], bool]:
-        """A fact: so many more are confirmed than now."""
-        wanted = len(self.confirmed) + jobs
-        return lambda: len(self.confirmed) >= wanted
 
 
 def test_redis_is_killed_and_comes_back(make_fleet: MakeFleet, make_server: MakeServer, figure: Figure) -> None:

@@ -1,0 +1,116 @@
+"""A cluster of three masters with a replica each: masters are killed or stop, slots move, all under load (F-27, F-29)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fastq.broker.keys import PAD
+from tests.chaos.load import OUTAGES, Load
+from tests.conftest import eventually
+from tests.nodes import Cluster
+from tests.process.fleet import PATIENCE, Fleet
+from tests.sound import assert_sound
+
+MakeFleet = Callable[..., Fleet]
+Figure = Callable[[str], None]
+NODE_TIMEOUT = 1.5
+SETTINGS = {"workers": 2, "concurrency": 10, "lease": 5.0, "response_timeout": 10.0}
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with Cluster(masters=3, replicas=1, node_timeout=NODE_TIMEOUT) as started:
+        yield started
+
+
+def queues_of(cluster: Cluster) -> list[str]:
+    """One on each master."""
+    return [cluster.queue_on(server) for server in cluster.servers[:3]]
+
+
+def until_drained(fleet: Fleet, load: Load, cluster: Cluster) -> set[str]:
+    """Wait until no job is left in the cluster; the confirmed jobs that were never done."""
+
+    def left(key: str) -> int:
+        client = cluster.at(cluster.owner(key))
+        return int(client.hlen(key)) - int(client.hexists(key, PAD))
+
+    eventually(lambda: not any(left(f"fastq:{{{queue}}}:jobs") for queue in load.queues), PATIENCE)
+    return fleet.story().lost(load.confirmed)
+
+
+def resumed(fleet: Fleet, queue: str, since: float) -> float:
+    """Seconds until the first job of a queue was started."""
+    return min(e.at for e in fleet.story().of("s") if e.key.endswith(queue) and e.at > since) - since
+
+
+@pytest.mark.parametrize("how", OUTAGES)
+def test_a_master_fails_over(how: str, cluster: Cluster, make_fleet: MakeFleet, figure: Figure) -> None:
+    """F-27, F-28: nobody exits, work resumes within 2 s of the new master; what replication lost is counted, not hidden.
+
+    A stopped master keeps its connections open and says nothing, as one that the network cuts off; it comes back as a replica.
+    """
+    queues = queues_of(cluster)
+    fleet = make_fleet(cluster.url, queues=",".join(queues), **SETTINGS).serving()
+    old = cluster.servers[0]
+    new = cluster.replica_of(old)
+    with Load(cluster.url, queues, enqueue_timeout=10.0) as load:
+        eventually(load.more(300), PATIENCE)
+        down = time.monotonic()
+        old.kill() if how == "killed" else old.pause()
+        eventually(lambda: cluster.at(new).info("replication")["role"] == "master", PATIENCE)
+        eventually(lambda: b"cluster_state:ok" in _state(cluster, new), PATIENCE)
+        accepts = time.monotonic()
+        eventually(load.more(300), PATIENCE)
+        if how == "stopped":
+            old.resume()
+            eventually(lambda: cluster.at(old).info("replication")["role"] == "slave", PATIENCE)
+            eventually(load.more(300), PATIENCE)
+    lost = until_drained(fleet, load, cluster)
+    gaps = [load.gap(queue) for queue in queues]
+    figure(
+        f"new master {accepts - down:.1f} s after; {len(load.confirmed)} jobs confirmed, {len(lost)} of them lost, "
+        f"{len(load.refused)} refused, {len(fleet.story().repeated())} run twice; longest time without a confirmation "
+        f"{gaps[0]:.1f} s there, {max(gaps[1:]):.1f} s elsewhere; first job {resumed(fleet, queues[0], accepts):.2f} s after"
+    )
+    assert resumed(fleet, queues[0], accepts) <= 2.0
+    assert len(lost) <= 2 * (Load.CONCURRENT + 1), "what was under way when it went down, and when it was left"
+    assert_sound(cluster.url)
+    assert fleet.logged("worker exited") == fleet.logged("scheduler exited") == fleet.logged("monitor exited") == []
+    assert fleet.stop() == 0
+
+
+def _state(cluster: Cluster, server: object) -> bytes:
+    reply = cluster.at(server).execute_command("CLUSTER", "INFO")  # type: ignore[arg-type]
+    return reply if isinstance(reply, bytes) else str(reply).replace("'", "").replace(": ", ":").encode()
+
+
+def test_slots_move_while_jobs_run(cluster: Cluster, make_fleet: MakeFleet, figure: Figure) -> None:
+    """F-27: a queue moves from master to master and back, key by key; no job is lost, none is run twice."""
+    queues = queues_of(cluster)[:2]
+    fleet = make_fleet(cluster.url, queues=",".join(queues), **SETTINGS).serving()
+    moves = 4 * int(os.environ.get("CHAOS_SCALE", "1"))
+    keys, seconds = 0, 0.0
+    with Load(cluster.url, queues, enqueue_timeout=10.0) as load:
+        for number in range(moves):
+            eventually(load.more(200), PATIENCE)
+            begun = time.monotonic()
+            keys += cluster.move(f"{{{queues[0]}}}", cluster.servers[1 + number % 2])
+            seconds = max(seconds, time.monotonic() - begun)
+        eventually(load.more(200), PATIENCE)
+    lost = until_drained(fleet, load, cluster)
+    figure(
+        f"{moves} moves of {keys} keys, the longest {seconds * 1_000:.0f} ms; {len(load.confirmed)} jobs confirmed, {len(lost)} lost, "
+        f"{len(load.refused)} refused, {len(fleet.story().repeated())} run twice; longest time without a confirmation "
+        f"{load.gap(queues[0]):.2f} s"
+    )
+    assert lost == set()
+    assert fleet.story().repeated() == set()
+    assert load.gap(queues[0]) <= seconds + 2.0
+    assert_sound(cluster.url)
+    assert fleet.logged("worker exited") == fleet.logged("scheduler exited") == fleet.logged("monitor exited") == []
+    assert fleet.stop() == 0
