@@ -44,15 +44,13 @@ from fastq.worker.lane import Lane
 from fastq.worker.pauses import Pauses
 from fastq.worker.plan import slots
 from fastq.worker.reports import Reports
+from fastq.worker.ticker import Ticker
 from fastq.worker.turnstile import LOOKED_AFTER, Turnstile
 from fastq.worker.waker import RESERVE_MOST, Wakers
 
 __all__ = ["WorkerLoop"]
 
 log = logging.getLogger("fastq.worker")
-
-TICK = 0.1
-"""Seconds between two looks at deadlines, and between two signs of life on the board."""
 
 SURPLUS_SECONDS = 0.05
 """Jobs are reserved beyond the free slots only as far as the measured rate says they start within this time."""
@@ -128,6 +126,7 @@ class WorkerLoop:
         self._rate_count = 0
         self._random = random.Random()
         self._told_at = 0.0
+        self._ticker = Ticker()
         self._pause = 0.0
         self._unsure = False  # a turn has failed: what Redis has of it is not known, and no other one may begin
 
@@ -144,6 +143,7 @@ class WorkerLoop:
             self._stopping = True
             self._stop_reason = reason
             self._slot.state = SlotState.DRAINING
+            self._ticker.hurry()
             log.info("worker drains", extra={"fields": {"reason": reason, "running": len(self.executor.running)}})
         self._release_backlog()
         self._event.set()
@@ -318,6 +318,7 @@ class WorkerLoop:
         ids, envelopes, deliveries = reserved.ids, reserved.envelopes, reserved.deliveries
         if not self._backlog:
             self._backlog_since = time.monotonic()
+            self._ticker.hurry()
         if isinstance(reserved, Unparked):
             odd: Iterable[int] = range(len(ids))
         else:
@@ -575,10 +576,9 @@ class WorkerLoop:
         self._event.set()
 
     async def _tick(self) -> None:
+        slot, executor = self._slot, self.executor
         while True:
-            now = time.monotonic()
-            slot, executor = self._slot, self.executor
-            slot.ticked_at = now
+            slot.ticked_at = now = time.monotonic()
             slot.busy = len(executor.running)
             executor.sweep(now)
             self._measure(now)
@@ -588,7 +588,7 @@ class WorkerLoop:
             if self._stop_at is not None and now > self._stop_at:
                 for job in list(executor.running):
                     executor.stop(job, "drain")
-            await asyncio.sleep(TICK)
+            await self._ticker.rest(idle=not (slot.busy or self._backlog or self._stopping or self._rate > 0.1))
 
     def _measure(self, now: float) -> None:
         """The rate of finished jobs, smoothed over about half a second."""

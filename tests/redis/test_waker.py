@@ -10,6 +10,7 @@ import pytest
 from fastq import FastQ, JobContext, Retry
 from fastq.broker.commands import raw as command
 from fastq.broker.connection import AsyncConnection
+from fastq.worker import ticker
 from tests.redis.workshop import Workshop, working
 
 
@@ -225,3 +226,26 @@ async def test_a_job_that_comes_back_before_the_reply_to_its_outcome_runs_once_m
         second.set()
     assert runs == [1, 2]
     assert raw.hlen("fastq:{default}:jobs") == 0
+
+
+async def test_an_idle_worker_looks_at_deadlines_as_soon_as_it_has_one(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It rests long between two ticks; a job that comes meanwhile is interrupted in time nevertheless."""
+    monkeypatch.setattr(ticker, "IDLE_TICK", 3_600)
+    app = make_app(redis_url)
+    ended: list[str] = []
+
+    @app.task(timeout=0.05, max_attempts=1)
+    async def forever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("interrupted")
+
+    async with working(app) as shop:
+        await armed(shop)
+        for n in range(3):
+            await forever.enqueue()
+            while len(ended) <= n:
+                await asyncio.sleep(0.005)
