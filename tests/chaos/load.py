@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import threading
 import time
@@ -79,7 +80,7 @@ class Load:
     def gap(self, queue: str) -> float:
         """The longest time in seconds without a confirmation for a queue."""
         times = [at for at, of in self.acks if of == queue]
-        return max((later - earlier for earlier, later in zip(times, times[1:], strict=False)), default=0.0)
+        return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
     def __enter__(self) -> Self:
         for thread in self._threads:
