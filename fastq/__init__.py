@@ -16,6 +16,10 @@ if TYPE_CHECKING:
         FastQ,
         Middleware,
     )
+    from fastq.batch_handle import (
+        Batch,
+        BatchStatus,
+    )
     from fastq.batches import (
         BatchResult,
     )
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
         WorkerRunner,
     )
     from fastq.errors import (
+        BatchClosed,
         BodyTooLarge,
         BrokerError,
         BrokerOutOfMemory,
@@ -70,6 +75,7 @@ if TYPE_CHECKING:
         SoftTimeLimitExceeded,
         TaskDefinitionError,
         UndecodableJob,
+        UnknownBatch,
         UnknownJobError,
         UnknownSchedule,
         UnknownTask,
@@ -160,6 +166,7 @@ _HOMES = {
         "FastQ",
         "Middleware",
     ),
+    "fastq.batch_handle": ("Batch", "BatchStatus"),
     "fastq.batches": ("BatchResult",),
     "fastq.config": ("Settings",),
     "fastq.consumer": (
@@ -178,6 +185,7 @@ _HOMES = {
     ),
     "fastq.errors": (
         "BodyTooLarge",
+        "BatchClosed",
         "BrokerError",
         "BrokerOutOfMemory",
         "BrokerReplyError",
@@ -211,6 +219,7 @@ _HOMES = {
         "TaskDefinitionError",
         "UndecodableJob",
         "UnknownJobError",
+        "UnknownBatch",
         "UnknownSchedule",
         "UnknownTask",
         "WaitTimeout",
@@ -290,7 +299,10 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Additive",
+    "Batch",
+    "BatchClosed",
     "BatchResult",
+    "BatchStatus",
     "BodyTooLarge",
     "BrokerError",
     "BrokerOutOfMemory",
@@ -366,6 +378,7 @@ __all__ = [
     "Term",
     "UndecodableJob",
     "Unique",
+    "UnknownBatch",
     "UnknownJobError",
     "UnknownSchedule",
     "UnknownTask",

@@ -309,13 +309,15 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
         """Enqueue a prepared call from blocking code."""
         return self._sender.send_sync(call)
 
-    def send_many(self, calls: Iterable[Call] | AsyncIterable[Call], *, ids: bool) -> Coroutine[Any, Any, Bulk]:
+    def send_many(
+        self, calls: Iterable[Call] | AsyncIterable[Call], *, ids: bool, batch: str = ""
+    ) -> Coroutine[Any, Any, Bulk]:
         """Enqueue a stream of prepared calls in bounded chunks."""
-        return self._sender.send_many(calls, ids=ids)
+        return self._sender.send_many(calls, ids=ids, batch=batch)
 
-    def send_many_sync(self, calls: Iterable[Call], *, ids: bool) -> Bulk:
+    def send_many_sync(self, calls: Iterable[Call], *, ids: bool, batch: str = "") -> Bulk:
         """:meth:`send_many` from blocking code."""
-        return self._sender.send_many_sync(calls, ids=ids)
+        return self._sender.send_many_sync(calls, ids=ids, batch=batch)
 
     def run(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
         """Run an operation (see :mod:`fastq.broker.inspector`) on this event loop's connection."""

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 
 __all__ = [
+    "BatchClosed",
     "BodyTooLarge",
     "BrokerError",
     "BrokerOutOfMemory",
@@ -44,6 +45,7 @@ __all__ = [
     "Snooze",
     "TaskDefinitionError",
     "UndecodableJob",
+    "UnknownBatch",
     "UnknownTask",
     "WaitTimeout",
 ]
@@ -93,6 +95,10 @@ class EnqueueError(FastQError):
     """A job was refused; nothing was stored."""
 
 
+class UnknownBatch(FastQError, LookupError):
+    """No batch has this id, or its ``result_ttl`` is over."""
+
+
 class UnknownSchedule(FastQError, LookupError):
     """No schedule has this name."""
 
@@ -136,6 +142,10 @@ class JobIdReused(EnqueueError):
         self.job_id = job_id
         self.queue = queue
         self.state = state
+
+
+class BatchClosed(EnqueueError):
+    """The batch that jobs were to be added to takes no more: somebody closed or cancelled it."""
 
 
 class DuplicateJob(EnqueueError):

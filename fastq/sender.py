@@ -18,7 +18,7 @@ from fastq.broker.greeting import Clock
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint
 from fastq.config import Settings
-from fastq.errors import BrokerError, DuplicateJob, JobIdReused, QueueFull
+from fastq.errors import BatchClosed, BrokerError, DuplicateJob, JobIdReused, QueueFull
 from fastq.handle import Bulk, JobHandle, StatusReader
 from fastq.job import decode_record
 from fastq.task import Call
@@ -55,6 +55,9 @@ class Home(StatusReader, Protocol):
 class Sender:
     """What an application sends with; see the module."""
 
+    eager = False
+    """Whether jobs run where they are enqueued (fastq.testing)."""
+
     def __init__(self, home: Home) -> None:
         self._home = home
         self._sides: dict[asyncio.AbstractEventLoop, _AsyncSide] = {}
@@ -85,27 +88,27 @@ class Sender:
             return JobHandle(self._home, call.job.id, call.queue)
         return JobHandle(self._home, _existing(call, refused), call.queue, created=False)
 
-    async def send_many(self, calls: Iterable[Call] | AsyncIterable[Call], *, ids: bool) -> Bulk:
-        """Enqueue a stream of prepared calls in bounded chunks."""
+    async def send_many(self, calls: Iterable[Call] | AsyncIterable[Call], *, ids: bool, batch: str = "") -> Bulk:
+        """Enqueue a stream of prepared calls in bounded chunks; ``batch``: the batch that they belong to."""
         bulk, side = Bulk(), self._side()
         if isinstance(calls, AsyncIterable):
             group: list[Call] = []
             async for call in calls:
                 group.append(call)
                 if len(group) == _GROUP:
-                    await self._send_group(side, group, bulk, ids)
+                    await self._send_group(side, group, bulk, ids, batch)
                     group = []
-            await self._send_group(side, group, bulk, ids)
+            await self._send_group(side, group, bulk, ids, batch)
             return bulk
         stream = iter(calls)
         while group := [call for _, call in zip(range(_GROUP), stream, strict=False)]:
-            await self._send_group(side, group, bulk, ids)
+            await self._send_group(side, group, bulk, ids, batch)
         return bulk
 
-    async def _send_group(self, side: _AsyncSide, group: list[Call], bulk: Bulk, ids: bool) -> None:
+    async def _send_group(self, side: _AsyncSide, group: list[Call], bulk: Bulk, ids: bool, batch: str) -> None:
         instead: dict[str, str] = {}
         for (queue, priority), members in _by_target(group).items():
-            target, sent = side.target(queue, priority), 0
+            target, sent = side.target(queue, priority, batch), 0
             for chunk in chunks(call.job for call in members):
                 refused = await side.enqueuer.submit(target, chunk)
                 if refused and any(each.why == "full" for each in refused):
@@ -116,7 +119,7 @@ class Sender:
         if ids:
             bulk.ids += [instead.get(call.job.id, call.job.id) for call in group]
 
-    def send_many_sync(self, calls: Iterable[Call], *, ids: bool) -> Bulk:
+    def send_many_sync(self, calls: Iterable[Call], *, ids: bool, batch: str = "") -> Bulk:
         """:meth:`send_many` from blocking code."""
         bulk, side, stream = Bulk(), self._sync_side(), iter(calls)
         while group := [call for _, call in zip(range(_GROUP), stream, strict=False)]:
@@ -124,7 +127,7 @@ class Sender:
             for (queue, priority), members in _by_target(group).items():
                 sent = 0
                 for chunk in chunks(call.job for call in members):
-                    refused = side.send(queue, priority, chunk)
+                    refused = side.send(queue, priority, chunk, batch)
                     _count(bulk, members[sent : sent + len(chunk)], refused, instead)
                     sent += len(chunk)
             if ids:
@@ -193,6 +196,10 @@ def _by_target(calls: list[Call]) -> dict[tuple[str, int], list[Call]]:
 
 
 def _count(bulk: Bulk, calls: list[Call], refused: list[Refused], instead: dict[str, str]) -> None:
+    if refused and refused[0].why == "closed":
+        raise BatchClosed(
+            f"batch {calls[0].job.id.partition('-')[0]} takes no more jobs: it was closed, cancelled or is gone"
+        )
     bulk.total += len(calls)
     bulk.created += len(calls) - len(refused)
     full = next((refusal for refusal in refused if refusal.why == "full"), None)
@@ -254,8 +261,10 @@ class _AsyncSide:
         self.announced: set[str] = set()
         self.epoch = 0  # the connection of which ``announced`` is true
 
-    def target(self, queue: str, priority: int) -> Target:
-        target = self.targets[queue, priority] = Target(self._app.keys(queue), priority, self._app.bound(queue))
+    def target(self, queue: str, priority: int, batch: str = "") -> Target:
+        target = Target(self._app.keys(queue), priority, self._app.bound(queue), batch)
+        if not batch:
+            self.targets[queue, priority] = target
         return target
 
     async def insist(self, target: Target, jobs: list[NewJob], refused: list[Refused]) -> list[Refused]:
@@ -305,12 +314,12 @@ class _SyncSide:
         self._local = threading.local()
         self._announced: set[tuple[int, str]] = set()
 
-    def send(self, queue: str, priority: int, jobs: list[NewJob]) -> list[Refused]:
+    def send(self, queue: str, priority: int, jobs: list[NewJob], batch: str = "") -> list[Refused]:
         sequence = getattr(self._local, "sequence", None)
         if sequence is None or self._local.pid != os.getpid():
             sequence = self._local.sequence = Numbers(self.connection.clock)
             self._local.pid = os.getpid()
-        target = Target(self._app.keys(queue), priority, self._app.bound(queue))
+        target = Target(self._app.keys(queue), priority, self._app.bound(queue), batch)
         refused = enqueue_sync(self.connection, sequence, target, jobs, self._timeout)
         if target.bound is not None and target.bound.when_full == "wait":
             refused = self._insist(sequence, target, jobs, refused)

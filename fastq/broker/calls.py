@@ -31,6 +31,7 @@ class Target(NamedTuple):
     keys: QueueKeys
     priority: int
     bound: Bound | None = None
+    batch: str = ""
 
 
 class Numbers:
@@ -111,7 +112,9 @@ def enqueue_sync(
         try:
             connection.connect()
             if command is None:  # the number says how old a producer is by Redis's clock, which a connection brings
-                command = enqueue(target.keys, target.priority, numbers.producer, numbers.next(), jobs, target.bound)
+                command = enqueue(
+                    target.keys, target.priority, numbers.producer, numbers.next(), jobs, target.bound, target.batch
+                )
             return connection.call(command)
         except BrokerUnavailable as error:
             if time.monotonic() + pause > deadline:

@@ -174,15 +174,15 @@ def _key_space(prefix: str, found: Checked) -> Operation[Space]:
         if cursor == b"0" or len(doubtful) > MOST_FAULTS:
             break
     for name, why in (yield from _look_at_keys(doubtful)):  # once more: it may have expired between two replies
-        if why and not (why[0] == "endless" and (yield from _is_open_flow(text_of(name)))):
+        if why and not (why[0] == "endless" and (yield from _is_open_group(text_of(name)))):
             match = ours.match(text_of(name))
             found.faults.append(Fault(why[0], (match and match[1]) or "", text_of(name), why[1]))
     return space
 
 
-def _is_open_flow(name: str) -> Operation[bool]:
-    """A workflow's keys begin to expire when it has ended."""
-    match = re.match(r"(.*\}:)flow:([^:]+)", name)
+def _is_open_group(name: str) -> Operation[bool]:
+    """The keys of a workflow or a batch begin to expire when it has ended."""
+    match = re.match(r"(.*\}:)(?:flow|batch):([^:]+)", name)
     return match is not None and (yield raw("ZSCORE", f"{match[1]}groups", match[2])) is not None
 
 

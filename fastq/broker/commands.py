@@ -95,7 +95,7 @@ class Refused(NamedTuple):
     """Why one job of a batch was not created."""
 
     position: int
-    why: str  # unique | replaced | exists | dead | finished | full
+    why: str  # unique | replaced | exists | dead | finished | full | closed
     detail: bytes  # the id of the job that is there instead; the record of a finished job
 
 
@@ -111,9 +111,15 @@ def _dropped(q: QueueKeys, bound: Bound, now_ms: int) -> bytes:
 
 
 def enqueue(
-    q: QueueKeys, priority: int, producer: str, sequence: int, jobs: Sequence[NewJob], bound: Bound | None = None
+    q: QueueKeys,
+    priority: int,
+    producer: str,
+    sequence: int,
+    jobs: Sequence[NewJob],
+    bound: Bound | None = None,
+    batch: str = "",
 ) -> Command[list[Refused]]:
-    """Accept up to :data:`BATCH` jobs of one priority. ``sequence`` (µs) grows with every call of a producer."""
+    """Accept up to :data:`BATCH` jobs of one priority, of the batch of this id. ``sequence`` (µs) grows with every call."""
     keys: tuple[bytes, ...] = (
         q.jobs, q.ready[priority], q.due, q.due_wake, q.wake, q.producers, q.dead, q.done,
     )  # fmt: skip
@@ -124,7 +130,7 @@ def enqueue(
                 break
             args += (job_id, envelope)
         else:
-            return Command("enqueue", keys, args, _refusals)
+            return Command("enqueue", (*keys, q.batch(batch)) if batch else keys, args, _refusals)
     args = [producer, sequence]
     if bound is None and not any(job.unique for job in jobs):
         args.append("full")
@@ -132,16 +138,14 @@ def enqueue(
             args += (job.id, job.envelope, job.delay_ms)
     else:
         keys += (q.unique, q.unique_of, q.unique_start, q.workers, q.said(producer, sequence))
-        if bound is None:
-            args += (0, 0, 0, "")
-        else:
-            drops = bound.when_full == "drop_oldest"
-            args += (bound.most, int(drops), bound.keep_ms, _dropped(q, bound, sequence // 1_000) if drops else "")
-            keys += (q.awaited, q.events, q.groups, q.ghosts, q.deliveries, *q.levels)
+        keys += (q.awaited, q.events, q.groups, q.ghosts, q.deliveries, *q.levels) if bound or batch else ()
+        drops = bound is not None and bound.when_full == "drop_oldest"
+        dropped = _dropped(q, bound, sequence // 1_000) if bound is not None and drops else ""
+        args += (bound.most, int(drops), bound.keep_ms, dropped) if bound is not None else (0, 0, 0, "")
         for job in jobs:
             args += (job.id, job.envelope, job.delay_ms, job.unique, *job.once)
-        return Command("enqueue_once", keys, args, _refusals)
-    return Command("enqueue", keys, args, _refusals)
+    script = "enqueue" if len(keys) == 8 else "enqueue_once"
+    return Command(script, (*keys, q.batch(batch)) if batch else keys, args, _refusals)
 
 
 # -- worker ------------------------------------------------------------------------------------
@@ -207,10 +211,17 @@ class Batch:
         self.failed: list[tuple[str, bytes, bytes]] = []  # id, envelope, error
         self.released: list[str] = []
         self.parked: list[Parked] = []
-        self.outputs: list[tuple[str, bytes]] = []  # id, result: of jobs of workflows, besides their row above
+        self.outputs: list[
+            tuple[str, bytes]
+        ] = []  # id, result (b"": none) besides their row above, for workflows and batches
 
     def __len__(self) -> int:
         return self.to_settle() + len(self.parked)
+
+    def end_unrecorded(self, job_id: str) -> None:
+        """It did not run, and leaves no record that says so: its batch is told."""
+        self.succeeded.append(job_id)
+        self.outputs.append((job_id, b""))
 
     def to_settle(self) -> int:
         """How many are for ``settle.lua``."""
@@ -571,22 +582,6 @@ def limit_state(k: LimitKeys, terms: Terms) -> Command[LimitState]:
 def override_rule(k: LimitKeys, rule: Rule | None) -> Command[Any]:
     """Let ``rule`` override what every process has configured; None ends that. In force with each one's next request."""
     return raw("DEL", k.rule) if rule is None else raw("SET", k.rule, rule.encode())
-
-
-NOTED_LIMITS = 10_000
-"""Limiters that the registry keeps: the latest."""
-
-NOTED_FOR = 30 * 86_400
-"""Seconds after which the configured rule of a limiter that nobody uses is forgotten."""
-
-
-def announce_limiter(keys: GlobalKeys, k: LimitKeys, rule: Rule, now_ms: int) -> list[Command[Any]]:
-    """Let operators know that a limiter is used, and its configured rule."""
-    return [
-        raw("ZADD", keys.limits, now_ms, k.limiter),
-        raw("ZREMRANGEBYRANK", keys.limits, 0, -NOTED_LIMITS - 1),
-        raw("SET", k.known, rule.encode(), "EX", NOTED_FOR),
-    ]
 
 
 def reset_limit(k: LimitKeys) -> Command[Any]:

@@ -72,7 +72,13 @@ class _Call:
         members = self.members
         jobs = members[0].jobs if len(members) == 1 else [job for member in members for job in member.jobs]
         self.command = enqueue(
-            self.target.keys, self.target.priority, numbers.producer, self.number, jobs, self.target.bound
+            self.target.keys,
+            self.target.priority,
+            numbers.producer,
+            self.number,
+            jobs,
+            self.target.bound,
+            self.target.batch,
         )
 
     def settle(self, refusals: list[Refused]) -> None:

@@ -107,7 +107,27 @@ TABLE: tuple[KeyInfo, ...] = (
     KeyInfo(
         "{q}:unfolding", "set", "flow_start", "job", "ids of workflows of which more is ripe than one call may begin"
     ),
-    KeyInfo("{q}:groups", "zset", "flow_start", "job", "ids of workflows that have not ended, by their start in ms"),
+    KeyInfo(
+        "{q}:groups",
+        "zset",
+        "flow_start",
+        "job",
+        "ids of workflows and batches that have not ended, by their start in ms",
+    ),
+    KeyInfo(
+        "{q}:batch:<id>:ends",
+        "string",
+        "batch_open",
+        "ttl",
+        "two bits per job of a batch: 0 has not ended, 1 success, 2 failed, 3 cancelled",
+    ),
+    KeyInfo(
+        "{q}:batch:<id>",
+        "hash",
+        "batch_open",
+        "ttl",
+        "a batch: its counts and callbacks (include/batches.lua); both expire `result_ttl` after its end",
+    ),
     KeyInfo(
         "{q}:flow:<id>:states",
         "string",
@@ -265,6 +285,14 @@ class QueueKeys:
     def flow_states(self, workflow: str) -> bytes:
         """The STRING of the letters of its nodes."""
         return self._name(f"flow:{workflow}:states")
+
+    def batch(self, batch: str) -> bytes:
+        """The HASH of a batch."""
+        return self._name(f"batch:{batch}")
+
+    def batch_ends(self, batch: str) -> bytes:
+        """The STRING of how its jobs have ended."""
+        return self._name(f"batch:{batch}:ends")
 
     def bucket(self, name: str) -> bytes:
         """The HASH of finished records with this bucket name (``<ttl>:<n>``)."""

@@ -1,7 +1,7 @@
 """Limiters as an operator looks at them: operations for both movers. Never used by a worker.
 
 Which limiters there are stands in a registry, ``limits``: each process notes a limiter, with its rule, when it first asks for it
-(``commands.announce_limiter``), the 10,000 latest are kept. So nobody has to SCAN a database that holds other things, too.
+(``limiter.stores``), the 10,000 latest are kept. So nobody has to SCAN a database that holds other things, too.
 """
 
 from __future__ import annotations

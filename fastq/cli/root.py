@@ -100,6 +100,12 @@ def _check() -> Commands:
     return verbs
 
 
+def _batch() -> Commands:
+    from fastq.cli.batch import verbs
+
+    return verbs
+
+
 def _workflow() -> Commands:
     from fastq.cli.workflow import verbs
 
@@ -134,6 +140,7 @@ VERBS: Mapping[str, Mapping[str, Verb]] = {
         "queues": Verb("List, pause, resume and purge queues.", _queues),
         "limits": Verb("Look at limits, change them, stop everybody for a while.", _limits),
         "dlq": Verb("List, show, replay and purge dead letters.", _dlq),
+        "batch": Verb("Say how far a batch is, with a bar that moves; cancel or close it.", _batch),
         "workflow": Verb("Draw a workflow with the states of its jobs; cancel it, or send it on.", _workflow),
         "cron": Verb("List schedules, and change those in Redis.", _cron),
     },

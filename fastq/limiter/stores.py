@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from fastq.broker.commands import Command, announce_limiter, give_back, hold, raw, wait_for_slot
+from fastq.broker.commands import Command, give_back, hold, raw, wait_for_slot
 from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.keys import GlobalKeys, LeaseKeys, LimitKeys
 from fastq.broker.memory import MemoryEngine
@@ -44,6 +44,22 @@ _ANNOUNCE = 6 * 3_600.0
 
 _LONGEST_BLOCK = 4.0
 """Seconds of one blocking wait for a slot: below any response timeout that makes sense."""
+
+
+NOTED_LIMITS = 10_000
+"""Limiters that the registry keeps: the latest."""
+
+NOTED_FOR = 30 * 86_400
+"""Seconds after which the configured rule of a limiter that nobody uses is forgotten."""
+
+
+def _announcement(keys: GlobalKeys, k: LimitKeys, rule: Rule, now_ms: int) -> list[Command[Any]]:
+    """Let operators know that a limiter is used, and its configured rule."""
+    return [
+        raw("ZADD", keys.limits, now_ms, k.limiter),
+        raw("ZREMRANGEBYRANK", keys.limits, 0, -NOTED_LIMITS - 1),
+        raw("SET", k.known, rule.encode(), "EX", NOTED_FOR),
+    ]
 
 
 class Store(Protocol):
@@ -185,7 +201,7 @@ class RedisStore:
         if now < self._announced.get(keys.limiter, -math.inf) + _ANNOUNCE or not link.connected:
             return
         self._announced[keys.limiter] = now
-        for command in announce_limiter(GlobalKeys(self.prefix), keys, rule, link.clock.now_ms()):
+        for command in _announcement(GlobalKeys(self.prefix), keys, rule, link.clock.now_ms()):
             link.send(command)
 
     def hang_up(self) -> None:

@@ -17,6 +17,9 @@
 --- @include "flows"
 --- @include "begin"
 --- @include "unfold"
+--- @include "enqueue_callback"
+--- @include "batches"
+--- @include "batches_go_on"
 --- @include "flows_go_on"
 local jobs, due, ghosts, workers, id = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]
 local cancels, mode = KEYS[9], ARGV[2]

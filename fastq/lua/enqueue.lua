@@ -1,17 +1,21 @@
 #!lua
 -- enqueue: accept jobs of one queue and one priority; pending at once, or scheduled
--- KEYS {q}:jobs {q}:ready:<priority> {q}:due {q}:due:wake {q}:wake {q}:producers {q}:dead {q}:done
+-- KEYS {q}:jobs {q}:ready:<priority> {q}:due {q}:due:wake {q}:wake {q}:producers {q}:dead {q}:done {q}:batch:<id>
 -- ARGV producer sequence kind, then per job: id envelope                (kind 'plain': ready, our own ids)
 --                                         id envelope delay_ms          (kind 'full': the caller may have chosen the id)
+--   the last key is there for jobs of a batch only
 -- Sent twice: the producer's sequence number makes the second call a no-op, even if the jobs have run meanwhile.
--- Reply {repeated, {index, why, detail} ...} with one entry for each job that was not created.
+-- Reply {repeated, {index, why, detail} ...} with one entry for each job that was not created; 'closed', and none was, when their
+-- batch takes no more.
 --- @include "now"
 --- @include "wake"
 --- @include "found"
 --- @include "enqueue_one"
-local jobs, ready, due, due_wake, wake_list, producers, dead, done = unpack(KEYS)
+--- @include "fill_batch"
+local jobs, ready, due, due_wake, wake_list, producers, dead, done, batch = unpack(KEYS)
 local last = redis.call('HGET', producers, ARGV[1])
 if last and tonumber(last) >= tonumber(ARGV[2]) then return {1} end
+if batch and redis.call('HGET', batch, 'state') ~= 'filling' then return {0, {0, 'closed', ''}} end
 redis.call('HSET', producers, ARGV[1], ARGV[2])
 
 if ARGV[3] == 'plain' then
@@ -20,6 +24,7 @@ if ARGV[3] == 'plain' then
   redis.call('HSET', jobs, unpack(ARGV, 4))
   redis.call('RPUSH', ready, unpack(ids))
   wake(wake_list)
+  if batch then fill_batch(batch, #ids, ids[#ids]) end
   return {0}
 end
 
@@ -35,6 +40,7 @@ for i = 4, #ARGV, 3 do
     if due_at then earliest = math.min(earliest or due_at, due_at) else pushed = true end
   end
 end
+if batch then fill_batch(batch, (#ARGV - 3) / 3 - #reply + 1, ARGV[#ARGV - 2]) end
 if pushed then wake(wake_list) end
 if earliest and tonumber(redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')[2]) >= earliest then wake(due_wake) end
 return reply

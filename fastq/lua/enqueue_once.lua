@@ -2,9 +2,9 @@
 -- enqueue_once: accept jobs of one queue and one priority, some of which have a unique key, or whose queue is bounded
 -- KEYS {q}:jobs {q}:ready:<priority> {q}:due {q}:due:wake {q}:wake {q}:producers {q}:dead {q}:done {q}:unique {q}:unique:of
 --      {q}:unique:start {q}:workers {q}:said:<producer>:<sequence>
---      {q}:awaited {q}:events {q}:groups {q}:ghosts {q}:deliveries {q}:ready:10 ... {q}:ready:0
+--      {q}:awaited {q}:events {q}:groups {q}:ghosts {q}:deliveries {q}:ready:10 ... {q}:ready:0 {q}:batch:<id>
 -- ARGV producer sequence bound drop ttl_ms record, then per job: id envelope delay_ms key hold ttl_ms on_duplicate most_ms
---   The last 16 keys are there for a bounded queue only; key '': the job is not unique
+--   The last 16 keys are there for a bounded queue only, or a batch (the last one); key '': the job is not unique
 --   hold: what keeps the key: 'executed' the unfinished job, 'started' the job until a worker takes it, 'ttl' time alone,
 --   'both' the unfinished job and time; on_duplicate: 'keep' | 'replace' arguments and due time of the job that is there,
 --   unless a worker has it; bound: pending jobs that the queue may have, 0: any number; drop '1': the oldest job makes room, its
@@ -17,6 +17,7 @@
 --- @include "wake"
 --- @include "found"
 --- @include "enqueue_one"
+--- @include "fill_batch"
 --- @include "release_unique"
 --- @include "keep_record"
 --- @include "tell"
@@ -26,12 +27,16 @@
 --- @include "flows"
 --- @include "begin"
 --- @include "unfold"
+--- @include "enqueue_callback"
+--- @include "batches"
+--- @include "batches_go_on"
 --- @include "flows_go_on"
 local jobs, ready, due, due_wake, wake_list, producers, dead, done = unpack(KEYS, 1, 8)
 local unique, unique_of, unique_start, workers, said = unpack(KEYS, 9, 13)
-local bound, drops, ROWS, ROOM = tonumber(ARGV[3]), ARGV[4] == '1', 7, 17
+local bound, drops, ROWS, ROOM, batch = tonumber(ARGV[3]), ARGV[4] == '1', 7, 17, KEYS[30]
 local last, reply, words = redis.call('HGET', producers, ARGV[1]), {0}, {}
 if last and tonumber(last) >= tonumber(ARGV[2]) then return say_again(redis.call('GET', said) or '', done, ROWS) end
+if batch and redis.call('HGET', batch, 'state') ~= 'filling' then return {0, {0, 'closed', ''}} end
 redis.call('HSET', producers, ARGV[1], ARGV[2])
 local now, pushed, earliest = now_ms(), false, false
 local pending, dropped = bound > 0 and pending_from(ROOM), {}
@@ -103,6 +108,7 @@ for i = ROWS, #ARGV, 8 do
     end
   end
 end
+if batch then fill_batch(batch, (#ARGV - ROWS + 1) / 8 - #reply + 1, ARGV[#ARGV - 7]) end
 if #words > 0 then redis.call('SET', said, said_text(words), 'PX', 300000) end
 if #dropped > 0 then
   if redis.call('HLEN', KEYS[14]) > 0 then tell(KEYS[14], KEYS[15], now, 'cancelled', dropped) end

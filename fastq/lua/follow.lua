@@ -2,7 +2,7 @@
 -- follow: how jobs have ended; of those that have not, be told by a message
 -- KEYS {q}:jobs {q}:dead {q}:dead:jobs {q}:dead:errors {q}:done {q}:awaited {q}:groups
 -- ARGV channel ttl_ms id ...
--- An id may be that of a workflow; or of a job of one that has not begun (open, unless the workflow has ended).
+-- An id may be that of a workflow or a batch; or of a job of a workflow that has not begun (open, unless that has ended).
 -- Look and registration are one step, so no end is missed: a job has ended before it, or its end finds the channel.
 -- The message is `<name of the awaited key> <id> ...`. A registration goes with its job, or after ttl_ms without another.
 -- Sent twice: a channel is written down once. Reply for each id {'open'} | {'finished', record}
@@ -23,13 +23,18 @@ local function register(id)
 end
 
 -- what an id is that no job has
-local function ask_flows(id)
+local function ask_groups(id)
   local flow = string.sub(groups, 1, -7) .. 'flow:'
   local state = redis.call('HGET', flow .. id, 'state')
   if state and state ~= 'running' then return {'finished', redis.call('HGET', flow .. id, state)} end
+  local batch = string.sub(groups, 1, -7) .. 'batch:' .. id
+  local of_batch = redis.call('HGET', batch, 'state')
+  if of_batch and of_batch ~= 'filling' and of_batch ~= 'running' then
+    return {'finished', redis.call('HGET', batch, 'is:' .. of_batch)}
+  end
   local of, node = string.match(id, '^(%x+)%.(%d+)$')
   local waits = of and #node < 8 and redis.call('GETRANGE', flow .. of .. ':states', node, node) == 'w'
-  if state or (waits and redis.call('ZSCORE', groups, of)) then
+  if state or of_batch or (waits and redis.call('ZSCORE', groups, of)) then
     register(id)
     return {'open'}
   end
@@ -49,7 +54,7 @@ for i = 3, #ARGV do
     elseif record then
       answer = {'finished', record}
     else
-      answer = ask_flows(id)
+      answer = ask_groups(id)
       open = open or answer[1] == 'open'
     end
   end

@@ -18,6 +18,9 @@
 --- @include "flows"
 --- @include "begin"
 --- @include "unfold"
+--- @include "enqueue_callback"
+--- @include "batches"
+--- @include "batches_go_on"
 --- @include "flows_go_on"
 local running, parked, parked_of = KEYS[1], KEYS[2], KEYS[3]
 local cancels, jobs, deliveries, done = KEYS[4], KEYS[5], KEYS[6], KEYS[7]

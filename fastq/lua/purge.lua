@@ -13,6 +13,9 @@
 --- @include "flows"
 --- @include "begin"
 --- @include "unfold"
+--- @include "enqueue_callback"
+--- @include "batches"
+--- @include "batches_go_on"
 --- @include "flows_go_on"
 local jobs, due, ghosts, limit = KEYS[1], KEYS[2], KEYS[3], math.min(tonumber(ARGV[1]), 2000)
 local ids, found, haunted = {}, 0, redis.call('HLEN', ghosts) > 0

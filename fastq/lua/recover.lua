@@ -18,6 +18,9 @@
 --- @include "flows"
 --- @include "begin"
 --- @include "unfold"
+--- @include "enqueue_callback"
+--- @include "batches"
+--- @include "batches_go_on"
 --- @include "flows_go_on"
 local workers, running, jobs, deliveries, wake_list, info, dead, dead_jobs, dead_errors = unpack(KEYS, 1, 9)
 local worker, charge, most, limit, pad = ARGV[1], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]

@@ -5,7 +5,7 @@
 -- ARGV dead_max, then five sections (job.Outcome), each a count and its rows:
 --   succeeded: id | recorded: bucket_number id record | later: id delay_ms envelope | failed: id envelope error | released: id
 --   then per bucket: its name and the time in ms at which it expires
---   and last, of jobs of workflows that have succeeded: id result
+--   and last, of jobs of workflows that have succeeded: id result; of jobs that were cancelled without a record: id ''
 -- Sent twice, or by a worker whose lease was lost: what the running set no longer holds is left alone (the fence).
 -- Reply {held, stale ids}; held -1: the lease is gone.
 --- @include "now"
@@ -22,6 +22,9 @@
 --- @include "flows"
 --- @include "begin"
 --- @include "unfold"
+--- @include "enqueue_callback"
+--- @include "batches"
+--- @include "batches_go_on"
 --- @include "flows_go_on"
 local running, jobs, due, due_wake, wake_list, dead, dead_jobs, dead_errors, deliveries = unpack(KEYS, 1, 9)
 local unique, unique_of, done, cancels, awaited, events, groups = unpack(KEYS, 10, 16)

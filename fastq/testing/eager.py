@@ -36,6 +36,8 @@ def eagerly(app: FastQ) -> Iterator[None]:
 class _EagerSender(Sender):
     """Runs what it is given. Whatever else is asked of Redis goes there."""
 
+    eager = True
+
     def __init__(self, app: FastQ) -> None:
         super().__init__(app)
         self._app = app
@@ -48,7 +50,8 @@ class _EagerSender(Sender):
         job, outcome = _start(self._app, call, blocking=True)
         return _handle(self._app, job, asyncio.run(outcome) if inspect.iscoroutine(outcome) else outcome)
 
-    async def send_many(self, calls: Iterable[Call] | AsyncIterable[Call], *, ids: bool) -> Bulk:
+    async def send_many(self, calls: Iterable[Call] | AsyncIterable[Call], *, ids: bool, batch: str = "") -> Bulk:
+        del batch
         bulk = Bulk()
         if isinstance(calls, AsyncIterable):
             async for call in calls:
@@ -58,7 +61,8 @@ class _EagerSender(Sender):
             _count(bulk, await self.send(call), ids)
         return bulk
 
-    def send_many_sync(self, calls: Iterable[Call], *, ids: bool) -> Bulk:
+    def send_many_sync(self, calls: Iterable[Call], *, ids: bool, batch: str = "") -> Bulk:
+        del batch
         bulk = Bulk()
         for call in calls:
             _count(bulk, self.send_sync(call), ids)

@@ -364,7 +364,7 @@ class Executor:
         if ttl > 0:
             self._record(job, JobState.CANCELLED, ttl, _NOTHING, why)
         else:
-            self._batches[job.queue].succeeded.append(job.id)
+            self._batches[job.queue].end_unrecorded(job.id)
 
     def never_start(self, job: JobContext) -> None:
         """A job that was reserved and has not started was cancelled."""

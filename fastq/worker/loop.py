@@ -339,7 +339,7 @@ class WorkerLoop:
         lane.held[job_id] = None
         if not data:  # somebody removed the envelope by hand: nothing to run, nothing to keep
             log.error("job without envelope", extra={"fields": {"job": job_id, "queue": lane.name}})
-            lane.batch.succeeded.append(job_id)
+            lane.batch.end_unrecorded(job_id)
             return
         try:
             envelope = decode_envelope(data)

@@ -30,6 +30,7 @@ def test_every_python_snippet_is_known() -> None:
         "results",
         "once",
         "workflows",
+        "batches",
     }
 
 
@@ -176,3 +177,25 @@ async def test_the_workflows(redis_url: str, capsys: pytest.CaptureFixture[str])
             await asyncio.sleep(0.005)
     assert capsys.readouterr().out == "3\n"
     assert stored == [(["a", "b"], "pages")]
+
+
+async def test_the_batch(redis_url: str) -> None:
+    """F130."""
+    app = fastq.FastQ(redis_url)
+    told: list[str] = []
+
+    @app.task
+    async def resize(image: str) -> None: ...
+
+    @app.task
+    async def report(batch: str) -> None:
+        told.append(batch)
+
+    names: dict[str, object] = {"app": app, "images": ["a", "b", "c"], "report": report}
+    code = textwrap.indent(SNIPPETS["batches"], "    ")
+    exec("async def batches():\n" + code + "\n    return batch, status\n", names)
+    async with working(app):
+        batch, status = await names["batches"]()  # type: ignore[operator]
+        while not told:
+            await asyncio.sleep(0.005)
+    assert (status.state, status.total, status.success, told) == ("success", 3, 3, [batch.id])

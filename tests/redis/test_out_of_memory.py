@@ -130,6 +130,8 @@ def test_every_script_says_what_it_does_without_memory() -> None:
 
     heads: dict[str, Any] = {name: scripts.expand(name).partition("\n")[0] for name in scripts.names()}
     assert {name for name, head in heads.items() if head == "#!lua"} == {
+        "batch_call",
+        "batch_open",
         "enqueue",
         "enqueue_once",
         "fire",

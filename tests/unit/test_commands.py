@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastq.broker import batches, flows, pauses, schema, scripts, timing
 from fastq.broker import commands as c
-from fastq.broker import flows, pauses, schema, scripts, timing
 from fastq.broker.commands import Batch, Command, NewJob
 from fastq.broker.keys import PAD, GlobalKeys, LeaseKeys, QueueKeys
 
@@ -20,11 +20,16 @@ BUCKET = ("1000:7", 9_000)
 
 ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "agree": lambda: next(schema.agree("fastq")),
+    "batch_call": lambda: batches.batch_call(Q, "ab", "complete", b"E"),
+    "batch_close": lambda: batches.batch_close(Q, "ab", "whole"),
+    "batch_open": lambda: batches.batch_open(Q, "ab", {"task": "t"}),
     "cancel": lambda: c.cancel(Q, "a", ["v", "w"], b"record", 60_000),
     "clamp": lambda: c.clamp(Q, [("w", 1)]),
     "discard": lambda: c.discard(Q, ids=["a"]),
-    "enqueue": lambda: c.enqueue(Q, 5, "p", 1, [NewJob("a", b"e")]),
-    "enqueue_once": lambda: c.enqueue(Q, 5, "p", 1, [NewJob("a", b"A", unique="k")], c.Bound(9, "drop_oldest", 9)),
+    "enqueue": lambda: c.enqueue(Q, 5, "p", 1, [NewJob("a", b"e")], None, "ab"),
+    "enqueue_once": lambda: c.enqueue(
+        Q, 5, "p", 1, [NewJob("a", b"A", unique="k")], c.Bound(9, "drop_oldest", 9), "ab"
+    ),
     "extend": lambda: c.extend(Q, 1_000, ["v", "w"]),
     "fire": lambda: timing.fire(Q, 5, "s", 1, "a", b"e", b"d"),
     "flow_add": lambda: flows.flow_add(Q, "ab", 0, "w", ["e0", b"E"]),

@@ -8,7 +8,7 @@ local function flow_goes_on(groups, now, id, jobs, kinds, outputs)
     local job, text, node = jobs[i], jobs[i + 1], tonumber(jobs[i + 1])
     local letter = letters and string.byte(letters, node + 1) or string.byte(redis.call('GETRANGE', states, node, node))
     if letter == 97 and not counted[node] then -- 'a': it counts once
-      local output = not kinds[job] and outputs[job]
+      local output = not kinds[job] and outputs[job] ~= '' and outputs[job]
       local those = by[output and 's' or kinds[job] == 'failed' and 'f' or 'c']
       those[#those + 1], counted[node], ended = node, true, ended + 1
       if output then results[#results + 1], results[#results + 2] = 'r' .. text, output end
@@ -27,17 +27,28 @@ local function flow_goes_on(groups, now, id, jobs, kinds, outputs)
 end
 
 -- these jobs have ended: kinds[id] is 'failed' or 'cancelled', from position `from` on, `said`
--- has id, result of those that have succeeded (a success without is a job that ended before it ran)
+-- has id, result of jobs of workflows that have succeeded, and an empty result of a job that ended before it ran, without a
+-- record; an empty `said`: none of them has run
 local function flows_go_on(groups, now, ids, kinds, said, from)
-  local outputs, flows = {}, {}
+  local outputs, flows, batches = {}, {}, nil
   for i = from, #said, 2 do outputs[said[i]] = said[i + 1] end
   for _, job in ipairs(ids) do
-    local id, node
-    if string.byte(job, 25) == 46 then id, node = string.match(job, '^(%x+)%.(%d+)$') end -- a dot behind 24 digits
-    if id and #node < 8 then
-      local jobs = flows[id] or {}
-      flows[id], jobs[#jobs + 1], jobs[#jobs + 2] = jobs, job, node
+    local mark, id, n = string.byte(job, 25) -- behind 24 digits: a dot, or a dash
+    if mark == 46 then
+      id, n = string.match(job, '^(%x+)%.(%d+)$')
+      if id and #n < 8 then
+        local jobs = flows[id] or {}
+        flows[id], jobs[#jobs + 1], jobs[#jobs + 2] = jobs, job, n
+      end
+    elseif mark == 45 then
+      id, n = string.match(job, '^(%x+)%-(%d+)$')
+      if id and #n < 8 then
+        batches = batches or {}
+        local ends, ran = batches[id] or {}, #said > 0 and not kinds[job] and outputs[job] ~= ''
+        batches[id], ends[#ends + 1], ends[#ends + 2] = ends, n, ran and 1 or kinds[job] == 'failed' and 2 or 3
+      end
     end
   end
   for id, jobs in pairs(flows) do flow_goes_on(groups, now, id, jobs, kinds, outputs) end
+  if batches then batches_go_on(groups, now, batches) end
 end
