@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import hiredis
 import msgspec
@@ -230,6 +233,26 @@ WORKERS = {"redis-py": redis_py, "protocol": protocol, "flat": flat, "pop": pop,
 def keys() -> tuple[bytes, ...]:
     """Each process has a running set of its own."""
     return (_keys.ready[5], _keys.running(f"floor-{os.getpid()}"), _keys.jobs)
+
+
+RAW = {
+    "RPUSH of 68 bytes, one at a time": ("-c", "1", "-P", "1", "-n", "50000"),
+    "RPUSH of 68 bytes, 50 connections": ("-c", "50", "-P", "1", "-n", "200000"),
+    "RPUSH of 68 bytes, 100 in a write": ("-c", "1", "-P", "100", "-n", "1000000"),
+}
+
+
+def raw_rates(url: str) -> dict[str, float]:
+    """Commands per second by redis-benchmark, which comes with the server; nothing without it."""
+    tool, where = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark"), urlsplit(url)
+    if tool is None:
+        return {}
+    found = {}
+    for name, how in RAW.items():
+        words = (tool, "-h", str(where.hostname), "-p", str(where.port), "--csv", *how, "RPUSH", "bench:raw", "x" * 68)
+        said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+        found[name] = float(said.splitlines()[-1].split('","')[1])
+    return found
 
 
 def main(kind: str, url: str, processes: str = "1") -> None:

@@ -57,14 +57,14 @@ LIMITS = {
     "bytes_per_job": Limit(
         175, "153 for 20,000 jobs, hash tables half empty; a field or a key per job costs 50 and more"
     ),
-    "blocks": Limit(34, "26 today; an object more per running job is one block, a list of ten is two"),
-    "cpu": Limit(3.5, "1.5 to 2.2 between a quiet machine and a load of 15; 20 µs of Python per job make it 5"),
+    "blocks": Limit(30, "23 today; an object more per running job is one block, a list of ten is two"),
+    "cpu": Limit(2.0, "0.8 to 1.3 between a quiet machine and a busy one; 10 µs of Python per job make it 2.5"),
 }
-SHARE_OF_FLOOR = 0.25
-"""0.55 to 0.9 is usual. Below a quarter, a round trip or a task more per job is likely."""
+SHARE_OF_FLOOR = 0.5
+"""0.9 to 1.5 is usual. Below a half, a round trip or a task more per job is likely."""
 
-TIMES_RIVAL = {"dramatiq": 5.0, "arq": 8.0}
-"""12 and 48 at a load of 15, where the scheduler of the kernel favours whoever sleeps most; 20 and 35 on a quiet machine."""
+TIMES_RIVAL = {"dramatiq": 10.0, "arq": 16.0}
+"""24 and 58 on a busy machine, where the scheduler of the kernel favours whoever sleeps most; 70 and 72 on a quiet one."""
 
 
 def faults(figures: Figures) -> list[str]:

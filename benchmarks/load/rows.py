@@ -35,6 +35,7 @@ BYTES = "Redis memory per pending job"
 BACKLOG = "drain beside a backlog"
 PROMOTED = "promotion of due jobs"
 RSS, SLOPE = "worker RSS after its jobs", "growth of worker RSS in the second half"
+RAW = "Redis alone, redis-benchmark"
 IMPORT, FIRST = "import time", "start of a worker to its first job"
 
 
@@ -117,6 +118,14 @@ def _rate(book: Book, row: str, who: str, jobs: int) -> Iterator[None]:
     start = time.perf_counter()
     yield
     book.add(row, who, jobs / (time.perf_counter() - start), "jobs/s")
+
+
+def raw_rates(book: Book, redis: Redis) -> None:
+    """What the server can do at most, by its own tool."""
+    redis.clear()
+    for name, rate in floor.raw_rates(redis.url).items():
+        book.add(RAW, name, rate, "commands/s")
+    redis.clear()
 
 
 # -- latency ----------------------------------------------------------------------------------
