@@ -15,24 +15,19 @@ from benchmarks.load.lab import Candidate, Drain, Redis, running, until
 from benchmarks.tally import SAMPLED
 
 SLICES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("event loop: run the Task's steps, end it", ("(entry)", "Runner.run (")),
+    ("the event loop runs the Task's steps", ("(entry)", "Runner.run (")),
     ("the handler", ("noop (", "benchmarks/tally.py")),
     ("read replies", (".data_received (",)),
     ("pack commands", ("pack (", "settle (", "reserve (", "Encoder.pack", "pack_command")),
-    ("write to the socket", ("AsyncConnection._send (", "Wire.call (", "send_packed_command")),
-    ("decode the envelope", ("decode_envelope (",)),
-    ("take jobs in: id, JobContext, held, backlog", ("._admit (", "._take_in (")),
-    ("start: plan, slot, board row, running", ("Executor.start (",)),
-    ("make the Task", ("._spawn (", "WeakSet.add")),
-    ("decode the arguments", ("Arguments.decode",)),
+    ("write to the socket", ("AsyncConnection._write (", "Wire.call (", "send_packed_command")),
+    ("take jobs in: decode the envelope, the job's context", ("._admit (", "._take_in (", "decode_envelope (")),
+    ("make the Task; start: plan, arguments, row, slot", ("WeakSet.add", "._spawn (", "._fill (", "Arguments.decode")),
+    ("the Task's end; outcome, times, metrics", ("WeakSet.__init__.<locals>._remove", "._after_outcomes (")),
+    ("confirm what was settled", ("Lane.confirm (", "._confirm (", "Batch.ids (")),
     (
-        "run: context variable, try, call",
-        ("Executor._run (", "Executor._call", ".run (benchmarks/floor", ".run (bench/"),
+        "the turn: collect, sleep",
+        ("WorkerLoop.", "Lane.", "AsyncConnection.", "drain_with_", ".run (benchmarks/floor", ".run (bench/"),
     ),
-    ("outcome: classify, time, metrics", ("._succeeded (", "._done (", "Clock.now_ms (")),
-    ("fill free slots", ("._on_outcome (", "._fill (", "._bring_back")),
-    ("confirm what was settled", ("._confirm (", "Batch.ids (")),
-    ("the turn: collect, sleep", ("WorkerLoop.", "AsyncConnection.", "drain_with_")),
     ("redis-py's client", ("redis/", "/asyncio/connection.py", "/asyncio/client.py", "_parsers")),
 )
 """Name and what its frames are called; a sample belongs to the slice of its innermost frame that has one."""

@@ -61,7 +61,7 @@ def test_a_sample_belongs_to_its_innermost_slice():
     turn = "WorkerLoop._turn (fastq/worker/loop.py:260)"
     assert slice_of((turn, "WorkerLoop._confirm (fastq/worker/loop.py:293)")) == "confirm what was settled"
     assert slice_of((turn, "noop (benchmarks/load/app.py:14)", "tick (bench/benchmarks/tally.py:30)")) == "the handler"
-    assert slice_of(("Runner.run (asyncio/runners.py:118)",)).startswith("event loop")
+    assert slice_of(("Runner.run (asyncio/runners.py:118)",)).startswith("the event loop")
     assert slice_of(("elsewhere (x.py:1)",)) == "everything else"
 
 
