@@ -21,7 +21,7 @@ from fastq.errors import InvalidArguments, TaskDefinitionError, UnknownTask
 from fastq.fleet import Fleet
 from fastq.flows import Flows
 from fastq.handle import Bulk, JobHandle
-from fastq.job import TASK_NAME
+from fastq.job import TASK_NAME, Envelope
 from fastq.queues import Queues
 from fastq.registry import Tasks
 from fastq.routes import route
@@ -277,6 +277,31 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
         """How many pending jobs a queue may have; None: any number."""
         found = self.bounds.get(queue)
         return None if found is None else Bound(*found, round(self.settings.result_ttl * 1_000))
+
+    def sealer(self) -> Callable[[str, str, bytes], bytes] | None:
+        """What signs an envelope, given its queue and id; None: jobs are not signed (setting ``signing_keys``).
+
+        Raises:
+            ConfigError: the keys cannot be used.
+        """
+        if not self.settings.signing_keys:
+            return None
+        from fastq.signing import signer_of
+
+        signer = signer_of(self.settings.signing_keys, self.now_ms)
+        return None if signer is None else signer.seal
+
+    def opener(self, now_ms: Callable[[], int]) -> Callable[[str, str, bytes], Envelope] | None:
+        """What reads an envelope, given its queue and id, if it is signed as it must be; None: nothing is verified.
+
+        Raises:
+            ConfigError: the keys cannot be used.
+        """
+        if not self.settings.signing_keys:
+            return None
+        from fastq.signing import reader
+
+        return reader(self.settings.signing_keys, now_ms, required=self.settings.signing_required)
 
     def now_ms(self) -> int:  # noqa: D102 - see Producer
         return self._sender.clock.now_ms()

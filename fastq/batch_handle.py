@@ -197,7 +197,7 @@ class Batch:
         keys = yield from self._find()
         reply = -1
         if keys is not None:
-            reply = yield batches.batch_call(keys, self.id, which, callback(self.id, keys.queue, call))
+            reply = yield batches.batch_call(keys, self.id, which, callback(self.id, which, keys.queue, call))
         if reply == -1:
             raise UnknownBatch(f"no batch {self.id!r}: there was none of this id, or its result_ttl is over")
         if reply == 0:
@@ -248,7 +248,7 @@ def status_of(batch_id: str, queue: str, found: BatchView) -> BatchStatus:
     )
 
 
-def callback(batch_id: str, queue: str, call: Signature) -> bytes:
+def callback(batch_id: str, which: str, queue: str, call: Signature) -> bytes:
     """The envelope of a job that is enqueued at the end of a batch. It cannot expire: nobody knows when that is.
 
     Raises:
@@ -265,4 +265,8 @@ def callback(batch_id: str, queue: str, call: Signature) -> bytes:
         )
     envelope = decode_envelope(data)
     extra = msgspec.structs.replace(envelope.extra or Extra(), takes=None, expires_at=None)
-    return encode(msgspec.structs.replace(envelope, extra=None if extra == Extra() else extra))
+    data, seal = (
+        encode(msgspec.structs.replace(envelope, extra=None if extra == Extra() else extra)),
+        call.source.home().sealer(),
+    )
+    return data if seal is None else seal(queue, f"{batch_id}-{which}", data)

@@ -202,7 +202,7 @@ class Filling:
         self._fields: dict[str, Any] = {"task": name, "ttl": max(1_000, round(ttl * 1_000))}
         for which, call in callbacks.items():
             if call is not None:
-                self._fields[f"on:{which}"] = callback(self.result.id, queue, call)
+                self._fields[f"on:{which}"] = callback(self.result.id, which, queue, call)
 
     def steps(self, items: Iterable[Item], batch_size: int, spread: Seconds | None) -> Iterator[list[Call]]:
         """The jobs, so many at a time."""

@@ -150,6 +150,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body: Annotated[
         int, _size("The most bytes the encoded arguments of one job may have.", ge=1, le=512 * 2**20)
     ] = 1_048_576
+    signing_keys: Annotated[
+        str,
+        _text("Jobs are signed: `id=secret`, more of them after commas; the first signs, all verify. See security.md."),
+    ] = ""
+    signing_required: Annotated[
+        bool, _switch("With keys, workers run signed jobs only; false: for the time in which producers get theirs.")
+    ] = True
     enqueue_timeout: Annotated[
         float, _duration("How long `enqueue` tries to reach Redis before it raises.", gt=0, le=HOUR)
     ] = 5.0
@@ -207,7 +214,7 @@ OTHER_VARIABLES = {
 #: Tables of fastq.toml that :mod:`fastq.limiter.catalogue` reads.
 LIMIT_TABLES = frozenset({"stores", "limiters"})
 
-SECRETS = frozenset({"metrics_token"})
+SECRETS = frozenset({"metrics_token", "signing_keys"})
 
 
 class Loaded(msgspec.Struct, frozen=True):

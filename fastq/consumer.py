@@ -23,9 +23,8 @@ from fastq.broker.keys import GlobalKeys, QueueKeys, bucket_of
 from fastq.broker.schema import agree
 from fastq.broker.url import Endpoint
 from fastq.config import Settings
-from fastq.errors import BrokerError, BrokerUnavailable, InvalidOption, LeaseLost, NewerJob, UndecodableJob
+from fastq.errors import BadSignature, BrokerError, BrokerUnavailable, InvalidOption, LeaseLost, UndecodableJob
 from fastq.job import (
-    NEWER_DELAY,
     Envelope,
     ErrorInfo,
     Extra,
@@ -33,6 +32,7 @@ from fastq.job import (
     JobState,
     WorkerCard,
     decode_envelope,
+    delay_of,
     encode,
     seconds,
 )
@@ -67,6 +67,10 @@ class Home(Protocol):
 
     def keys(self, queue: str) -> QueueKeys:
         """The key names of a queue."""
+        ...
+
+    def opener(self, now_ms: Callable[[], int]) -> Callable[[str, str, bytes], Envelope] | None:
+        """What reads an envelope, given its queue and id; None: nothing is verified."""
         ...
 
 
@@ -155,6 +159,7 @@ class Consumer:
         self.worker_id = ""
         self._connection = FencedConnection.to(app.endpoint(), response_timeout=settings.response_timeout)
         self._waker = FencedConnection.to(app.endpoint(), response_timeout=settings.response_timeout + IDLE_WAIT)
+        self._opener = app.opener(self._connection.clock.now_ms)
         self._connects = 0
         self._held: dict[str, Message | None] = {}  # None: settled, but for the answer
         self._ready: list[Message] = []
@@ -225,16 +230,16 @@ class Consumer:
     async def _admit(self, job_id: str, data: bytes) -> None:
         self._held[job_id] = None
         try:
-            message = Message(self, job_id, self.queue, decode_envelope(data))
+            read = self._opener
+            envelope = decode_envelope(data) if read is None else read(self.queue, job_id, data)
+            message = Message(self, job_id, self.queue, envelope)
         except UndecodableJob as error:
             batch = Batch()
-            if (
-                isinstance(error, NewerJob)
-                and self._connection.clock.now_ms() - error.since < self._settings.unknown_task_ttl * 1_000
-            ):
-                batch.later.append((job_id, NEWER_DELAY, data))
+            if delay := delay_of(error, self._connection.clock.now_ms(), self._settings.unknown_task_ttl):
+                batch.later.append((job_id, delay, data))
             else:
-                info = self._error("undecodable", type(error).__name__, str(error), 0)
+                reason = "signature" if isinstance(error, BadSignature) else "undecodable"
+                info = self._error(reason, type(error).__name__, str(error), 0)
                 batch.failed.append((job_id, data, encode(info)))
             await self._settle(job_id, batch)
             return

@@ -13,6 +13,7 @@ from fastq.task import Task
 
 if TYPE_CHECKING:
     from fastq.consumer import Consumer, Message
+    from fastq.job import Envelope
 
 __all__ = ["Consuming"]
 
@@ -31,6 +32,10 @@ class Consuming:
 
         def keys(self, queue: str) -> QueueKeys:
             """The key names of a queue."""
+            ...
+
+        def opener(self, now_ms: Callable[[], int]) -> Callable[[str, str, bytes], Envelope] | None:
+            """What reads an envelope."""
             ...
 
     def consume(self, queue: str | None = None, *, prefetch: int = 1) -> Consumer:

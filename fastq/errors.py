@@ -320,11 +320,23 @@ class UndecodableJob(FastQError, ValueError):
     """The stored bytes of a job, or of its arguments, cannot be read."""
 
 
-class NewerJob(UndecodableJob):
+class BadSignature(UndecodableJob):
+    """The job is not signed by anybody who has a key; or the key is not known here any more."""
+
+
+class GivenBack(UndecodableJob):
+    """The job is not for now: ``delay_ms`` until it is to be offered again."""
+
+    def __init__(self, message: str, delay_ms: int) -> None:
+        super().__init__(message)
+        self.delay_ms = delay_ms
+
+
+class NewerJob(GivenBack):
     """The job needs a newer release than this one; ``since``: when it became ready, in ms of Redis's clock."""
 
-    def __init__(self, message: str, since: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, since: int, delay_ms: int) -> None:
+        super().__init__(message, delay_ms)
         self.since = since
 
 

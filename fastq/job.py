@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from fastq._core import stamp
-from fastq.errors import InvalidJobId, InvalidOption, NewerJob, UndecodableJob
+from fastq.errors import GivenBack, InvalidJobId, InvalidOption, NewerJob, UndecodableJob
 
 __all__ = [
     "DeadLetter",
@@ -43,7 +43,13 @@ Seconds = float | dt.timedelta
 
 YEAR_MS = 366 * 86_400_000
 
-VERSION = 1
+PLAIN = 1
+"""The version of most envelopes."""
+
+SIGNED = 2
+"""The version of those that are signed: who does not know them would drop the signature at a retry."""
+
+VERSION = SIGNED
 """The newest version of an envelope that this release reads. An envelope has the version that it needs, not that of who
 wrote it; the first five fields, and ``attempt`` and ``due_at``, mean the same in all of them (docs/releases.md)."""
 
@@ -114,10 +120,19 @@ class Outcome(enum.IntEnum):
 # -- envelope -----------------------------------------------------------------------------
 
 
+class Signature(msgspec.Struct, array_like=True, frozen=True):
+    """See :mod:`fastq.signing`."""
+
+    key: str  # its id
+    not_before: int  # ms; 0: at once
+    expires: int  # ms; 0: never
+    mac: bytes = b""
+
+
 class Extra(msgspec.Struct, omit_defaults=True, rename={
     "timeout": "t", "max_attempts": "m", "expires_at": "x", "result_ttl": "r", "error": "e",
     "due_at": "d", "snoozes": "s", "strays": "u", "schedule": "c", "replayed_from": "p",
-    "takes": "w",
+    "takes": "w", "signature": "g",
 }):  # fmt: skip
     """The rare fields of an envelope; absent (one byte) on a job that uses none of them."""
 
@@ -132,6 +147,7 @@ class Extra(msgspec.Struct, omit_defaults=True, rename={
     schedule: str | None = None  # name of the cron or interval that made it
     replayed_from: int | None = None  # time of the death that a replay undid
     takes: int | None = None  # a job of a workflow: the node whose result is its first argument, -1: none
+    signature: Signature | None = None
 
 
 class Envelope(msgspec.Struct, array_like=True):
@@ -155,7 +171,7 @@ read_envelope = _envelope_decoder.decode
 
 @functools.lru_cache(4_096)
 def _head(priority: int, task: str) -> bytes:
-    return encode(Envelope(priority, VERSION, task, b"", 0))[:-5]  # without the empty body, two zeros and nil
+    return encode(Envelope(priority, PLAIN, task, b"", 0))[:-5]  # without the empty body, two zeros and nil
 
 
 def plain_envelope(priority: int, task: str, body: bytes, enqueued_at: int) -> bytes:
@@ -177,10 +193,17 @@ def decode_envelope(data: bytes) -> Envelope:
         raise UndecodableJob(f"the envelope cannot be decoded: {type(error).__name__}: {error}") from error
     if envelope.version > VERSION:
         said = f"the envelope has version {envelope.version}, this release reads version {VERSION}"
-        raise NewerJob(said, (envelope.extra and envelope.extra.due_at) or envelope.enqueued_at)
+        raise NewerJob(said, (envelope.extra and envelope.extra.due_at) or envelope.enqueued_at, NEWER_DELAY)
     if envelope.version < 1:
         raise UndecodableJob(f"no envelope has version {envelope.version}")
     return envelope
+
+
+def delay_of(error: UndecodableJob, now_ms: int, ttl: float) -> int:
+    """In how many ms a job that cannot be read here is to be offered again; 0: not any more."""
+    if not isinstance(error, GivenBack) or (isinstance(error, NewerJob) and now_ms - error.since >= ttl * 1_000):
+        return 0
+    return error.delay_ms
 
 
 def priority_of(data: bytes) -> int:
@@ -254,7 +277,7 @@ def culprits(jobs: Sequence[str], deaths: Sequence[int], max_deliveries: int) ->
 class ErrorInfo(msgspec.Struct, array_like=True):
     """Why a run failed, as text only: error classes are never imported from data."""
 
-    reason: str  # exception | fail | timeout | crash | poison | undecodable | arguments | unknown_task
+    reason: str  # exception | fail | timeout | crash | poison | undecodable | signature | arguments | unknown_task
     type: str
     message: str
     traceback: str

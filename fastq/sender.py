@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fastq.broker.calls import Numbers, Target, chunks, enqueue_sync, insist
@@ -18,7 +18,7 @@ from fastq.broker.greeting import Clock
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint
 from fastq.config import Settings
-from fastq.errors import BatchClosed, BrokerError, DuplicateJob, JobIdReused, QueueFull
+from fastq.errors import BatchClosed, BrokerError, DuplicateJob, InvalidOption, JobIdReused, QueueFull
 from fastq.handle import Bulk, JobHandle, StatusReader
 from fastq.job import decode_record
 from fastq.task import Call
@@ -51,6 +51,10 @@ class Home(StatusReader, Protocol):
         """How many pending jobs it may have."""
         ...
 
+    def sealer(self) -> Seal | None:
+        """What signs an envelope, given its queue and id."""
+        ...
+
 
 class Sender:
     """What an application sends with; see the module."""
@@ -68,6 +72,8 @@ class Sender:
     async def send(self, call: Call) -> JobHandle[Any]:
         """Enqueue a prepared call."""
         side = self._side()
+        if side.seal is not None:
+            call = _sealed(call, side.seal)
         target = side.targets.get((call.queue, call.priority)) or side.target(call.queue, call.priority)
         refused = await side.enqueuer.submit(target, [call.job])
         if refused and refused[0].why == "full":
@@ -106,6 +112,8 @@ class Sender:
         return bulk
 
     async def _send_group(self, side: _AsyncSide, group: list[Call], bulk: Bulk, ids: bool, batch: str) -> None:
+        if side.seal is not None:
+            group = [_sealed(call, side.seal) for call in group]
         instead: dict[str, str] = {}
         for (queue, priority), members in _by_target(group).items():
             target, sent = side.target(queue, priority, batch), 0
@@ -183,6 +191,21 @@ _GROUP = 2_000
 """Calls of a stream that are held at a time."""
 
 
+Seal = Callable[[str, str, bytes], bytes]
+
+
+def _sealed(call: Call, seal: Seal) -> Call:
+    return call._replace(job=_sealed_job(call.job, call.queue, seal))
+
+
+def _sealed_job(job: NewJob, queue: str, seal: Seal) -> NewJob:
+    if job.once.on_duplicate == "replace":
+        raise InvalidOption(
+            "jobs are signed for their id (signing_keys): one cannot get the arguments of another (replace)"
+        )
+    return job._replace(envelope=seal(queue, job.id, job.envelope))
+
+
 def _by_target(calls: list[Call]) -> dict[tuple[str, int], list[Call]]:
     if not calls:
         return {}
@@ -250,6 +273,7 @@ class _AsyncSide:
 
         settings = app.settings
         self._app = app
+        self.seal = app.sealer()
         self.pid = os.getpid()
         self.connection = AsyncConnection.to(
             app.endpoint(),
@@ -305,6 +329,7 @@ class _SyncSide:
     def __init__(self, app: Home) -> None:
         settings = app.settings
         self._app = app
+        self._seal = app.sealer()
         self._timeout = settings.enqueue_timeout
         self.connection = SyncConnection.to(
             app.endpoint(),
@@ -319,6 +344,8 @@ class _SyncSide:
         if sequence is None or self._local.pid != os.getpid():
             sequence = self._local.sequence = Numbers(self.connection.clock)
             self._local.pid = os.getpid()
+        if (seal := self._seal) is not None:
+            jobs = [_sealed_job(job, queue, seal) for job in jobs]
         target = Target(self._app.keys(queue), priority, self._app.bound(queue), batch)
         refused = enqueue_sync(self.connection, sequence, target, jobs, self._timeout)
         if target.bound is not None and target.bound.when_full == "wait":

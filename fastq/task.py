@@ -25,7 +25,7 @@ from fastq.context import is_injected
 from fastq.errors import InvalidOption, did_you_mean
 from fastq.handle import Bulk, JobHandle
 from fastq.job import (
-    VERSION,
+    PLAIN,
     YEAR_MS,
     Envelope,
     Extra,
@@ -188,9 +188,7 @@ def make_call(
         if expires is None:
             data = plain_envelope(priority, task, body, now)
         else:
-            data = encode(
-                Envelope(priority, VERSION, task, body, now, 0, Extra(expires_at=now + round(expires * 1_000)))
-            )
+            data = encode(Envelope(priority, PLAIN, task, body, now, 0, Extra(expires_at=now + round(expires * 1_000))))
         # A NamedTuple's own __new__ takes twice as long, and this is done once per job.
         job = tuple.__new__(NewJob, (plain_id or new_id(), data, 0, "", False, _NOT_ONCE))
         return tuple.__new__(Call, (queue, priority, job, False))
@@ -199,7 +197,7 @@ def make_call(
     due = _due_ms(options, now)
     chosen = "job_id" in options
     job_id = check_id(options["job_id"]) if chosen else new_id()
-    envelope = Envelope(priority, VERSION, task, body, now, 0, _extra(defaults, options, now, due))
+    envelope = Envelope(priority, PLAIN, task, body, now, 0, _extra(defaults, options, now, due))
     return Call(queue, priority, NewJob(job_id, encode(envelope), due, chosen=chosen))
 
 
@@ -230,7 +228,7 @@ def make_node(
     extra = _extra(defaults, asked, now, 0) or Extra()
     extra.takes = takes
     priority = check_priority(asked.get("priority", defaults.priority))
-    return queue, encode(Envelope(priority, VERSION, task, body, now, 0, extra))
+    return queue, encode(Envelope(priority, PLAIN, task, body, now, 0, extra))
 
 
 Named = Callable[[], Mapping[str, Any]]

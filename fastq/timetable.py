@@ -17,7 +17,7 @@ import msgspec
 
 from fastq.cron import Cron, Every, Instant, MisfirePolicy, Schedule
 from fastq.errors import ConfigError, FastQError, InvalidOption, TaskDefinitionError, did_you_mean, safe_text
-from fastq.job import VERSION, Envelope, Extra, JobPriority, check_priority, encode
+from fastq.job import PLAIN, Envelope, Extra, JobPriority, check_priority, encode
 from fastq.values import check_queue_name, parse_duration
 
 __all__ = [
@@ -112,7 +112,7 @@ class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
         extra = Extra(schedule=self.name, due_at=tick_ms + delay_ms)
         if self.expires is not None:
             extra.expires_at = now_ms + delay_ms + round(self.expires * 1_000)
-        return encode(Envelope(self.priority, VERSION, self.task, self.body, now_ms, 0, extra))
+        return encode(Envelope(self.priority, PLAIN, self.task, self.body, now_ms, 0, extra))
 
 
 _NOT_IN_ID = re.compile(r"[^A-Za-z0-9_.:/+=-]+")

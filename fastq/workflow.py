@@ -354,6 +354,14 @@ class Start:
         self._roots = graph.roots
         self._nodes, queues = _encoded(graph)
         self.queue = check_queue_name(queue) if queue else _one_queue(queues)
+        seal = self.home.sealer()
+        if seal is not None:
+            self._nodes = [
+                node
+                if node.envelope is None
+                else node._replace(envelope=seal(self.queue, f"{self.id}.{n}", node.envelope))
+                for n, node in enumerate(self._nodes)
+            ]
         name = name or graph.name
         ttl = seconds("result_ttl", self.home.result_ttl() if result_ttl is None else result_ttl)
         now = self.home.now_ms()
@@ -369,7 +377,8 @@ class Start:
         }
         if on_failure is not None:
             args = on_failure.args if on_failure.immutable else (self.id, *on_failure.args)
-            self._fields["failure"] = on_failure.source.node(args, on_failure.kwargs, on_failure.options, -1)[1]
+            envelope = on_failure.source.node(args, on_failure.kwargs, on_failure.options, -1)[1]
+            self._fields["failure"] = envelope if seal is None else seal(self.queue, f"{self.id}.failure", envelope)
         self.workflow = Workflow(self.home, self.id, self.queue)
 
     def operation(self) -> Operation[bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -32,6 +32,10 @@ class Home(Protocol):
 
     def result_ttl(self) -> float:
         """Seconds that results are kept where nothing else is said."""
+        ...
+
+    def sealer(self) -> Callable[[str, str, bytes], bytes] | None:
+        """What signs an envelope, given its queue and id; None: jobs are not signed."""
         ...
 
     def now_ms(self) -> int:

@@ -18,7 +18,7 @@ from fastq.errors import (
     JobIdReused,
     UnknownTask,
 )
-from fastq.job import TASK_NAME, VERSION, Envelope, Extra, check_id, check_priority, decode_record, encode, new_id
+from fastq.job import PLAIN, TASK_NAME, Envelope, Extra, check_id, check_priority, decode_record, encode, new_id
 from fastq.values import check_queue_name, parse_duration, parse_queues
 
 __all__ = ["verbs"]
@@ -50,7 +50,7 @@ def body_of(task: str, text: str) -> bytes:
 def envelope_of(task: str, body: bytes, priority: int, now: int, delay_ms: int) -> bytes:
     """The envelope of a job that nothing but its name and arguments is known of."""
     extra = Extra(due_at=now + delay_ms) if delay_ms else None
-    return encode(Envelope(priority, VERSION, task, body, now, 0, extra))
+    return encode(Envelope(priority, PLAIN, task, body, now, 0, extra))
 
 
 @click.command()
@@ -90,6 +90,11 @@ def enqueue(
     new = NewJob(check_id(job_id) if job_id else new_id(), b"", delay_ms, chosen=job_id is not None)
     session.agree()  # also: its clock is Redis's from here on
     envelope = envelope_of(name, body, check_priority(priority), session.connection.clock.now_ms(), delay_ms)
+    if settings.signing_keys:
+        from fastq.signing import signer_of
+
+        signer = signer_of(settings.signing_keys, session.connection.clock.now_ms)
+        envelope = signer.seal(chosen, new.id, envelope) if signer else envelope
     refused = _send(session, q, priority, new._replace(envelope=envelope))
     created = not _refused(refused, new.id, chosen)
     session.as_json = output == "json"

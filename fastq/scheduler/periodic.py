@@ -13,7 +13,7 @@ import heapq
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,8 @@ from fastq.timetable import Definition, decode_definition, job_id
 __all__ = ["Entry", "Ticker"]
 
 log = logging.getLogger("fastq.scheduler")
+
+Seal = Callable[[str, str, bytes], bytes]
 
 MOST = 100
 """Missed ticks that ``misfire="all"`` makes up for: the newest ones."""
@@ -63,14 +65,17 @@ def shown(instant: float) -> str:
 class Entry:
     """One schedule as stored, and how far it has come."""
 
-    __slots__ = ("data", "definition", "due", "keys", "last", "name", "open", "schedule")
+    __slots__ = ("data", "definition", "due", "keys", "last", "name", "open", "schedule", "seal")
 
-    def __init__(self, keys: QueueKeys, definition: Definition, data: bytes, schedule: Schedule) -> None:
+    def __init__(
+        self, keys: QueueKeys, definition: Definition, data: bytes, schedule: Schedule, seal: Seal | None = None
+    ) -> None:
         self.name = definition.name
         self.keys = keys
         self.definition = definition
         self.data = data
         self.schedule = schedule
+        self.seal = seal
         self.last: float | None = None  # the newest tick dealt with, as far as known here; seconds since the epoch
         self.due = -math.inf  # when to look again, by Redis's clock; seconds
         self.open = True  # whether one of its jobs may live
@@ -78,14 +83,15 @@ class Entry:
     def fire(self, tick: float, now_ms: int) -> Command[Fired]:
         """The command that enqueues the job of one tick, unless somebody did."""
         known, tick_ms = self.definition, round(tick * 1_000)
-        late = known.delay_ms(tick_ms)
+        late, job = known.delay_ms(tick_ms), job_id(self.name, tick_ms)
+        envelope = known.envelope(tick_ms, now_ms, late)
         return fire(
             self.keys,
             known.priority,
             self.name,
             tick_ms,
-            job_id(self.name, tick_ms),
-            known.envelope(tick_ms, now_ms, late),
+            job,
+            envelope if self.seal is None else self.seal(self.keys.queue, job, envelope),
             self.data,
             delay_ms=late,
             overlap="queue" if known.overlap == "cancel" else known.overlap,
@@ -167,6 +173,8 @@ class Ticker:
         source: the application whose code declares ``declared``.
         declared: its schedules.
         inspector: cancels jobs (``overlap="cancel"``).
+        seal: signs the jobs of those schedules that this application's code declares, and of no others: whoever can write
+            to Redis can write a schedule, too.
     """
 
     def __init__(
@@ -177,6 +185,7 @@ class Ticker:
         source: str,
         declared: Sequence[Declared],
         inspector: Inspector,
+        seal: Seal | None = None,
     ) -> None:
         self.service = leadership.follow("periodic", self.step)
         self.tracer = leadership.follow("trace", self.trace, jitter=0.1)
@@ -190,6 +199,7 @@ class Ticker:
         self._source = source
         self._declared = declared
         self._inspector = inspector
+        self._seal = seal
         self._own: Mapping[str, Schedule] = {d.definition.name: d.own for d in declared if d.own is not None}
         self._epoch = (0, 0)
         self._changes: dict[str, int] = {}
@@ -271,7 +281,12 @@ class Ticker:
         except Exception as error:  # noqa: BLE001 - a zone that this host does not have, say: the others go on
             log.error("schedule failed", extra=fields(schedule=definition.name, error=str(error)))
             return None
-        return None if schedule is None else Entry(keys, definition, data, schedule)
+        if schedule is None:
+            return None
+        ours = any(each.queue == keys.queue and each.definition == definition for each in self._declared)
+        if self._seal is not None and not ours:
+            log.warning("schedule not signed", extra=fields(schedule=definition.name, queue=keys.queue))
+        return Entry(keys, definition, data, schedule, self._seal if ours else None)
 
     # -- firing -------------------------------------------------------------------------------------
 

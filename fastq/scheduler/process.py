@@ -131,7 +131,7 @@ class _Scheduler:
         self._waker = Waker(self._leadership, Link(_connection(app, WAIT), metrics, quiet=True), self._roster, promoter)
         self._roster.on_new = promoter.look_again
         planner, inspector = Planner(settings.prefix), Inspector(settings.prefix, result_ttl=settings.result_ttl)
-        self._ticker = Ticker(self._leadership, link, planner, source, declared, inspector)
+        self._ticker = Ticker(self._leadership, link, planner, source, declared, inspector, app.sealer())
         self._services = [
             Service("tick", self._tick),
             self._leadership.service,

@@ -48,7 +48,7 @@ class _Calendar:
         inspector = Inspector(settings.prefix, result_ttl=settings.result_ttl)
         alone = _Alone(link, GlobalKeys(settings.prefix), "testing")
         source = "fastq.testing"
-        self._ticker = Ticker(alone, link, planner, source, declared_by(app, source), inspector)
+        self._ticker = Ticker(alone, link, planner, source, declared_by(app, source), inspector, app.sealer())
         self._lease_ms = round(settings.lease * 1_000)
 
     async def begin(self) -> None:

@@ -27,19 +27,19 @@ from fastq.broker.flows import inputs
 from fastq.broker.keys import bucket_of
 from fastq.context import JobContext, current, injection
 from fastq.errors import (
+    BadSignature,
     BrokerUnavailable,
     FastQError,
     InvalidArguments,
     JobCrashed,
     JobTimeout,
     LimitTimeout,
-    NewerJob,
     Retry,
     Snooze,
     SoftTimeLimitExceeded,
     UndecodableJob,
 )
-from fastq.job import NEWER_DELAY, ErrorInfo, Extra, JobRecord, JobState, encode
+from fastq.job import ErrorInfo, Extra, JobRecord, JobState, delay_of, encode
 from fastq.metrics import NOT_RUN, STATUSES, WorkerMetrics
 from fastq.worker import soft
 from fastq.worker.ending import MESSAGE_LIMIT, NOT_THE_HANDLERS, Ending, ending_of, is_retryable, misfit, reason_of
@@ -450,24 +450,19 @@ class Executor:
         self._batches[job.queue].failed.append((job.id, encode(envelope), encode(info)))
 
     def undecodable(self, job_id: str, queue: str, raw: bytes, error: UndecodableJob) -> None:
-        """A stored envelope that cannot be read goes to the dead-letter queue as it is; a newer release's waits for one."""
-        if isinstance(error, NewerJob):
-            waited = (self._now_ms() - error.since) / 1_000
-            if waited < self._app.settings.unknown_task_ttl:
-                self._batches[queue].later.append((job_id, NEWER_DELAY, raw))
-                self._metrics.observe(self._other[queue], _RELEASED, NOT_RUN, NOT_RUN)
-                fields = {"job": job_id, "queue": queue, "message": str(error), "delay": NEWER_DELAY / 1_000}
-                log.warning("newer job given back", extra={"fields": fields})
-                return
-        info = ErrorInfo(
-            "undecodable", type(error).__name__, str(error)[:MESSAGE_LIMIT], "", 0, self._now_ms(), self._host
-        )
+        """A stored envelope that cannot be read goes to the dead-letter queue as it is; one that is not for now waits."""
+        fields: dict[str, Any] = {"job": job_id, "queue": queue, "message": str(error)}
+        delay = delay_of(error, self._now_ms(), self._app.settings.unknown_task_ttl)
+        if delay:
+            self._batches[queue].later.append((job_id, delay, raw))
+            self._metrics.observe(self._other[queue], _RELEASED, NOT_RUN, NOT_RUN)
+            log.warning("job given back", extra={"fields": fields | {"delay": delay / 1_000}})
+            return
+        reason = "signature" if isinstance(error, BadSignature) else "undecodable"
+        info = ErrorInfo(reason, type(error).__name__, str(error)[:MESSAGE_LIMIT], "", 0, self._now_ms(), self._host)
         self._batches[queue].failed.append((job_id, raw, encode(info)))
         self._metrics.observe(self._other[queue], _FAILED, NOT_RUN, NOT_RUN)
-        log.error(
-            "job failed",
-            extra={"fields": {"job": job_id, "queue": queue, "reason": "undecodable", "message": str(error)}},
-        )
+        log.error("job failed", extra={"fields": fields | {"reason": reason}})
 
     def _expire(self, job: JobContext, plan: Plan) -> None:
         self._record_cancelled(job, plan, "expired: it had not started in time")

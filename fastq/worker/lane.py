@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from fastq._core import forget
@@ -10,20 +10,24 @@ from fastq.broker.commands import Batch, Command, park, settle
 from fastq.broker.keys import QueueKeys
 from fastq.context import JobContext
 from fastq.errors import UndecodableJob, safe_text
-from fastq.job import ID_MOST
+from fastq.job import ID_MOST, PLAIN, Envelope, decode_envelope
 
 if TYPE_CHECKING:
+    from fastq.app import FastQ
+    from fastq.values import QueueOrder
     from fastq.worker.executor import Executor
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "lanes_of"]
+
+Opener = Callable[[str, str, bytes], Envelope]
 
 
 class Lane:
     """One queue of this worker: its keys, the outcomes to settle, the jobs held in it."""
 
-    __slots__ = ("asked_at", "batch", "doubt", "held", "hungry", "keys", "name", "sent", "weight")
+    __slots__ = ("asked_at", "batch", "doubt", "held", "hungry", "keys", "name", "opener", "plain", "sent", "weight")
 
-    def __init__(self, keys: QueueKeys, weight: int) -> None:
+    def __init__(self, keys: QueueKeys, weight: int, opener: Opener | None = None) -> None:
         self.keys = keys
         self.name = keys.queue
         self.weight = weight
@@ -33,6 +37,12 @@ class Lane:
         self.hungry = True  # whether the queue may have something for us
         self.doubt = False  # whether Redis may hold more or less for us than ``held`` says
         self.asked_at = 0.0  # monotonic time of the last reserve
+        self.opener = opener
+        self.plain = PLAIN if opener is None else 0  # the version that needs no second look
+
+    def read(self, job_id: str, data: bytes) -> Envelope:
+        """The envelope of a job; verified, if jobs are signed. Raises UndecodableJob and what it stands for."""
+        return decode_envelope(data) if self.opener is None else self.opener(self.name, job_id, data)
 
     def outcomes(self, batches: dict[str, Batch], worker: str, dead_max: int) -> list[Command[Any]]:
         """The commands that write the outcomes so far; new ones go into a new batch, which ``batches`` learns of."""
@@ -80,3 +90,10 @@ class Lane:
         new.parked += [row for row in batch.parked if row.id in theirs]
         new.outputs += [row for row in batch.outputs if row[0] in theirs]
         new.released += [job_id for job_id in batch.released if job_id in theirs]
+
+
+def lanes_of(app: FastQ, order: QueueOrder, now_ms: Callable[[], int]) -> list[Lane]:
+    """A lane for each queue that a worker serves."""
+    weights = order.weights or (0,) * len(order.names)
+    opener = app.opener(now_ms)
+    return [Lane(app.keys(name), weight, opener) for name, weight in zip(order.names, weights, strict=True)]

@@ -35,12 +35,12 @@ from fastq.broker.keys import GlobalKeys
 from fastq.broker.schema import agree
 from fastq.context import JobContext
 from fastq.errors import BrokerError, BrokerReplyError, UndecodableJob
-from fastq.job import ID_MOST, VERSION, WorkerCard, decode_envelope, encode, read_envelope
+from fastq.job import ID_MOST, WorkerCard, encode, read_envelope
 from fastq.metrics import WorkerMetrics
 from fastq.values import QueueOrder
 from fastq.worker.cancels import Cancels
 from fastq.worker.executor import Executor
-from fastq.worker.lane import Lane
+from fastq.worker.lane import Lane, lanes_of
 from fastq.worker.pauses import Pauses
 from fastq.worker.plan import slots
 from fastq.worker.reports import Reports
@@ -97,8 +97,7 @@ class WorkerLoop:
         self._card = encode(card)
         self.worker_id = worker_id
         self._incarnation = 0
-        weights = order.weights or (0,) * len(order.names)
-        self._lanes = [Lane(app.keys(name), weight) for name, weight in zip(order.names, weights, strict=True)]
+        self._lanes = lanes_of(app, order, connection.clock.now_ms)
         self._by_name = {lane.name: lane for lane in self._lanes}
         self._weighted = order.weights is not None
         self._event = asyncio.Event()
@@ -323,7 +322,7 @@ class WorkerLoop:
             odd: Iterable[int] = range(len(ids))
         else:
             odd = take_in(
-                ids, envelopes, deliveries, lane.name, lane.held, self._backlog, read_envelope, JobContext, VERSION,
+                ids, envelopes, deliveries, lane.name, lane.held, self._backlog, read_envelope, JobContext, lane.plain,
                 self._settings.max_body,
             )  # fmt: skip
         unparked = isinstance(reserved, Unparked)
@@ -342,7 +341,7 @@ class WorkerLoop:
             lane.batch.end_unrecorded(job_id)
             return
         try:
-            envelope = decode_envelope(data)
+            envelope = lane.read(job_id, data)
             if len(envelope.body) > self._settings.max_body:
                 raise UndecodableJob(f"the body has {len(envelope.body):,} bytes, more than max_body")
         except UndecodableJob as error:

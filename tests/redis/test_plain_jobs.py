@@ -199,13 +199,13 @@ async def test_nothing_of_a_job_is_kept(app: FastQ) -> None:
 async def test_bodies_that_do_not_fit(app: FastQ, body: bytes) -> None:
     """What the compiled reader cannot take is judged by the one that says why."""
     from fastq.broker.commands import NewJob
-    from fastq.job import VERSION, Envelope, encode
+    from fastq.job import PLAIN, Envelope, encode
     from fastq.task import Call
 
     @app.task(max_attempts=1)
     async def one(n: int) -> None: ...
 
-    envelope = encode(Envelope(5, VERSION, "one", body, app.now_ms()))
+    envelope = encode(Envelope(5, PLAIN, "one", body, app.now_ms()))
     job = await app.send(Call("default", 5, NewJob("odd", envelope)))
     async with working(app) as shop:
         assert (await outcome(app, shop, job)).state == "failed"

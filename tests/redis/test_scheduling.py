@@ -66,8 +66,9 @@ class Rig:
         self.recoverer = Recoverer(self.leadership, self.link, self.roster, self.settings)
         self.pruner = Pruner(self.leadership, self.link, self.roster, self.settings)
         self.planner = Planner("fastq")
+        declared, inspector = declared_by(self.app, "jobs:app"), Inspector("fastq")
         self.ticker = Ticker(
-            self.leadership, self.link, self.planner, "jobs:app", declared_by(self.app, "jobs:app"), Inspector("fastq")
+            self.leadership, self.link, self.planner, "jobs:app", declared, inspector, self.app.sealer()
         )
 
     @property

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fastq import _core, board
 from fastq._core import ROW_SIZE, RUN_BUCKETS, RUN_CELL, SERIES_CELLS, STATUS_COUNT, WAIT_BUCKETS, WAIT_CELL, Ledger
-from fastq.job import VERSION, Envelope, decode_envelope, encode, plain_envelope
+from fastq.job import PLAIN, Envelope, decode_envelope, encode, plain_envelope
 
 pytestmark = pytest.mark.versions
 
@@ -324,9 +324,9 @@ def test_the_module_exports_what_the_stub_says() -> None:
 @example(priority=5, task="t", body=bytes(65_535), now_ms=1 << 41)
 @example(priority=5, task="t", body=bytes(65_536), now_ms=1 << 41)
 def test_a_stamped_envelope_is_what_msgspec_makes_of_it(priority: int, task: str, body: bytes, now_ms: int) -> None:
-    assert plain_envelope(priority, task, body, now_ms) == encode(Envelope(priority, VERSION, task, body, now_ms))
+    assert plain_envelope(priority, task, body, now_ms) == encode(Envelope(priority, PLAIN, task, body, now_ms))
 
 
 @given(now_ms=st.integers(0, 1 << 62))
 def test_a_stamped_envelope_reads_back_whatever_the_clock_says(now_ms: int) -> None:
-    assert decode_envelope(plain_envelope(5, "t", b"\x90", now_ms)) == Envelope(5, VERSION, "t", b"\x90", now_ms)
+    assert decode_envelope(plain_envelope(5, "t", b"\x90", now_ms)) == Envelope(5, PLAIN, "t", b"\x90", now_ms)
