@@ -265,8 +265,6 @@ def callback(batch_id: str, which: str, queue: str, call: Signature) -> bytes:
         )
     envelope = decode_envelope(data)
     extra = msgspec.structs.replace(envelope.extra or Extra(), takes=None, expires_at=None)
-    data, seal = (
-        encode(msgspec.structs.replace(envelope, extra=None if extra == Extra() else extra)),
-        call.source.home().sealer(),
-    )
+    data = encode(msgspec.structs.replace(envelope, extra=None if extra == Extra() else extra))
+    seal = call.source.home().sealer()
     return data if seal is None else seal(queue, f"{batch_id}-{which}", data)
