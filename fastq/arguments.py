@@ -15,7 +15,7 @@ import msgspec
 
 from fastq.errors import BodyTooLarge, InvalidArguments, TaskDefinitionError, UndecodableJob, did_you_mean
 
-__all__ = ["Arguments", "Returned", "encode_untyped", "untyped", "with_first"]
+__all__ = ["Arguments", "Returned", "encode_untyped", "hints_of", "untyped", "with_first"]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -94,7 +94,7 @@ class Arguments:
         self.injected: dict[str, inspect.Parameter] = {}
         signature = inspect.signature(fn)
         self._all = list(signature.parameters.values())
-        hints = _hints(task, fn)
+        hints = hints_of(task, fn)
         wanted = []
         for parameter in signature.parameters.values():
             if injected(parameter, hints.get(parameter.name)):
@@ -273,7 +273,7 @@ class Returned:
 
     def __init__(self, task: str, fn: Callable[..., Any]) -> None:
         self.task = task
-        self.type = _hints(task, fn).get("return", Any)
+        self.type = hints_of(task, fn).get("return", Any)
 
     def convert(self, value: Any) -> Any:
         """The value in the annotated type.
@@ -296,7 +296,12 @@ def _undecodable(error: Exception) -> UndecodableJob:
     return UndecodableJob(f"the arguments cannot be decoded: {type(error).__name__}: {error}")
 
 
-def _hints(task: str, fn: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(task: str, fn: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a handler, resolved.
+
+    Raises:
+        TaskDefinitionError: one cannot be.
+    """
     target = fn if inspect.isfunction(fn) or inspect.ismethod(fn) else getattr(fn, "__call__", fn)  # noqa: B004 - a callable object's hints are on its __call__
     try:
         return get_type_hints(target, include_extras=True)

@@ -24,9 +24,10 @@ from fastq.depends import resolved
 from fastq.errors import ConfigError, FastQError, InvalidOption, TaskDefinitionError, UnknownTask, did_you_mean
 from fastq.job import TASK_NAME, JobPriority, Seconds, check_priority, seconds
 from fastq.limiter.options import JOB_LIMITS, JobLimits, read_job_limits
+from fastq.many import MOST
 from fastq.once import IDEMPOTENT_TTL, Unique, as_unique, unique_key
 from fastq.retry import RetryPolicy, RetryRule, as_policy, attempts_in_all
-from fastq.task import AsyncTask, Producer, SyncTask, Task, TaskOptions, UniqueOption
+from fastq.task import AsyncTask, BatchTask, Producer, SyncTask, Task, TaskOptions, UniqueOption
 from fastq.timetable import CronTrigger, ScheduleOptions, Written, definition, read_table
 from fastq.values import check_queue_name, parse_size
 
@@ -37,6 +38,7 @@ __all__ = ["Periodic", "Tasks"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 ErrorTypes = type[BaseException] | tuple[type[BaseException], ...]
 
 
@@ -134,6 +136,8 @@ class Tasks:
     @overload
     def task(self, fn: Callable[P, R], /) -> SyncTask[P, R]: ...
     @overload
+    def task(self, *, batch: int, batch_wait: Seconds = 0.2, **options: Any) -> _BatchDecorator: ...
+    @overload
     def task(
         self,
         *,
@@ -192,6 +196,9 @@ class Tasks:
             limit_key: "tenant:{tenant_id}", or a function of the job's arguments: rate_limit and concurrency hold for
                 each value alone.
             cost: units that a run takes of each rate, or a function of the job's arguments (default 1).
+            batch: most jobs that the handler takes at once, 1 to 10,000: it is called with a list of what each was enqueued
+                with, and returns None, or a list with the result or the exception of each; see docs/batches.md.
+            batch_wait: seconds that the first job of a list waits for others (default 0.2).
 
         A job that its limits do not let run now waits in the worker without a slot, or aside in Redis; no attempt is
         charged and no other job waits behind it. See docs/limits.md.
@@ -222,8 +229,11 @@ class Tasks:
         name = options.pop("name", None) or getattr(fn, "__name__", type(fn).__name__)
         if not isinstance(name, str) or not TASK_NAME.match(name):
             raise TaskDefinitionError(f"the task name {name!r:.250} is not 1 to 200 characters of A-Z a-z 0-9 _ . : -")
-        kind = AsyncTask if _is_async(fn) else SyncTask
-        fn = resolved(name, fn, is_async=kind is AsyncTask)
+        kind: type[Task[..., Any]] = AsyncTask if _is_async(fn) else SyncTask
+        if options.get("batch") is None:
+            fn = resolved(name, fn, is_async=kind is AsyncTask)
+        else:
+            kind = BatchTask
         running = _while_running(name, options)
         task: Task[..., Any] = kind(self, name, fn, _task_options(name, fn, options))
         if running is not None:
@@ -447,6 +457,12 @@ class _Decorator(Protocol):
     def __call__(self, fn: Callable[P, R], /) -> SyncTask[P, R]: ...
 
 
+class _BatchDecorator(Protocol):
+    """What ``task(batch=…)`` returns."""
+
+    def __call__(self, fn: Callable[Concatenate[list[T], ...], Any], /) -> BatchTask[[T], Any]: ...
+
+
 class _RunningKey:
     """The partition of a task's limiter for calls that may not run at the same time."""
 
@@ -473,7 +489,7 @@ def _while_running(name: str, options: dict[str, Any]) -> _RunningKey | None:
 
 _TASK_OPTIONS = (
     "queue", "priority", "max_attempts", "max_retries", "timeout", "soft_timeout", "isolation", "max_memory", "expires", "result_ttl",
-    "retry", "retry_on", "never_on", "unique", "idempotent", *JOB_LIMITS,
+    "retry", "retry_on", "never_on", "unique", "idempotent", "batch", "batch_wait", *JOB_LIMITS,
 )  # fmt: skip
 
 
@@ -520,7 +536,25 @@ def _read_options(fn: Callable[..., Any], given: Mapping[str, Any]) -> TaskOptio
         unique=as_unique(given.get("unique")),
         idempotent=idempotent,
         limits=read_job_limits(given, inspect.signature(fn)),
+        batch=_batch(given),
+        batch_wait=(seconds("batch_wait", given.get("batch_wait", 0.2)) if given.get("batch") is not None else 0.0),
     )
+
+
+def _batch(given: Mapping[str, Any]) -> int:
+    batch = given.get("batch")
+    if batch is None:
+        if given.get("batch_wait") is not None:
+            raise InvalidOption("batch_wait needs batch=: how many jobs the handler takes at once")
+        return 0
+    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MOST:
+        raise InvalidOption(f"batch={batch!r:.100} must be a whole number from 1 to {MOST:,}")
+    for other in ("isolation", "soft_timeout"):
+        if given.get(other):
+            raise InvalidOption(
+                f"batch and {other} were both asked for: a handler that takes many jobs at once has none"
+            )
+    return batch
 
 
 def _isolation(given: Mapping[str, Any]) -> str | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
+import inspect
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import (
     Any,
     Generic,
@@ -38,13 +39,14 @@ from fastq.job import (
     plain_envelope,
     seconds,
 )
+from fastq.many import Many
 from fastq.once import IDEMPOTENT_TTL, Unique, Until, as_unique, key_of, unique_key
 from fastq.retry import RetryRule, attempts_in_all
 from fastq.values import check_queue_name
 from fastq.workflow import Signature
 from fastq.workflow_handle import Home
 
-__all__ = ["AsyncTask", "Call", "JobOptions", "Producer", "SyncTask", "Task", "TaskOptions"]
+__all__ = ["AsyncTask", "BatchTask", "Call", "JobOptions", "Producer", "SyncTask", "Task", "TaskOptions"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,6 +100,8 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
     unique: Unique | None = None
     idempotent: float | None = None
     limits: Any = None  # fastq.limiter.options.JobLimits
+    batch: int = 0  # most jobs that the handler takes at once, as a list; 0: one by one
+    batch_wait: float = 0.0  # seconds that the first of them waits for others
 
 
 class Call(NamedTuple):
@@ -388,12 +392,17 @@ class Task(_Enqueues[P, R]):
     @functools.cached_property
     def arguments(self) -> Arguments:
         """The signature as a codec; built at first use, when forward references can be resolved."""
-        return Arguments(self.name, self.fn, is_injected)
+        return Arguments(self.name, self.fn if self.many is None else self.many.shape(), is_injected)
+
+    @functools.cached_property
+    def many(self) -> Many | None:
+        """How its handler takes many jobs at once; None: it takes them one by one."""
+        return Many(self.name, self.fn) if self.defaults.batch else None
 
     @functools.cached_property
     def returned(self) -> Returned:
         """The return annotation as a codec."""
-        return Returned(self.name, self.fn)
+        return Returned(self.name, self.fn if self.many is None else self.many.shape())
 
     def _producer(self) -> Producer:
         return self.owner.producer()
@@ -451,6 +460,18 @@ class SyncTask(Task[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here."""
         return cast(R, self.fn(*args, **kwargs))
+
+
+class BatchTask(Task[P, R]):
+    """A task whose handler takes many jobs at once: ``enqueue`` takes what one job is called with, the handler a list of it."""
+
+    def __init__(self, owner: Owner, name: str, fn: Callable[..., Any], options: TaskOptions) -> None:
+        super().__init__(owner, name, fn, options)
+        self.is_async = inspect.iscoroutinefunction(fn)
+
+    def __call__(self, items: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the function here, with a list."""
+        return self.fn(items, *args, **kwargs)
 
 
 class Configured(_Enqueues[P, R]):

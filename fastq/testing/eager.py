@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import AsyncIterable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from fastq.context import JobContext, current, injection
 from fastq.errors import FastQError
 from fastq.handle import Bulk, JobHandle, StatusReader
 from fastq.job import JobState, JobStatus, decode_envelope, encode
+from fastq.many import Many, spread
 from fastq.sender import Sender
 from fastq.task import Call
 
@@ -83,6 +84,8 @@ def _start(app: FastQ, call: Call, *, blocking: bool = False) -> tuple[JobContex
     job = JobContext(call.job.id, call.queue, envelope, max_attempts=task.defaults.max_attempts or 1, home=app)
     args, kwargs = task.arguments.decode(envelope.body)
     placed, kwargs = task.arguments.place(args, kwargs, lambda parameter: injection(parameter, job))
+    if task.many is not None:
+        return job, _alone(task.many, job, task.fn(list(args), **task.many.more([job])))
     context = contextvars.copy_context()
     context.run(current.set, job)
     if task.is_async:
@@ -90,6 +93,20 @@ def _start(app: FastQ, call: Call, *, blocking: bool = False) -> tuple[JobContex
             _refuse_inside_a_loop(job)
         return job, _within(job, task.fn(*placed, **kwargs))
     return job, context.run(task.fn, *placed, **kwargs)
+
+
+def _alone(many: Many, job: JobContext, returned: Any) -> Any:
+    """The one job of a handler that takes many at once."""
+    if inspect.isawaitable(returned):
+        return _alone_later(many, job, returned)
+    outcome = spread(job.task, returned, 1)[0]
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+async def _alone_later(many: Many, job: JobContext, returned: Awaitable[Any]) -> Any:
+    return _alone(many, job, await returned)
 
 
 async def _within(job: JobContext, run: Coroutine[Any, Any, Any]) -> Any:

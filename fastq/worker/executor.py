@@ -43,10 +43,11 @@ from fastq.job import ErrorInfo, Extra, JobRecord, JobState, delay_of, encode
 from fastq.metrics import NOT_RUN, STATUSES, WorkerMetrics
 from fastq.worker import soft
 from fastq.worker.ending import MESSAGE_LIMIT, NOT_THE_HANDLERS, Ending, ending_of, is_retryable, misfit, reason_of
+from fastq.worker.gathering import Gathering
 from fastq.worker.isolated import Reply, Reported, Unkept
 from fastq.worker.isolation import Pool
 from fastq.worker.plan import Plan
-from fastq.worker.soft import exceed, exceed_thread, in_thread, softly
+from fastq.worker.soft import exceed, exceed_thread, softly, thread_main
 from fastq.worker.strays import given_back
 
 __all__ = ["Executor"]
@@ -110,6 +111,7 @@ class Executor:
             for name, task in app.tasks.items()
         }
         self._other = {queue: metrics.series(queue, "other") for queue in queues}
+        self.gathering = Gathering(self, metrics, slots)
 
     @property
     def finished(self) -> int:
@@ -218,6 +220,8 @@ class Executor:
         await self._run(job, plan)
 
     async def _call(self, job: JobContext, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if plan.gatherer is not None:
+            return await plan.gatherer.join(job, args[0])
         if plan.isolated:
             return await self._in_process(job, plan)
         positional: Any = args
@@ -226,14 +230,15 @@ class Executor:
         if plan.is_async:
             run = plan.task.fn(*positional, **kwargs)
             return await (softly(job, run) if job.soft else run)
-        return await self._in_thread(job, plan, positional, kwargs)
+        return await self.in_thread(job, plan, positional, kwargs)
 
-    async def _in_thread(self, job: JobContext, plan: Plan, args: Any, kwargs: dict[str, Any]) -> Any:
+    async def in_thread(self, job: JobContext, plan: Plan, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Call a handler that is a plain function."""
         if self._pool is None:
             threads = min(self._app.settings.threads, self._app.settings.concurrency)
             self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastq-handler")
         context = contextvars.copy_context()
-        call = functools.partial(_thread_main, job, plan.task.fn, args, kwargs)
+        call = functools.partial(thread_main, job, plan.task.fn, args, kwargs)
         future = self._loop.run_in_executor(self._pool, lambda: context.run(call))
         # Shielded: a cancelled waiter must not cancel a handler that has not started yet behind its back.
         return await asyncio.shield(future)
@@ -571,15 +576,6 @@ class Executor:
 
 def _nothing_to_give_back(job: JobContext) -> None:
     """Until the worker's turnstile says what to do with slots."""
-
-
-def _thread_main(job: JobContext, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-    if job.stopping:
-        raise asyncio.CancelledError
-    job.deadline = time.monotonic() + (job.soft or job.timeout)  # from here: it may have waited for a free thread
-    if job.soft:
-        return in_thread(job, lambda: fn(*args, **kwargs))
-    return fn(*args, **kwargs)
 
 
 async def _guarded(hook: Coroutine[Any, Any, None], job: JobContext) -> None:

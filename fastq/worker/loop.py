@@ -119,7 +119,6 @@ class WorkerLoop:
         self.quiet = False
         self._stop_at: float | None = None  # monotonic time at which running jobs are interrupted
         self._stopping = False
-        self._stop_reason = ""
         self._rate = 0.0
         self._rate_at = time.monotonic()
         self._rate_count = 0
@@ -140,7 +139,7 @@ class WorkerLoop:
         self._stop_at = at if self._stop_at is None else min(self._stop_at, at)
         if not self._stopping:
             self._stopping = True
-            self._stop_reason = reason
+            self.executor.gathering.hold(True)
             self._slot.state = SlotState.DRAINING
             self._ticker.hurry()
             log.info("worker drains", extra={"fields": {"reason": reason, "running": len(self.executor.running)}})
@@ -152,6 +151,7 @@ class WorkerLoop:
         if self._stopping or quiet == self.quiet:
             return
         self.quiet = quiet
+        self.executor.gathering.hold(quiet)
         self._slot.state = SlotState.QUIET if quiet else SlotState.RUNNING
         log.info("worker quiet" if quiet else "worker resumes")
         if quiet:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastq.app import FastQ
 from fastq.broker.keys import bucket_of
 from fastq.errors import LimitTimeout
 from fastq.job import encode
 from fastq.task import Task
+
+if TYPE_CHECKING:
+    from fastq.worker.gathering import Gatherer
 
 __all__ = ["Plan", "slots"]
 
@@ -27,6 +30,7 @@ class Plan:
         "doors",
         "encode",
         "fn",
+        "gatherer",
         "hands_back",
         "injected",
         "is_async",
@@ -61,7 +65,11 @@ class Plan:
         self.timeout = settings.default_timeout if defaults.timeout is None else defaults.timeout
         limit = defaults.soft_timeout
         self.soft_timeout = settings.default_soft_timeout if limit is None else limit
-        self.direct = self.is_async and not self.injected and not self.soft_timeout  # nothing between it and its call
+        self.gatherer: Gatherer | None = None  # of a task whose handler takes many jobs at once
+        if defaults.batch:
+            self.soft_timeout = 0.0
+        alone = self.is_async and not self.injected and not self.soft_timeout
+        self.direct = alone and not defaults.batch  # nothing between it and its call
         self.max_attempts = defaults.max_attempts or settings.default_max_attempts
         self.result_ttl = settings.result_ttl if defaults.result_ttl is None else defaults.result_ttl
         self.series = series
@@ -89,5 +97,5 @@ class Plan:
 def slots(app: FastQ) -> int:
     """How many jobs run at once: where every handler needs a thread, more jobs than threads would only wait here."""
     settings = app.settings
-    threads_only = bool(app.tasks) and not any(task.is_async for task in app.tasks.values())
+    threads_only = bool(app.tasks) and not any(task.is_async or task.many for task in app.tasks.values())
     return min(settings.concurrency, settings.threads) if threads_only else settings.concurrency

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import threading
+import time
 import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from fastq.context import JobContext
 from fastq.errors import SoftTimeLimitExceeded
 
-__all__ = ["exceed", "exceed_thread", "in_thread", "softly"]
+__all__ = ["exceed", "exceed_thread", "in_thread", "softly", "thread_main"]
 
 
 class _Exceeded(SoftTimeLimitExceeded, asyncio.CancelledError):
@@ -86,3 +87,13 @@ def in_thread(job: JobContext, call: Callable[[], Any]) -> Any:
                 over = True
             except SoftTimeLimitExceeded:
                 pass  # it came between the handler's end and here: too late
+
+
+def thread_main(job: JobContext, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    """Call a handler in the thread that was found for it."""
+    if job.stopping:
+        raise asyncio.CancelledError
+    job.deadline = time.monotonic() + (job.soft or job.timeout)  # from here: it may have waited for a free thread
+    if job.soft:
+        return in_thread(job, lambda: fn(*args, **kwargs))
+    return fn(*args, **kwargs)

@@ -226,6 +226,30 @@ async def consumers() -> None:
     await runner.start()
 
 
+@app.task(batch=100, batch_wait=0.5)
+async def index(documents: list[str], jobs: list[fastq.JobContext]) -> list[int | Exception]:
+    return [len(document) for document in documents]
+
+
+@app.task(batch=10)
+def archive(rows: list[tuple[int, str]]) -> None: ...
+
+
+async def batches() -> None:
+    await index.enqueue("one")
+    await index.enqueue(["one"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await archive.options(delay=5).enqueue((1, "a"))
+    await index(["one", "two"], [])
+    batch = await app.enqueue_batch("index", [("one",)], on_complete=send_email.s(), ids=False)
+    assert_type(batch, fastq.BatchResult)
+    assert_type(await batch.status(), fastq.BatchStatus | None)
+    assert_type(await app.batch(batch.id).wait(timeout=5), fastq.BatchStatus | None)
+    assert_type(await batch.on_success(send_email.si("a")), bool)
+    assert_type(await batch.failed(), list[str])
+    await batch.on_success(index)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(app.enqueue_batch_sync("index", []).cancel_sync(), bool)
+
+
 async def kits() -> None:
     async with Kit(app, result_ttl=0) as kit:
         assert_type(await kit.drain("emails"), Drained)
