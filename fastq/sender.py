@@ -5,11 +5,12 @@ Both run the same calls; nothing is connected before the first one. A forked chi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import AsyncIterable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 from fastq.broker.calls import Numbers, Target, chunks, enqueue_sync, insist
 from fastq.broker.commands import Bound, Command, NewJob, Operation, Refused, raw
@@ -18,7 +19,7 @@ from fastq.broker.greeting import Clock
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint
 from fastq.config import Settings
-from fastq.errors import BatchClosed, BrokerError, DuplicateJob, InvalidOption, JobIdReused, QueueFull
+from fastq.errors import BatchClosed, BrokerError, DuplicateJob, FastQError, InvalidOption, JobIdReused, QueueFull
 from fastq.handle import Bulk, JobHandle, StatusReader
 from fastq.job import decode_record
 from fastq.task import Call
@@ -96,36 +97,28 @@ class Sender:
 
     async def send_many(self, calls: Iterable[Call] | AsyncIterable[Call], *, ids: bool, batch: str = "") -> Bulk:
         """Enqueue a stream of prepared calls in bounded chunks; ``batch``: the batch that they belong to."""
-        bulk, side = Bulk(), self._side()
-        if isinstance(calls, AsyncIterable):
-            group: list[Call] = []
-            async for call in calls:
-                group.append(call)
-                if len(group) == _GROUP:
-                    await self._send_group(side, group, bulk, ids, batch)
-                    group = []
-            await self._send_group(side, group, bulk, ids, batch)
-            return bulk
-        stream = iter(calls)
-        while group := [call for _, call in zip(range(_GROUP), stream, strict=False)]:
-            await self._send_group(side, group, bulk, ids, batch)
-        return bulk
-
-    async def _send_group(self, side: _AsyncSide, group: list[Call], bulk: Bulk, ids: bool, batch: str) -> None:
-        if side.seal is not None:
-            group = [_sealed(call, side.seal) for call in group]
-        instead: dict[str, str] = {}
-        for (queue, priority), members in _by_target(group).items():
-            target, sent = side.target(queue, priority, batch), 0
-            for chunk in chunks(call.job for call in members):
-                refused = await side.enqueuer.submit(target, chunk)
-                if refused and any(each.why == "full" for each in refused):
-                    refused = await side.insist(target, chunk, refused)
-                _count(bulk, members[sent : sent + len(chunk)], refused, instead)
-                sent += len(chunk)
-            await side.announce(queue)
-        if ids:
-            bulk.ids += [instead.get(call.job.id, call.job.id) for call in group]
+        convoy = _Convoy(self._side(), ids, batch)
+        try:
+            if isinstance(calls, AsyncIterable):
+                group: list[Call] = []
+                async for call in calls:
+                    group.append(call)
+                    if len(group) == _GROUP:
+                        await convoy.send(group)
+                        group = []
+                await convoy.send(group)
+            else:
+                stream = iter(calls)
+                while group := [call for _, call in zip(range(_GROUP), stream, strict=False)]:
+                    await convoy.send(group)
+            await convoy.arrive()
+        except Exception:
+            with contextlib.suppress(FastQError):
+                await convoy.arrive()  # what was sent before the faulty item is stored when its caller hears of it
+            raise
+        finally:
+            convoy.give_up()
+        return convoy.bulk
 
     def send_many_sync(self, calls: Iterable[Call], *, ids: bool, batch: str = "") -> Bulk:
         """:meth:`send_many` from blocking code."""
@@ -321,6 +314,72 @@ class _AsyncSide:
             except BrokerError:
                 return  # the next enqueue tries again, and the queue's workers announce it, too
             self.announced.add(queue)
+
+
+class _Part(NamedTuple):
+    """What is under way to one queue: at most one call of the script."""
+
+    target: Target
+    calls: list[Call]
+    jobs: list[NewJob]
+    refused: Awaitable[list[Refused]]
+
+
+class _Convoy:
+    """The groups of one bulk: the next one is made while Redis takes the last one in."""
+
+    def __init__(self, side: _AsyncSide, ids: bool, batch: str) -> None:
+        self.bulk = Bulk()
+        self._side = side
+        self._ids = ids
+        self._batch = batch
+        self._group: list[Call] = []
+        self._parts: list[_Part] = []
+
+    async def send(self, group: list[Call]) -> None:
+        """Send a group, and see the one before it arrive."""
+        import asyncio
+
+        if self._side.seal is not None:
+            group = [_sealed(call, self._side.seal) for call in group]
+        parts = [part for key, calls in _by_target(group).items() for part in self._parts_of(*key, calls)]
+        await asyncio.sleep(0)  # it leaves now
+        try:
+            await self.arrive()
+        finally:
+            self._group, self._parts = group, parts
+        if any(part.target.bound is not None for part in parts):  # for those of the next group there may be no room
+            await self.arrive()
+
+    def _parts_of(self, queue: str, priority: int, calls: list[Call]) -> Iterator[_Part]:
+        target, sent = self._side.target(queue, priority, self._batch), 0
+        for jobs in chunks(call.job for call in calls):
+            yield _Part(target, calls[sent : sent + len(jobs)], jobs, self._side.enqueuer.submit(target, jobs))
+            sent += len(jobs)
+
+    async def arrive(self) -> None:
+        """Wait for the group that is under way, and count it."""
+        instead: dict[str, str] = {}
+        while self._parts:
+            part = self._parts[0]
+            refused = await part.refused
+            if refused and any(each.why == "full" for each in refused):
+                refused = await self._side.insist(part.target, part.jobs, refused)
+            del self._parts[0]
+            _count(self.bulk, part.calls, refused, instead)
+            await self._side.announce(part.calls[0].queue)
+        if self._ids:
+            self.bulk.ids += [instead.get(call.job.id, call.job.id) for call in self._group]
+        self._group = []
+
+    def give_up(self) -> None:
+        """After an error: what is under way is nobody's any more."""
+        for part in self._parts:
+            if isinstance(part.refused, Coroutine):
+                part.refused.close()
+            else:
+                cast("asyncio.Future[list[Refused]]", part.refused).cancel()
+        self._parts = []
 
 
 class _SyncSide:
