@@ -35,6 +35,8 @@ def names(q: QueueKeys) -> list[str]:
             q.logs("a:7/b@c"),
             q.flow("0" * 24),
             q.flow_states("0" * 24),
+            q.batch("0" * 24),
+            q.batch_ends("0" * 24),
         )
     ]
 
