@@ -169,6 +169,31 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
             names.append(point.name)
         return names
 
+    def discover(self, *modules: str) -> list[str]:
+        """Import modules, so that the tasks that they define are registered; of a package, every module in it.
+
+        ``fastq.Tasks`` objects that they define are included. Returns the names of the tasks that came.
+
+        Raises:
+            ImportError: there is no such module, or it cannot be imported. TaskDefinitionError: a name is taken.
+
+        Example::
+
+            app.discover("shop.tasks", "shop.reports")
+        """
+        from importlib import import_module
+        from pkgutil import walk_packages
+
+        before = set(self.tasks)
+        for name in modules:
+            module = import_module(name)
+            inner = walk_packages(getattr(module, "__path__", ()), f"{name}.")
+            for each in (module, *(import_module(found.name) for found in inner)):
+                for value in list(vars(each).values()):
+                    if isinstance(value, Tasks) and value._bound is None:
+                        self.include(value)
+        return sorted(set(self.tasks) - before)
+
     # -- enqueue by name --------------------------------------------------------------------
 
     async def enqueue(self, name: str, /, *args: Any, **kwargs: Any) -> JobHandle[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fastq.broker.commands import Operation
@@ -99,7 +99,13 @@ class Asking:
     def _waits(self) -> Waits:
         from fastq.waiting import Waits
 
-        return Waits(cast("Home", self), self._sender.aclose)
+        return Waits(cast("Home", self), self._leave)
+
+    async def _leave(self) -> None:
+        """Close what blocking code has on the event loop that waits for it."""
+        if "_watches" in self.__dict__:
+            await self._watches.aclose()
+        await self._sender.aclose()
 
     def events(self, *, queue: str | None = None) -> AsyncIterator[Event]:
         """What happens to the jobs of a queue (default: the setting ``default_queue``) from now on: started, progress, retried,
@@ -113,6 +119,14 @@ class Asking:
                 print(event.kind, event.job_id)
         """
         return self._watches.events(queue or self.settings.default_queue, "*")
+
+    def events_sync(self, *, queue: str | None = None) -> Iterator[Event]:
+        """:meth:`events` from blocking code: a loop over it waits for the next one."""
+        return self._waits.backstage().iterate(self.events(queue=queue))
+
+    def job_events_sync(self, job_id: str, *, queue: str) -> Iterator[Event]:
+        """:meth:`job_events` from blocking code."""
+        return self._waits.backstage().iterate(self.job_events(job_id, queue=queue))
 
     def job_events(self, job_id: str, *, queue: str) -> AsyncIterator[Event]:
         """What happens to one job; see :meth:`fastq.JobHandle.events`."""

@@ -202,6 +202,7 @@ PARTS = {
 VARIABLES: Mapping[str, tuple[str, ...]] = {
     "url": ("FASTQ_REDIS_URL", "FASTQ_URL", "REDIS_URL"),
     "schedules": ("FASTQ_SCHEDULE_JSON", "FASTQ_SCHEDULES", "JOBS_SCHEDULE_JSON"),
+    "default_timeout": ("FASTQ_DEFAULT_TIMEOUT", "JOB_DEFAULT_TIMEOUT_SECONDS"),
 }
 
 #: FASTQ_… variables that are no setting; they are never taken for a misspelt one.

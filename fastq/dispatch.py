@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -45,10 +47,21 @@ class JobRegistry:
             return fastq.JobResult(success=True, message="sent")
 
         await app.process_one(registry.run, "emails")
+
+    Args:
+        metric_prefix: count the dispatches of this process in prometheus_client's default registry, if that is installed:
+            ``<prefix>_processed_total`` (job_name, status), ``<prefix>_duration_seconds`` (job_name) and
+            ``<prefix>_failures_total`` (job_name, error_type). None: nothing is counted.
+
+    Raises:
+        TaskDefinitionError: the prefix cannot begin the name of a metric.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, metric_prefix: str | None = None) -> None:
+        if metric_prefix is not None and not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]{0,100}", metric_prefix):
+            raise TaskDefinitionError(f"metric_prefix={metric_prefix!r:.150} cannot begin the name of a metric")
         self._handlers: dict[str, Handler] = {}
+        self._prefix = metric_prefix
 
     def register(self, name: str, handler: Handler) -> None:
         """Register a handler.
@@ -98,6 +111,24 @@ class JobRegistry:
         if handler is None:
             raise UnknownJobError(f"no handler is registered for job {name!r}{did_you_mean(name, self._handlers)}")
         limit = None if timeout is None else seconds("timeout", timeout)
+        if self._prefix is None:
+            return await self._run(name, handler, job, limit)
+        from fastq.exposition import handler_metrics
+
+        began, ok, error = time.perf_counter(), False, ""
+        try:
+            result = await self._run(name, handler, job, limit)
+            ok = result.success
+        except BaseException as raised:
+            error = type(raised).__name__
+            raise
+        finally:
+            metrics = handler_metrics(self._prefix)
+            if metrics is not None:
+                metrics.note(name, time.perf_counter() - began, ok=ok, error=error)
+        return result
+
+    async def _run(self, name: str, handler: Handler, job: Any, limit: float | None) -> JobResult:
         clock = asyncio.timeout(limit)
         try:
             async with clock:

@@ -175,6 +175,37 @@ def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
     return list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True))
 
 
+class HandlerMetrics:
+    """What :class:`fastq.JobRegistry` counts in this process, in the default registry of prometheus_client.
+
+    Args:
+        prefix: of the names: ``<prefix>_processed_total``, ``<prefix>_duration_seconds``, ``<prefix>_failures_total``.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        from prometheus_client import Counter, Histogram
+
+        self._processed = Counter(f"{prefix}_processed_total", "Jobs that were dispatched.", ["job_name", "status"])
+        self._duration = Histogram(f"{prefix}_duration_seconds", "How long their handlers ran.", ["job_name"])
+        self._failures = Counter(f"{prefix}_failures_total", "Runs that failed.", ["job_name", "error_type"])
+
+    def note(self, name: str, seconds: float, *, ok: bool, error: str) -> None:
+        """One run has ended; ``error``: the type of its exception, empty for none."""
+        self._processed.labels(name, "success" if ok else "failure").inc()
+        self._duration.labels(name).observe(seconds)
+        if not ok:
+            self._failures.labels(name, error or "JobResult").inc()
+
+
+@functools.cache
+def handler_metrics(prefix: str) -> HandlerMetrics | None:
+    """The metrics of this prefix, the same for all who ask; None where prometheus_client is not installed."""
+    try:
+        return HandlerMetrics(prefix)
+    except ImportError:
+        return None
+
+
 @functools.cache
 def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version

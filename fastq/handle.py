@@ -38,6 +38,10 @@ class StatusReader(Protocol):
         """See :meth:`JobHandle.events`."""
         ...
 
+    def job_events_sync(self, job_id: str, *, queue: str) -> Iterator[Event]:
+        """See :meth:`JobHandle.events_sync`."""
+        ...
+
     async def get_logs(self, job_id: str, *, queue: str) -> list[str]:
         """See :meth:`fastq.FastQ.get_logs`."""
         ...
@@ -94,6 +98,16 @@ class JobHandle(Generic[R_co]):
                 await websocket.send_json(event.to_dict())
         """
         return self._reader.job_events(self.id, queue=self.queue)
+
+    def events_sync(self) -> Iterator[Event]:
+        """:meth:`events` from blocking code.
+
+        Example::
+
+            for event in job.events_sync():
+                print(event.kind)
+        """
+        return self._reader.job_events_sync(self.id, queue=self.queue)
 
     async def logs(self) -> list[str]:
         """The last lines that the handler wrote through ``job.log``, oldest first; an hour long, half a second late.

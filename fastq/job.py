@@ -132,7 +132,7 @@ class Signature(msgspec.Struct, array_like=True, frozen=True):
 class Extra(msgspec.Struct, omit_defaults=True, rename={
     "timeout": "t", "max_attempts": "m", "expires_at": "x", "result_ttl": "r", "error": "e",
     "due_at": "d", "snoozes": "s", "strays": "u", "schedule": "c", "replayed_from": "p",
-    "takes": "w", "signature": "g",
+    "takes": "w", "signature": "g", "soft_timeout": "o",
 }):  # fmt: skip
     """The rare fields of an envelope; absent (one byte) on a job that uses none of them."""
 
@@ -148,6 +148,7 @@ class Extra(msgspec.Struct, omit_defaults=True, rename={
     replayed_from: int | None = None  # time of the death that a replay undid
     takes: int | None = None  # a job of a workflow: the node whose result is its first argument, -1: none
     signature: Signature | None = None
+    soft_timeout: float | None = None  # seconds; None: the task's own, 0: none
 
 
 class Envelope(msgspec.Struct, array_like=True):

@@ -106,7 +106,7 @@ class Signer:
         signed = encode(
             (
                 mark.key, queue, job_id, envelope.version, envelope.priority, envelope.task, envelope.body, envelope.enqueued_at,
-                mark.not_before, mark.expires, extra.timeout, extra.max_attempts, extra.result_ttl, extra.schedule, extra.takes,
+                mark.not_before, mark.expires, extra.timeout, extra.soft_timeout, extra.max_attempts, extra.result_ttl, extra.schedule, extra.takes,
             )
         )  # fmt: skip
         return hmac.digest(self._keys[mark.key], signed, hashlib.sha256)

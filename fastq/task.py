@@ -62,7 +62,8 @@ class JobOptions(TypedDict, total=False):
 
     ``delay`` seconds or ``at`` (an aware datetime, or seconds since the epoch): when the job is due.
     ``expires`` seconds: if it has not started by then, it is cancelled. ``job_id``: your own id; a second job with
-    the id of a live one is not created. ``result_ttl`` seconds that its record is kept, 0 for none. ``unique``: see
+    the id of a live one is not created. ``timeout`` and ``soft_timeout`` seconds:
+    its limits, soft 0 for none. ``result_ttl`` seconds that its record is kept, 0 for none. ``unique``: see
     :class:`fastq.Unique`. ``idempotency_key``: your own name for this call; for a day, or ``idempotent`` seconds of the
     task, every call with it gets the job of the first one.
     """
@@ -74,6 +75,7 @@ class JobOptions(TypedDict, total=False):
     expires: Seconds
     job_id: str
     timeout: Seconds
+    soft_timeout: Seconds
     max_attempts: int
     max_retries: int
     result_ttl: Seconds
@@ -209,6 +211,7 @@ def _extra(defaults: TaskOptions, options: JobOptions, now: int, due: int) -> Ex
     expires = options.get("expires", defaults.expires)
     extra = Extra(
         timeout=seconds("timeout", options["timeout"], least=0.001) if "timeout" in options else None,
+        soft_timeout=seconds("soft_timeout", options["soft_timeout"]) if "soft_timeout" in options else None,
         expires_at=None if expires is None else now + max(due, 0) + round(seconds("expires", expires) * 1_000),
         result_ttl=seconds("result_ttl", options["result_ttl"]) if "result_ttl" in options else None,
         due_at=now + due if due > 0 else None,

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from fastq.broker.commands import Command, follow
@@ -95,11 +95,14 @@ class Waits:
 
     def wait_sync(self, queue: str, job_id: str, timeout: float | None) -> JobStatus | None:
         """The same from blocking code."""
+        return self.backstage().run(self.wait(queue, job_id, timeout))
+
+    def backstage(self) -> Backstage:
+        """Where blocking code waits."""
         with self._lock:
             if self._backstage is None or self._backstage.pid != os.getpid():  # forked: the thread stayed behind
                 self._backstage = Backstage()
-            backstage = self._backstage
-        return backstage.run(self.wait(queue, job_id, timeout))
+            return self._backstage
 
     async def aclose(self) -> None:
         """Stop waiting on this event loop."""
@@ -274,6 +277,20 @@ class Waiting:
         await self._listener.close()
 
 
+async def _next(values: AsyncIterator[T]) -> T:
+    return await anext(values)
+
+
+async def _end_the_others() -> None:
+    """Let what was ended or cancelled say so to the threads that wait for it, and cancel the rest."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for cancel in (False, True):
+        if others:
+            for task in others if cancel else ():
+                task.cancel()
+            _, others = await asyncio.wait(others, timeout=0.5)
+
+
 class Backstage:
     """An event loop in a thread, where blocking code waits."""
 
@@ -292,8 +309,21 @@ class Backstage:
             future.cancel()
             raise
 
+    def iterate(self, values: AsyncIterator[T]) -> Iterator[T]:
+        """What an iterator over there yields, here; it is closed when this one is."""
+        try:
+            while True:
+                try:
+                    yield self.run(_next(values))
+                except StopAsyncIteration:
+                    return
+        finally:
+            if not self._loop.is_closed() and isinstance(values, AsyncGenerator):
+                self.run(values.aclose())
+
     def close(self) -> None:
-        """End the thread."""
+        """End the thread; whoever waits here is told before."""
+        self.run(_end_the_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastq.testing.bench import Drained, DrainTimeout, drain
     from fastq.testing.kit import Enqueued, Kit
+    from fastq.testing.made import MadeMessage, make_job, make_message, told
 
-__all__ = ["DrainTimeout", "Drained", "Enqueued", "Kit", "drain"]
+__all__ = ["DrainTimeout", "Drained", "Enqueued", "Kit", "MadeMessage", "drain", "make_job", "make_message", "told"]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module 'fastq.testing' has no attribute {name!r}")
-    from fastq.testing import bench, kit
+    from fastq.testing import bench, kit, made
 
-    return getattr(kit if hasattr(kit, name) else bench, name)
+    return next(getattr(module, name) for module in (kit, bench, made) if hasattr(module, name))

@@ -140,21 +140,22 @@ class Executor:
             self.runner.start(job, plan)
             return
         job.started = time.monotonic()
-        job.timeout, job.max_attempts = plan.timeout, plan.max_attempts
+        job.timeout, job.max_attempts, soft = plan.timeout, plan.max_attempts, plan.soft_timeout
         if extra is not None:
             if extra.expires_at is not None and self._now_ms() > extra.expires_at:
                 self._expire(job, plan)
                 return
             job.timeout = extra.timeout or job.timeout
             job.max_attempts = extra.max_attempts or job.max_attempts
+            soft = soft if extra.soft_timeout is None else extra.soft_timeout
         job.state, job.home, job.desk = self.state, self._app, self.runner.desk
         job.row = self._rows.pop()
         self._metrics.start(job.row, job.id)
         self.running[job] = 0.0
         if plan.is_async:
             job.deadline = job.started + job.timeout
-        if plan.soft_timeout and plan.soft_timeout < job.timeout:
-            job.soft = plan.soft_timeout
+        if soft and soft < job.timeout:
+            job.soft = soft
             job.deadline = job.deadline and job.started + job.soft
         if extra is None or extra.takes is None or extra.takes < 0:
             self._spawn(job, self._run(job, plan))
@@ -185,7 +186,7 @@ class Executor:
         try:
             if self._app.middlewares:
                 result = await self._through_middleware(job, plan, args, kwargs)
-            elif plan.direct:
+            elif plan.direct and not job.soft:
                 result = await plan.task.fn(*args, **kwargs)
             else:
                 result = await self._call(job, plan, args, kwargs)

@@ -58,3 +58,11 @@ def test_examples_use_names_and_labels_that_exist(expression: str) -> None:
     for status in re.findall(r"status=~?\"([^\"]*)\"", expression):
         assert set(status.split("|")) <= set(STATUSES)
     assert expression.count("(") == expression.count(")")
+
+
+def test_dead_letters_have_a_gauge_and_an_alert() -> None:
+    """F300: more than 100 for five minutes is a warning."""
+    assert {metric.name: metric.kind for metric in METRICS}["fastq_dead_letters"] == "gauge"
+    (rule,) = [part for part in ALERTS.read_text().split("- alert: ") if part.startswith("FastqManyDeadLetters")]
+    lines = [line.strip() for line in rule.splitlines()]
+    assert lines[1:4] == ["expr: max by (queue) (fastq_dead_letters) > 100", "for: 5m", "labels: {severity: warning}"]

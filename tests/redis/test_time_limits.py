@@ -170,6 +170,42 @@ async def test_the_hard_limit_follows(redis_url: str) -> None:
         assert (letter.error_type, letter.attempts, len(runs)) == ("JobTimeout", 2, 4)
 
 
+@pytest.mark.parametrize("own", [None, 60.0], ids=["a task without one", "a task with one"])
+async def test_a_soft_limit_of_one_call(redis_url: str, own: float | None) -> None:
+    """F262: shorter or none for one call, in a task that is async and in a thread; its retry has it, too."""
+    app, told = make_app(redis_url), []
+
+    @app.task(soft_timeout=own, max_attempts=2, retry=0)
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(30)
+        except SoftTimeLimitExceeded:
+            told.append("async")
+            raise
+
+    @app.task(soft_timeout=own, max_attempts=1)
+    def spins() -> None:
+        while True:
+            time.sleep(0.001)
+
+    @app.task(soft_timeout=0.05, max_attempts=1)
+    async def patient() -> str:
+        await asyncio.sleep(0.3)
+        return "had its time"
+
+    async with working(app) as shop:
+        quick = await waits.options(soft_timeout=0.05).enqueue()
+        thread = await spins.options(soft_timeout=0.05).enqueue()
+        unhurried = await patient.options(soft_timeout=0).enqueue()
+        assert (await shop.ended(quick)).last_error == "SoftTimeLimitExceeded: ran longer than its soft_timeout"
+        assert told == ["async", "async"]
+        assert (await shop.ended(thread)).state == "failed"
+        assert (await shop.ended(unhurried)).result == "had its time"
+        with pytest.raises(fastq.InvalidOption, match="soft_timeout"):
+            waits.options(soft_timeout=-1)  # told where the call is made
+            await waits.options(soft_timeout=-1).enqueue()
+
+
 @pytest.mark.parametrize(
     ("options", "runs"),
     [({}, 2), ({"retry_on": ValueError}, 2), ({"never_on": SoftTimeLimitExceeded}, 1)],

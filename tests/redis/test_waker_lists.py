@@ -71,7 +71,7 @@ async def test_a_cancelled_job_is_told_at_once(
         behind = await endless.enqueue() if full else None
         await started.wait()
         if full:
-            await eventually_async(lambda: shop.loop._waker._deaf)
+            await eventually_async(lambda: shop.loop._waker._each[0]._deaf)
         assert await job.cancel(terminate=True)
         ended = await app.wait_for(job.id, timeout=IDLE_WAIT / 2, queue="default")
         assert ended is not None
