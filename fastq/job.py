@@ -202,9 +202,9 @@ def decode_envelope(data: bytes) -> Envelope:
 
 def delay_of(error: UndecodableJob, now_ms: int, ttl: float) -> int:
     """In how many ms a job that cannot be read here is to be offered again; 0: not any more."""
-    if not isinstance(error, GivenBack) or (isinstance(error, NewerJob) and now_ms - error.since >= ttl * 1_000):
+    if isinstance(error, NewerJob) and abs(now_ms - error.since) >= ttl * 1_000:  # also a time that is yet to come
         return 0
-    return error.delay_ms
+    return error.delay_ms if isinstance(error, GivenBack) else 0
 
 
 def priority_of(data: bytes) -> int:

@@ -4,7 +4,7 @@ A process counts into the cells of its board slot: ``WorkerMetrics``, one compil
 (``aggregate``); fastq/exposition.py writes them in Prometheus's text format. Cells outlive the process that filled them, so
 the sums only grow as long as the supervisor lives.
 
-Labels (F-A15): a label value is a queue or task name that the worker registered, or ``other``; at most ``SERIES_LIMIT``
+Labels (A-15): a label value is a queue or task name that the worker registered, or ``other``; at most ``SERIES_LIMIT``
 pairs of queue and task per process. Of limiters: their ids and the types of jobs, at most ``LIMIT_SERIES`` pairs. Job ids, errors and text of users are never labels.
 
 ``python -m fastq.metrics`` prints the table of docs/metrics.md. Beside limits.py the only module that knows the compiled core.
@@ -66,7 +66,7 @@ NOTED_WAIT: Final = 0.1
 """Seconds: waits for a limiter above this are what ``background_job_rate_limit_waits_total`` counts."""
 
 SERIES_LIMIT: Final = 1_000
-"""Pairs of queue and task that one process counts apart; the rest is ``other`` (F-A15)."""
+"""Pairs of queue and task that one process counts apart; the rest is ``other`` (A-15)."""
 
 # -- the table ------------------------------------------------------------------------------------
 

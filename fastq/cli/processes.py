@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from fastq.supervisor import ChildSpec
 
 __all__ = ["dev", "scheduler", "supervise", "worker"]
+
+log = logging.getLogger("fastq.supervisor")
 
 SPARE_SLOTS = 16
 """Places on the board beyond twice the workers: TTIN adds workers, and a dead one keeps its place for a moment."""
@@ -61,6 +64,8 @@ def supervise(plan: Callable[[], Launch]) -> int:
     settings = launch.settings
     check_exposure(settings)
     logs.setup(settings.log_level, settings.log_format)
+    if os.geteuid() == 0:
+        log.warning("running as root", extra=logs.fields(fix="run it as a user of its own: User= in the systemd unit"))
     board = Board(2 * settings.workers + SPARE_SLOTS)
     paths = [_watched(launch.app)] if settings.reload else []
     return Supervisor(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastq import monitor
-from fastq.broker import keys, schema, scripts
+from fastq.broker import connection, keys, schema, scripts
 from fastq.worker import executor, loop
 
 CRASHES = 3
@@ -78,6 +78,17 @@ def rename_ready_lists() -> None:
     keys.QueueKeys.__init__ = init  # type: ignore[method-assign]
 
 
+def leak_descriptors() -> None:
+    """A connection that is made leaves a descriptor behind."""
+    dial = connection.AsyncConnection._dial
+
+    async def leaking(self: Any, loop: Any, wire: Any, *rest: Any) -> None:
+        await dial(self, loop, wire, *rest)
+        os.dup(wire.transport.get_extra_info("socket").fileno())
+
+    connection.AsyncConnection._dial = leaking  # type: ignore[method-assign]
+
+
 def next_schema() -> None:
     """Neither crash nor bug: a release that knows only the version of the keys after ours."""
     schema.SCHEMA, schema.KNOWN = 2, (2,)
@@ -93,6 +104,7 @@ PLANTS: dict[str, Callable[[], None]] = {
     "before_settle": lambda: before("_turn", "before_settle", lambda lane, ask: lane.batch.ids()),
     "after_settle": lambda: before("_confirm", "after_settle", lambda lane, stale: lane.sent.ids()),
     "rename_ready_lists": rename_ready_lists,
+    "leaks_descriptors": leak_descriptors,
     "next_schema": next_schema,
     "look_closer": look_closer,
     "impatient": shorten_the_cancel_grace,

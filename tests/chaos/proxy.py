@@ -1,4 +1,4 @@
-"""A TCP proxy before Redis that loses replies, holds them back, or goes silent (F-30, F-33, F-37).
+"""A TCP proxy before Redis that loses replies, holds them back or up, or goes silent (F-30, F-31, F-33, F-37).
 
 It runs in a thread of the test. It knows the scripts in a client's bytes by their SHA-1, so that a test says which ones
 are to suffer. A lost reply is the worst kind: Redis has run the script and answered, then the connection breaks.
@@ -50,6 +50,8 @@ class Line:
     async def down(self) -> None:
         while data := await self.server_reader.read(1 << 20):
             await self.open.wait()
+            if self.proxy.delay:
+                await asyncio.sleep(self.proxy.delay)
             if self.dropping:
                 if not data.startswith(b"-"):  # NOSCRIPT: nothing has run
                     self.proxy.dropped.update(self.dropping)
@@ -79,6 +81,8 @@ class FaultProxy:
         self.seen: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.held: list[Line] = []
+        self.delay = 0.0
+        """Seconds by which every reply is late."""
         self._lines: set[Line] = set()
         self._clients: set[asyncio.StreamWriter] = set()
         self._port = 0

@@ -97,7 +97,7 @@ def test_a_decoder_raises_one_error_whatever_it_reads(dice: random.Random, figur
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_small(name: str) -> None:
-    """A-02: what claims to be huge costs no more than what it is."""
+    """A-10: what claims to be huge costs no more than what it is."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     readable(BOMBS[name])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64_000, "KiB"

@@ -1,4 +1,4 @@
-"""The append-only file ends anywhere: what a power failure leaves. Every cut is a state in which nothing is lost half-way.
+"""The append-only file ends anywhere (F-19): what a power failure leaves. Every cut is a state in which nothing is lost half-way.
 
 A script reaches the file as one transaction, and a server drops an unfinished one when it loads the file. So each cut must look
 like a moment between two calls: `fastq check` finds nothing. The planted bug sends the same steps as commands of their own.

@@ -119,6 +119,28 @@ def test_half_open_connections(make_fleet: MakeFleet, redis_url: str, proxy: Fau
     assert fleet.stop() == 0
 
 
+def test_a_slow_redis(make_fleet: MakeFleet, redis_url: str, proxy: FaultProxy, figure: Figure) -> None:
+    """F-31: every reply 200 ms late, for longer than two leases: fewer jobs a second, none of them twice, no lease is lost."""
+    fleet = make_fleet(proxy.url, workers=2, lease=2 * LEASE).serving()
+    fleet.url = redis_url
+    proxy.delay = 0.2
+    begun = time.monotonic()
+    long = [f"long{n}" for n in range(6)]
+    fleet.enqueue_many("gated", ((key, str(fleet.gate())) for key in long))
+    keys = [f"k{n}" for n in range(600)]
+    fleet.enqueue_many("once", ((key, 0.01) for key in keys))
+    fleet.until_done(keys)
+    eventually(lambda: time.monotonic() > begun + 4 * LEASE, PATIENCE)
+    fleet.gate().touch()
+    story = fleet.until_done([*keys, *long])
+    last = max(event.at for key in keys for event in story.ends[key])
+    figure(f"replies 200 ms late: {len(keys)} jobs of 10 ms on 20 slots in {last - begun:.1f} s, 0 run twice")
+    assert story.repeated() == set()
+    assert fleet.logged("worker exited") == fleet.logged("worker lost its lease") == []
+    assert fleet.logged("outcomes dropped, lease lost") == []
+    assert fleet.stop() == 0
+
+
 def test_a_reserve_that_is_answered_after_sigterm(
     make_fleet: MakeFleet, redis_url: str, raw: Any, proxy: FaultProxy
 ) -> None:

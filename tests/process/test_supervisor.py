@@ -905,6 +905,7 @@ def test_which_files_are_watched(tmp_path: Path) -> None:
 
 
 def test_pid_file(host: Host, tmp_path: Path) -> None:
+    """A-17: nobody else may read or write it."""
     path = tmp_path / "fastq.pid"
     host.start_running(WORKER, MONITOR, options={"pidfile": str(path)})
     assert path.read_text() == f"{host.pid}\n"

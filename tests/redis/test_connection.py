@@ -52,7 +52,7 @@ def test_commands_leave_in_the_order_of_the_calls(redis_url: str, raw: Any, run:
 
 
 def test_a_cancelled_call_never_leaves_its_reply_to_another(redis_url: str, run: Run) -> None:
-    """F-34 (CVE-2023-28858): 1,000 calls, a third cancelled while their reply is on the way."""
+    """F-34, A-09 (CVE-2023-28858): 1,000 calls, a third cancelled while their reply is on the way."""
 
     async def main() -> None:
         connection = AsyncConnection(parse_url(redis_url))

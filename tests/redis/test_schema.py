@@ -160,14 +160,14 @@ async def test_a_newer_releases_job_waits_for_it_unchanged(redis_url: str, raw: 
     app = fastq.FastQ(redis_url)
     app.task(name="t")(_nothing)
     now = int(time.time() * 1_000)
-    fresh, late = newer(now), newer(0)
+    fresh, late, never = newer(now), newer(0), newer(2**62)
     waited = newer(0, Extra(due_at=now))
-    stored(app, fresh=fresh, late=late, waited=waited)
+    stored(app, fresh=fresh, late=late, never=never, waited=waited)
     async with working(app) as shop:
         other = await app.enqueue("t")
         assert (await shop.ended(other)).state is JobState.SUCCESS, "its neighbours run"
         letters = {letter.id: letter.reason for letter in await app.dead.list()}
-    assert letters == {"late": "undecodable"}, "ten minutes are over since it was enqueued"
+    assert letters == {"late": "undecodable", "never": "undecodable"}, "ten minutes are over since it was enqueued"
     assert set(raw.zrange("fastq:{default}:due", 0, -1)) == {b"fresh", b"waited"}
     assert raw.hget("fastq:{default}:jobs", "fresh") == fresh
     assert raw.hget("fastq:{default}:jobs", "waited") == waited

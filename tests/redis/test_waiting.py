@@ -148,7 +148,7 @@ async def _awaited(app: fastq.FastQ, job_id: str) -> bool:
 
 
 async def test_what_leaves_no_trace(app: fastq.FastQ) -> None:
-    """ResultExpired: at once when the trace is gone, at the end of a job that leaves none; unknown ids are None (F164)."""
+    """F-44: ResultExpired: at once when the trace is gone, at the end of a job that leaves none; unknown ids are None (F164)."""
     job = await app.enqueue("traceless")
     waiting = asyncio.ensure_future(job.result(timeout=10))
     await eventually_async(lambda: _awaited(app, job.id))

@@ -175,7 +175,7 @@ def test_names_nobody_registered_are_other(board: Board) -> None:
 
 
 def test_20k_unknown_names_make_no_series(board: Board) -> None:
-    """F-A15: 20,000 unknown task names and 20,000 queue names leave the number of series and the memory unchanged."""
+    """A-15: 20,000 unknown task names and 20,000 queue names leave the number of series and the memory unchanged."""
     counting = worker(board[0])
     counting.series("mail", "nope"), counting.series("nope", "send")
     before = len(aggregate(board).tasks), len(Exposition(board).render())
