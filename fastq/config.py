@@ -160,6 +160,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     enqueue_timeout: Annotated[
         float, _duration("How long `enqueue` tries to reach Redis before it raises.", gt=0, le=HOUR)
     ] = 5.0
+    durability: Annotated[
+        Literal["stored", "replicated"],
+        _text("When `enqueue` returns: `stored` by Redis, or `replicated`: `replicas` of its replicas have it, too."),
+    ] = "stored"
+    replicas: Annotated[int, _number("Replicas that must have a job with `durability=replicated`.", ge=1, le=100)] = 1
+    replication_timeout: Annotated[
+        float, _duration("How long `enqueue` waits for them before it raises `NotReplicated`.", gt=0, le=HOUR)
+    ] = 1.0
     enqueue_buffer: Annotated[
         int, _number("Jobs of one process that may wait to be sent; further calls wait.", ge=1, le=10_000_000)
     ] = 10_000

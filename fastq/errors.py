@@ -179,6 +179,18 @@ class QueueFull(BrokerError):
     enqueued = 0
 
 
+class NotReplicated(BrokerError):
+    """Redis has stored the jobs, but too few of its replicas said in time that they have them: a failover now may lose them.
+
+    ``job_ids``: of these jobs. To be sure, enqueue them again with the same ids (``options(job_id=…)``): no second job is
+    created, and the replicas are waited for again.
+    """
+
+    def __init__(self, message: str, job_ids: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.job_ids = job_ids
+
+
 class BrokerOutOfMemory(QueueFull):
     """Redis has reached ``maxmemory`` and takes no new jobs."""
 

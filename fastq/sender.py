@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
-from fastq.broker.calls import Numbers, Target, chunks, enqueue_sync, insist
+from fastq.broker.calls import Numbers, Replication, Target, chunks, enqueue_sync, insist
 from fastq.broker.commands import Bound, Command, NewJob, Operation, Refused, raw
 from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.greeting import Clock
@@ -26,6 +26,10 @@ from fastq.task import Call
 
 if TYPE_CHECKING:
     import asyncio
+
+    from fastq.broker.enqueuer import AsyncEnqueuer, SplitEnqueuer
+
+    _Sides = dict[asyncio.AbstractEventLoop, "_AsyncSide"]
 
 __all__ = ["Home", "Sender"]
 
@@ -65,14 +69,16 @@ class Sender:
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._sides: dict[asyncio.AbstractEventLoop, _AsyncSide] = {}
-        self._sync: _SyncSide | None = None
+        # Twice: jobs that replicas must have go over a connection of their own, as WAIT blocks the one that it is sent on.
+        self._sides: tuple[_Sides, _Sides] = ({}, {})
+        self._syncs: list[_SyncSide | None] = [None, None]
+        self._replicated = home.settings.durability == "replicated"
         self._lock = threading.Lock()
         self.clock = Clock()
 
     async def send(self, call: Call) -> JobHandle[Any]:
         """Enqueue a prepared call."""
-        side = self._side()
+        side = self._side(call.replicated)
         if side.seal is not None:
             call = _sealed(call, side.seal)
         target = side.targets.get((call.queue, call.priority)) or side.target(call.queue, call.priority)
@@ -87,7 +93,7 @@ class Sender:
 
     def send_sync(self, call: Call) -> JobHandle[Any]:
         """Enqueue a prepared call from blocking code."""
-        refused = self._sync_side().send(call.queue, call.priority, [call.job])
+        refused = self._sync_side(call.replicated).send(call.queue, call.priority, [call.job])
         return self._handle(call, refused[0] if refused else None)
 
     def _handle(self, call: Call, refused: Refused | None) -> JobHandle[Any]:
@@ -97,7 +103,7 @@ class Sender:
 
     async def send_many(self, calls: Iterable[Call] | AsyncIterable[Call], *, ids: bool, batch: str = "") -> Bulk:
         """Enqueue a stream of prepared calls in bounded chunks; ``batch``: the batch that they belong to."""
-        convoy = _Convoy(self._side(), ids, batch)
+        convoy = _Convoy(self._side, ids, batch)
         try:
             if isinstance(calls, AsyncIterable):
                 group: list[Call] = []
@@ -122,11 +128,11 @@ class Sender:
 
     def send_many_sync(self, calls: Iterable[Call], *, ids: bool, batch: str = "") -> Bulk:
         """:meth:`send_many` from blocking code."""
-        bulk, side, stream = Bulk(), self._sync_side(), iter(calls)
+        bulk, stream = Bulk(), iter(calls)
         while group := [call for _, call in zip(range(_GROUP), stream, strict=False)]:
             instead: dict[str, str] = {}
             for (queue, priority), members in _by_target(group).items():
-                sent = 0
+                side, sent = self._sync_side(members[0].replicated), 0
                 for chunk in chunks(call.job for call in members):
                     refused = side.send(queue, priority, chunk, batch)
                     _count(bulk, members[sent : sent + len(chunk)], refused, instead)
@@ -135,49 +141,55 @@ class Sender:
                 bulk.ids += [instead.get(call.job.id, call.job.id) for call in group]
         return bulk
 
-    def _side(self) -> _AsyncSide:
+    def _side(self, replicated: bool | None) -> _AsyncSide:
         import asyncio  # 45 ms, which blocking code does not need
 
         loop = asyncio.get_running_loop()
-        side = self._sides.get(loop)
+        safe = self._replicated if replicated is None else replicated
+        sides = self._sides[safe]
+        side = sides.get(loop)
         if side is None or side.pid != os.getpid():
-            for old in [old for old in self._sides if old.is_closed()]:
-                del self._sides[old]
-            side = self._sides[loop] = _AsyncSide(self._home)
+            for old in [old for old in sides if old.is_closed()]:
+                del sides[old]
+            side = sides[loop] = _AsyncSide(self._home, safe)
             self.clock = side.connection.clock
         return side
 
-    def _sync_side(self) -> _SyncSide:
+    def _sync_side(self, replicated: bool | None) -> _SyncSide:
+        safe = self._replicated if replicated is None else replicated
         with self._lock:
-            if self._sync is None:
-                self._sync = _SyncSide(self._home)
-                self.clock = self._sync.connection.clock
-            return self._sync
+            side = self._syncs[safe]
+            if side is None:
+                side = self._syncs[safe] = _SyncSide(self._home, safe)
+                self.clock = side.connection.clock
+            return side
 
     async def run(self, operation: Operation[T]) -> T:
         """Run an operation on this event loop's connection."""
-        return await self._side().connection.run(operation)
+        return await self._side(False).connection.run(operation)
 
     async def call(self, command: Command[T]) -> T:
         """Send one command on this event loop's connection."""
-        return await self._side().connection.call(command)
+        return await self._side(False).connection.call(command)
 
     def run_sync(self, operation: Operation[T]) -> T:
         """The same from blocking code."""
-        return self._sync_side().connection.run(operation)
+        return self._sync_side(False).connection.run(operation)
 
     async def aclose(self) -> None:
         """Close this event loop's connection; jobs still on their way get BrokerUnavailable."""
         import asyncio
 
-        side = self._sides.pop(asyncio.get_running_loop(), None)
-        if side is not None:
-            await side.enqueuer.close()
+        for sides in self._sides:
+            side = sides.pop(asyncio.get_running_loop(), None)
+            if side is not None:
+                await side.close()
 
     def close(self) -> None:
         """Close the connection of blocking code."""
-        if self._sync is not None:
-            self._sync.connection.close()
+        for side in self._syncs:
+            if side is not None:
+                side.connection.close()
 
 
 _GROUP = 2_000
@@ -261,22 +273,35 @@ def _existing(call: Call, refused: Refused) -> str:
 class _AsyncSide:
     """The connection and producer of one event loop."""
 
-    def __init__(self, app: Home) -> None:
-        from fastq.broker.enqueuer import AsyncEnqueuer
-
-        settings = app.settings
+    def __init__(self, app: Home, replicated: bool) -> None:
+        settings, endpoint = app.settings, app.endpoint()
         self._app = app
         self.seal = app.sealer()
         self.pid = os.getpid()
-        self.connection = AsyncConnection.to(
-            app.endpoint(),
-            connect_timeout=min(settings.connect_timeout, settings.enqueue_timeout),
-            response_timeout=settings.enqueue_timeout,
-        )
-        self.enqueuer = AsyncEnqueuer(self.connection, timeout=settings.enqueue_timeout, limit=settings.enqueue_buffer)
+        self._replication = _replication(settings, replicated)
+        self.connection = AsyncConnection.to(endpoint, **_timeouts(settings, self._replication))
+        self.enqueuer = self._split() if endpoint.nodes else self._enqueuer()
         self.targets: dict[tuple[str, int], Target] = {}
         self.announced: set[str] = set()
         self.epoch = 0  # the connection of which ``announced`` is true
+
+    def _enqueuer(self) -> AsyncEnqueuer:
+        from fastq.broker.enqueuer import AsyncEnqueuer, ReplicatedEnqueuer
+
+        timeout, limit = self._app.settings.enqueue_timeout, self._app.settings.enqueue_buffer
+        if self._replication is None:
+            return AsyncEnqueuer(self.connection, timeout=timeout, limit=limit)
+        return ReplicatedEnqueuer(self.connection, self._replication, timeout=timeout, limit=limit)
+
+    def _split(self) -> SplitEnqueuer:
+        from fastq.broker.enqueuer import SplitEnqueuer
+
+        return SplitEnqueuer(self._enqueuer)
+
+    async def close(self) -> None:
+        """End what is under way, and the connection."""
+        await self.enqueuer.close()
+        await self.connection.close()
 
     def target(self, queue: str, priority: int, batch: str = "") -> Target:
         target = Target(self._app.keys(queue), priority, self._app.bound(queue), batch)
@@ -328,9 +353,10 @@ class _Part(NamedTuple):
 class _Convoy:
     """The groups of one bulk: the next one is made while Redis takes the last one in."""
 
-    def __init__(self, side: _AsyncSide, ids: bool, batch: str) -> None:
+    def __init__(self, side: Callable[[bool | None], _AsyncSide], ids: bool, batch: str) -> None:
         self.bulk = Bulk()
-        self._side = side
+        self._choose = side
+        self._side = side(None)
         self._ids = ids
         self._batch = batch
         self._group: list[Call] = []
@@ -340,6 +366,8 @@ class _Convoy:
         """Send a group, and see the one before it arrive."""
         import asyncio
 
+        if group:  # all calls of a stream have the same options
+            self._side = self._choose(group[0].replicated)
         if self._side.seal is not None:
             group = [_sealed(call, self._side.seal) for call in group]
         parts = [part for key, calls in _by_target(group).items() for part in self._parts_of(*key, calls)]
@@ -385,16 +413,13 @@ class _Convoy:
 class _SyncSide:
     """The connection of blocking code; every thread is a producer of its own."""
 
-    def __init__(self, app: Home) -> None:
+    def __init__(self, app: Home, replicated: bool) -> None:
         settings = app.settings
         self._app = app
         self._seal = app.sealer()
         self._timeout = settings.enqueue_timeout
-        self.connection = SyncConnection.to(
-            app.endpoint(),
-            connect_timeout=min(settings.connect_timeout, settings.enqueue_timeout),
-            response_timeout=settings.enqueue_timeout,
-        )
+        self._replication = _replication(settings, replicated)
+        self.connection = SyncConnection.to(app.endpoint(), **_timeouts(settings, self._replication))
         self._local = threading.local()
         self._announced: set[tuple[int, str]] = set()
 
@@ -406,7 +431,7 @@ class _SyncSide:
         if (seal := self._seal) is not None:
             jobs = [_sealed_job(job, queue, seal) for job in jobs]
         target = Target(self._app.keys(queue), priority, self._app.bound(queue), batch)
-        refused = enqueue_sync(self.connection, sequence, target, jobs, self._timeout)
+        refused = enqueue_sync(self.connection, sequence, target, jobs, self._timeout, self._replication)
         if target.bound is not None and target.bound.when_full == "wait":
             refused = self._insist(sequence, target, jobs, refused)
         key = (self.connection.connects, queue)
@@ -424,10 +449,23 @@ class _SyncSide:
             pause, again = next(steps)
             while True:
                 time.sleep(pause)
-                pause, again = steps.send(enqueue_sync(self.connection, numbers, target, again, self._timeout))
+                pause, again = steps.send(
+                    enqueue_sync(self.connection, numbers, target, again, self._timeout, self._replication)
+                )
         except StopIteration as end:
             final: list[Refused] = end.value
             return final
+
+
+def _replication(settings: Settings, replicated: bool) -> Replication | None:
+    return Replication(settings.replicas, round(settings.replication_timeout * 1_000)) if replicated else None
+
+
+def _timeouts(settings: Settings, replication: Replication | None) -> dict[str, float]:
+    """The time that replicas are given comes on top: Redis keeps WAIT's answer back for so long."""
+    more = replication.timeout_ms / 1_000 if replication is not None else 0.0
+    connect = min(settings.connect_timeout, settings.enqueue_timeout)
+    return {"connect_timeout": connect, "response_timeout": settings.enqueue_timeout + more}
 
 
 def _announcement(app: Home, queue: str) -> Command[int]:

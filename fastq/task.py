@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mappin
 from typing import (
     Any,
     Generic,
+    Literal,
     NamedTuple,
     ParamSpec,
     Protocol,
@@ -16,6 +17,7 @@ from typing import (
     TypeVar,
     Unpack,
     cast,
+    get_args,
 )
 
 import msgspec
@@ -52,6 +54,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Calls = Iterable[tuple[Any, ...] | Mapping[str, Any]] | AsyncIterable[tuple[Any, ...] | Mapping[str, Any]]
 
+Durability = Literal["stored", "replicated"]
 UniqueOption = Until | Seconds | Unique | bool | None
 
 # -- options ----------------------------------------------------------------------------------
@@ -65,7 +68,8 @@ class JobOptions(TypedDict, total=False):
     the id of a live one is not created. ``timeout`` and ``soft_timeout`` seconds:
     its limits, soft 0 for none. ``result_ttl`` seconds that its record is kept, 0 for none. ``unique``: see
     :class:`fastq.Unique`. ``idempotency_key``: your own name for this call; for a day, or ``idempotent`` seconds of the
-    task, every call with it gets the job of the first one.
+    task, every call with it gets the job of the first one. ``durability``: "stored", or "replicated": the call returns when
+    replicas of Redis have the job, too, and raises :class:`fastq.NotReplicated` otherwise.
     """
 
     queue: str
@@ -81,6 +85,7 @@ class JobOptions(TypedDict, total=False):
     result_ttl: Seconds
     unique: UniqueOption
     idempotency_key: str
+    durability: Durability
 
 
 _OPTIONS = tuple(JobOptions.__annotations__)
@@ -107,12 +112,16 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Call(NamedTuple):
-    """A job ready to be sent: to which queue, at which priority. ``strict``: a duplicate is an error."""
+    """A job ready to be sent: to which queue, at which priority. ``strict``: a duplicate is an error.
+
+    ``replicated``: whether replicas must have it before its producer is told; None: as the application says.
+    """
 
     queue: str
     priority: int
     job: NewJob
     strict: bool = False
+    replicated: bool | None = None
 
 
 class Producer(Home, Protocol):
@@ -197,14 +206,23 @@ def make_call(
             data = encode(Envelope(priority, PLAIN, task, body, now, 0, Extra(expires_at=now + round(expires * 1_000))))
         # A NamedTuple's own __new__ takes twice as long, and this is done once per job.
         job = tuple.__new__(NewJob, (plain_id or new_id(), data, 0, "", False, _NOT_ONCE))
-        return tuple.__new__(Call, (queue, priority, job, False))
+        return tuple.__new__(Call, (queue, priority, job, False, None))
     check_queue_name(queue)
     priority = check_priority(options.get("priority", defaults.priority))
     due = _due_ms(options, now)
     chosen = "job_id" in options
     job_id = check_id(options["job_id"]) if chosen else new_id()
     envelope = Envelope(priority, PLAIN, task, body, now, 0, _extra(defaults, options, now, due))
-    return Call(queue, priority, NewJob(job_id, encode(envelope), due, chosen=chosen))
+    job = NewJob(job_id, encode(envelope), due, chosen=chosen)
+    return Call(
+        queue, priority, job, replicated=_replicated(options["durability"]) if "durability" in options else None
+    )
+
+
+def _replicated(durability: str) -> bool:
+    if durability not in get_args(Durability):
+        raise InvalidOption(f"durability={durability!r:.50} is neither 'stored' nor 'replicated'")
+    return durability == "replicated"
 
 
 def _extra(defaults: TaskOptions, options: JobOptions, now: int, due: int) -> Extra | None:

@@ -28,7 +28,7 @@ OnError = Literal["fail", "continue", "ignore"]
 
 MOST_NODES = 100_000
 MOST_DEPTH = 100
-_NOT_HERE = ("delay", "at", "job_id", "unique", "idempotency_key")
+_NOT_HERE = ("delay", "at", "job_id", "unique", "idempotency_key", "durability")
 
 
 class Source(Protocol):

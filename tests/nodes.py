@@ -5,10 +5,12 @@ They are looked at through redis-py's plain client, one node at a time, so that 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -213,15 +215,90 @@ def raw_slots(client: Any) -> list[Any]:
     return [[first, last, [*found["primary"]]] for (first, last), found in reply.items()]
 
 
+class Bridge:
+    """The network between a server and some of those that use it: a port that relays to the server's until it is cut."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._cut = False
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="bridge", daemon=True)
+        self.port = 0
+
+    def cut(self) -> None:
+        """Nothing passes, and nobody is told, as when a switch dies; new connections are taken and hear nothing."""
+        self._cut = True
+
+    def heal(self) -> None:
+        """Whoever is connected has to connect anew, and can."""
+        self._cut = False
+        self._loop.call_soon_threadsafe(lambda: [writer.transport.abort() for writer in list(self._writers)])
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        there = None
+        try:
+            if self._cut:
+                await reader.read()
+                return
+            back, there = await asyncio.open_connection("127.0.0.1", self._to)
+            await asyncio.wait(
+                [asyncio.ensure_future(self._relay(*way)) for way in ((reader, there), (back, writer))],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        except OSError:
+            pass
+        finally:
+            self._writers.discard(writer)
+            for end in (writer, there):
+                if end is not None:
+                    end.transport.abort()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                if not self._cut:
+                    writer.write(data)
+
+    async def _open(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = int(self._server.sockets[0].getsockname()[1])
+
+    async def _close(self) -> None:
+        self._server.close()
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for writer in list(self._writers):
+                writer.transport.abort()
+            await asyncio.wait(tasks, timeout=0.1)
+        await asyncio.sleep(0)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
 class Sentinels:
     """A master called ``main``, ``replicas`` of it, and ``count`` Sentinels that agree by majority.
 
-    ``down_after``: seconds after which a silent master counts as down.
+    ``down_after``: seconds after which a silent master counts as down. ``bridged``: replicas and Sentinels reach the master over
+    ``bridge``, which can be cut; who connects to ``servers[0]`` itself is on the master's side.
     """
 
-    def __init__(self, count: int = 3, replicas: int = 1, down_after: float = 1.0, **config: str) -> None:
+    def __init__(
+        self, count: int = 3, replicas: int = 1, down_after: float = 1.0, *, bridged: bool = False, **config: str
+    ) -> None:
         shared = {"repl-diskless-sync-delay": "0", "enable-debug-command": "yes", **config}
         self.servers = [EmbeddedServer(port=0, config=shared) for _ in range(1 + replicas)]
+        self.bridge: Bridge | None = None
+        self._bridged = bridged
         self.ports = free_ports(count)
         self._down_after = round(down_after * 1_000)
         self._stack = contextlib.ExitStack()
@@ -244,8 +321,12 @@ class Sentinels:
         for server in self.servers:
             self._stack.callback(server.stop)
             server.start()
+        self._seen = self.servers[0].port
+        if self._bridged:
+            self.bridge = self._stack.enter_context(Bridge(self._seen))
+            self._seen = self.bridge.port
         for server in self.servers[1:]:
-            self.at(server.port).execute_command("REPLICAOF", "127.0.0.1", self.servers[0].port)
+            self.at(server.port).execute_command("REPLICAOF", "127.0.0.1", self._seen)
         for server in self.servers[1:]:
             eventually(lambda server=server: self._follows(server), PATIENCE)  # type: ignore[misc]
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sentinels")))
@@ -259,7 +340,7 @@ class Sentinels:
         quorum = len(self.ports) // 2 + 1
         (folder / "sentinel.conf").write_text(
             f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
-            f"sentinel monitor main 127.0.0.1 {self.servers[0].port} {quorum}\n"
+            f"sentinel monitor main 127.0.0.1 {self._seen} {quorum}\n"
             f"sentinel down-after-milliseconds main {self._down_after}\n"
             "sentinel failover-timeout main 5000\n"
         )
@@ -297,7 +378,8 @@ class Sentinels:
     def master(self) -> EmbeddedServer:
         """The one that the Sentinels name."""
         reply = self.at(self.ports[0]).execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")
-        return next(server for server in self.servers if server.port == int(reply[1]))
+        port = self.servers[0].port if int(reply[1]) == self._seen else int(reply[1])
+        return next(server for server in self.servers if server.port == port)
 
     def until_failed_over(self, old: EmbeddedServer) -> float:
         """Wait until another one is named and takes writes; ``time.monotonic()`` of that moment."""

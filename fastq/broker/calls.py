@@ -13,13 +13,23 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from typing import NamedTuple
 
-from fastq.broker.commands import BATCH, Bound, Command, NewJob, Refused, enqueue
+from fastq.broker.commands import BATCH, Bound, Command, NewJob, Refused, confirm_replicas, enqueue
 from fastq.broker.connection import SyncConnection
 from fastq.broker.greeting import Clock
 from fastq.broker.keys import QueueKeys
-from fastq.errors import BrokerUnavailable
+from fastq.errors import BrokerUnavailable, NotReplicated
 
-__all__ = ["BATCH_BYTES", "Insisting", "Numbers", "Target", "chunks", "enqueue_sync", "gave_up", "insist"]
+__all__ = [
+    "BATCH_BYTES",
+    "Insisting",
+    "Numbers",
+    "Replication",
+    "Target",
+    "chunks",
+    "enqueue_sync",
+    "gave_up",
+    "insist",
+]
 
 BATCH_BYTES = 1 << 20
 """Most bytes of envelopes in one call, so that one call never keeps Redis or the network busy for long."""
@@ -32,6 +42,21 @@ class Target(NamedTuple):
     priority: int
     bound: Bound | None = None
     batch: str = ""
+
+
+class Replication(NamedTuple):
+    """How many replicas must have a job before its producer is told that it is stored, and how long they may take."""
+
+    replicas: int
+    timeout_ms: int
+
+    def missed(self, count: int, shown: str, jobs: Iterable[NewJob]) -> NotReplicated:
+        """What a producer is told when too few of them had it in time."""
+        return NotReplicated(
+            f"{shown} has stored the job, and {count} of {self.replicas} replicas confirmed it within "
+            f"{self.timeout_ms / 1_000:g} s: a failover may lose it; enqueue it again with the same job_id to be sure",
+            tuple(job.id for job in jobs),
+        )
 
 
 class Numbers:
@@ -97,7 +122,12 @@ def insist(jobs: list[NewJob], refused: list[Refused], timeout: float) -> Insist
 
 
 def enqueue_sync(
-    connection: SyncConnection, numbers: Numbers, target: Target, jobs: list[NewJob], timeout: float
+    connection: SyncConnection,
+    numbers: Numbers,
+    target: Target,
+    jobs: list[NewJob],
+    timeout: float,
+    replication: Replication | None = None,
 ) -> list[Refused]:
     """Send one call from blocking code; after a lost connection it is repeated until ``timeout`` seconds are over.
 
@@ -105,6 +135,7 @@ def enqueue_sync(
 
     Raises:
         BrokerUnavailable: not confirmed in time. BrokerOutOfMemory, BrokerReplyError: refused by Redis.
+        NotReplicated: stored, but not by as many replicas as ``replication`` asks for.
     """
     deadline, pause = time.monotonic() + timeout, 0.02
     command: Command[list[Refused]] | None = None
@@ -115,9 +146,19 @@ def enqueue_sync(
                 command = enqueue(
                     target.keys, target.priority, numbers.producer, numbers.next(), jobs, target.bound, target.batch
                 )
-            return connection.call(command)
+            epoch = connection.connects
+            refused = connection.call(command)
+            if replication is None:
+                return refused
+            count: int = connection.call_many(confirm_replicas(target.keys, *replication))[1]
+            if connection.connects != epoch:  # perhaps of another master, which may not have the job: once more
+                raise BrokerUnavailable(f"the connection to {connection.endpoint.shown} was lost")
         except BrokerUnavailable as error:
             if time.monotonic() + pause > deadline:
                 raise gave_up(error, timeout, sent=command is not None) from None
+        else:
+            if count < replication.replicas:
+                raise replication.missed(count, connection.endpoint.shown, jobs)
+            return refused
         time.sleep(pause)
         pause = min(pause * 2, 0.5)

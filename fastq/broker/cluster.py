@@ -225,12 +225,9 @@ class AsyncCluster(AsyncConnection):
         """The connection over which the command can leave now."""
         if not self._topology.settled:
             return None
-        try:
-            node = self._topology.owner(command, near)
-        except BrokerUnavailable:
-            return None  # the same will be said where a reply is waited for
-        link = self._links.get(node)
-        if link is None or not link.connected:
+        node = self._owner_of(command, near)
+        link = None if node is None else self._links.get(node)
+        if node is None or link is None or not link.connected:
             return None
         self._mark(node, command)
         return link
@@ -240,6 +237,12 @@ class AsyncCluster(AsyncConnection):
         self._under_way.add(task)  # the event loop itself keeps no hold of it
         task.add_done_callback(self._under_way.discard)
         return _quiet(task)
+
+    def _owner_of(self, command: Command[Any], near: Command[Any] | None = None) -> Node | None:
+        try:
+            return self._topology.owner(command, near)
+        except BrokerUnavailable:
+            return None  # the same will be said where a reply is waited for
 
     async def _send_later(self, command: Command[Any], by_text: bool, near: Command[Any] | None) -> Any:
         await self._learn()
@@ -314,10 +317,12 @@ class AsyncCluster(AsyncConnection):
 
     # -- the end --------------------------------------------------------------------------------
 
-    def drop(self, why: str = "dropped") -> None:
+    def drop(self, why: str = "dropped", after: Command[Any] | None = None) -> None:
         """Close every connection at once; callers that wait get BrokerUnavailable. The next call connects anew."""
-        for link in self._links.values():
-            link.drop(why)
+        only = None if after is None else self._owner_of(after)
+        for node, link in self._links.items():
+            if only in (None, node):
+                link.drop(why)
 
     async def close(self) -> None:
         """Close; further calls would connect anew."""

@@ -148,6 +148,14 @@ def enqueue(
     return Command(script, (*keys, q.batch(batch)) if batch else keys, args, _refusals)
 
 
+def confirm_replicas(q: QueueKeys, replicas: int, timeout_ms: int) -> list[Command[Any]]:
+    """Wait until so many replicas have what was written before; the second reply says how many do, at the timeout too.
+
+    WAIT covers a connection's own last write, and a repeated enqueue writes nothing; hence a write of no meaning before it.
+    """
+    return [raw("SET", q.replicated, "1", "PX", 60_000), raw("WAIT", replicas, timeout_ms, decode=int)]
+
+
 # -- worker ------------------------------------------------------------------------------------
 
 

@@ -404,8 +404,11 @@ class AsyncConnection:
             self.drop(str(reply))  # a demoted master: look again who leads
         return error_of(reply, self.endpoint.shown)
 
-    def drop(self, why: str = "dropped") -> None:
-        """Close at once; callers that wait get BrokerUnavailable. The next call connects anew."""
+    def drop(self, why: str = "dropped", after: Command[Any] | None = None) -> None:  # noqa: ARG002 - of a cluster
+        """Close at once; callers that wait get BrokerUnavailable. The next call connects anew.
+
+        ``after``: only the connection over which this command went, where there are several.
+        """
         if self._wire is not None:
             self._wire.abort(why)
             self._lost(self._wire)

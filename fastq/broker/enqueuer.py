@@ -8,13 +8,13 @@ from typing import Any
 
 import hiredis
 
-from fastq.broker.calls import BATCH_BYTES, Numbers, Target, gave_up
-from fastq.broker.commands import BATCH, NewJob, Refused, enqueue
+from fastq.broker.calls import BATCH_BYTES, Numbers, Replication, Target, gave_up
+from fastq.broker.commands import BATCH, NewJob, Refused, confirm_replicas, enqueue
 from fastq.broker.connection import AsyncConnection, is_noscript
 from fastq.broker.greeting import error_of
 from fastq.errors import BrokerUnavailable, FastQError, QueueFull
 
-__all__ = ["AsyncEnqueuer"]
+__all__ = ["AsyncEnqueuer", "ReplicatedEnqueuer", "SplitEnqueuer"]
 
 
 class _Waiting:
@@ -103,6 +103,13 @@ class _Call:
         for member in self.members:
             if not member.future.done():
                 member.future.set_exception(error)
+
+    def miss(self, replication: Replication, count: int, shown: str) -> None:
+        """Tell every caller that too few replicas have its jobs."""
+        self.over = True
+        for member in self.members:
+            if not member.future.done():
+                member.future.set_exception(replication.missed(count, shown, member.jobs))
 
     def expire(self, now: float, error: FastQError) -> None:
         """Tell those whose time is up; the call is over when nobody waits for it any more."""
@@ -274,14 +281,17 @@ class AsyncEnqueuer:
         soonest = min(member.deadline for member in call.members)
         try:
             async with asyncio.timeout_at(max(soonest, self._loop.time() + 0.05)):
-                call.settle(await self._connection.call(call.command))
+                await self._carry_out(call)
         except TimeoutError:
-            self._connection.drop("no reply before the deadline")
+            self._connection.drop("no reply before the deadline", call.command)
             raise BrokerUnavailable(f"no reply from {self._shown}") from None
         except BrokerUnavailable:
             raise
         except FastQError as error:
             call.fail(error)
+
+    async def _carry_out(self, call: _Call) -> None:
+        call.settle(await self._connection.call(call.command))
 
     def _give_up_late(self, calls: list[_Call], cause: BrokerUnavailable) -> None:
         now, error = self._loop.time(), gave_up(cause, self._timeout, sent=self._connection.connects > 0)
@@ -306,3 +316,54 @@ class AsyncEnqueuer:
                 member.future.set_exception(error)
         self._queue, self._waiting = [], 0
         await self._connection.close()
+
+
+class ReplicatedEnqueuer(AsyncEnqueuer):
+    """A producer whose callers wait until replicas have their jobs, too: one WAIT per call of the script.
+
+    Args:
+        connection, timeout, limit: as of :class:`AsyncEnqueuer`; the time for the replicas comes on top.
+        replication: how many, and for how long they are waited for.
+    """
+
+    def __init__(
+        self, connection: AsyncConnection, replication: Replication, *, timeout: float = 5.0, limit: int = 10_000
+    ) -> None:
+        super().__init__(connection, timeout=timeout + replication.timeout_ms / 1_000, limit=limit)
+        self._replication = replication
+
+    def _send(self) -> None:
+        self._start_repair()  # call by call: what WAIT says is true of what has been answered before
+
+    async def _carry_out(self, call: _Call) -> None:
+        connection, replication = self._connection, self._replication
+        await connection.connect()
+        epoch = connection.connects
+        refused = await connection.call(call.command)
+        count: int = (await connection.call_many(confirm_replicas(call.target.keys, *replication)))[1]
+        if connection.connects != epoch:  # perhaps of another master, which may not have the job: once more
+            raise BrokerUnavailable(f"the connection to {self._shown} was lost")
+        if count >= replication.replicas:
+            call.settle(refused)
+        else:
+            call.miss(replication, count, self._shown)
+
+
+class SplitEnqueuer:
+    """A producer for each queue behind the same calls: in a cluster, one node that is away keeps no other's jobs back."""
+
+    def __init__(self, make: Callable[[], AsyncEnqueuer]) -> None:
+        self._make = make
+        self._each: dict[str, AsyncEnqueuer] = {}
+
+    def submit(self, target: Target, jobs: list[NewJob]) -> Awaitable[list[Refused]]:
+        """As :meth:`AsyncEnqueuer.submit`."""
+        enqueuer = self._each.get(target.keys.base)
+        if enqueuer is None:
+            enqueuer = self._each[target.keys.base] = self._make()
+        return enqueuer.submit(target, jobs)
+
+    async def close(self) -> None:
+        """As :meth:`AsyncEnqueuer.close`."""
+        for enqueuer in self._each.values():
+            await enqueuer.close()

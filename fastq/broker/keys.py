@@ -75,6 +75,7 @@ TABLE: tuple[KeyInfo, ...] = (
     KeyInfo(
         "{q}:said:<producer>:<sequence>", "string", "enqueue", "ttl", "what a call refused, should its reply be lost"
     ),
+    KeyInfo("{q}:replicated", "string", "enqueue", "ttl", "written before WAIT, which waits for it and all before it"),
     KeyInfo("{q}:steps:<id>", "hash", "worker", "ttl", "step of a job -> its result (msgpack), see JobContext.once"),
     KeyInfo("{q}:paused", "string", "operator", "queue", "present while the queue is paused"),
     KeyInfo(
@@ -245,6 +246,7 @@ class QueueKeys:
         self.awaited = self._name("awaited")
         self.events = self._name("events")
         self.groups = self._name("groups")
+        self.replicated = self._name("replicated")
         self.unfolding = self._name("unfolding")
 
     def _name(self, name: str) -> bytes:

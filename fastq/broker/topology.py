@@ -27,7 +27,9 @@ LAYOUT: Command[Any] = raw("CLUSTER", "SLOTS")
 BLOCKING = frozenset({"BLPOP", "XREAD"})
 """Commands whose answer a healthy node may keep back."""
 
-_ANYWHERE = frozenset({"PING", "TIME", "INFO", "CONFIG", "HELLO", "CLIENT", "CLUSTER", "SUBSCRIBE", "PUBLISH", "SCAN"})
+_ANYWHERE = frozenset(
+    {"PING", "TIME", "INFO", "CONFIG", "HELLO", "CLIENT", "CLUSTER", "SUBSCRIBE", "PUBLISH", "SCAN", "WAIT"}
+)
 
 
 class Node(NamedTuple):

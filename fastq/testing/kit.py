@@ -141,7 +141,7 @@ class Kit:
         """Close what the application has opened, on whatever event loop."""
         app, sides = self.app, self.app._sender._sides
         app.close()
-        links = [(loop, side.connection) for loop, side in sides.items()]
+        links = [(loop, side.connection) for each in sides for loop, side in each.items()]
         if "_waits" in app.__dict__:
             links += [(loop, room._listener) for loop, room in app._waits._rooms.items()]
         for loop, connection in links:
@@ -151,8 +151,9 @@ class Kit:
                 connection.drop("the kit was closed")
             else:
                 loop.run_until_complete(app.aclose())
-        sides.clear()
-        app._sender._sync = app._lease_store = None
+        for each in sides:
+            each.clear()
+        app._sender._syncs, app._lease_store = [None, None], None
         if app._limit_store is not None:
             app._limit_store._sync = None
         for name in ("_waits", "_watches"):
@@ -230,7 +231,7 @@ class Kit:
     def now(self) -> float:
         """Seconds since the epoch as fastq sees them."""
         self._call(raw("PING"))  # the clock is learnt with the connection
-        return self.app._sender._sync_side().connection.clock.now_us() / 1e6
+        return self.app._sender._sync_side(False).connection.clock.now_us() / 1e6
 
     # -- faults -----------------------------------------------------------------------------------
 
@@ -391,7 +392,7 @@ class Kit:
 
     def _call(self, command: Any) -> Any:
         self.server  # noqa: B018 - tells that the kit is closed
-        return self.app._sender._sync_side().connection.call(command)
+        return self.app._sender._sync_side(False).connection.call(command)
 
 
 def _call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ OUTAGES = ["killed", "stopped"] if "CHAOS_SCALE" in os.environ else ["killed"]
 class Load:
     """Producers that enqueue until they are told to stop: one blocking, one async with many calls at a time.
 
-    ``confirmed`` are the keys whose enqueue returned, in that order, ``refused`` the errors of the others. A key ends in its
+    ``confirmed`` are the keys whose enqueue returned, in that order, ``ids`` their jobs', ``refused`` the errors of the others. A key ends in its
     queue's name; the queues take turns. ``acks``: when each was confirmed.
     """
 
@@ -34,6 +34,7 @@ class Load:
         self._settings = {"enqueue_timeout": LEASE, **settings}
         self.acks: list[tuple[float, str]] = []
         self.confirmed: list[str] = []
+        self.ids: list[str] = []
         self.refused: list[fastq.FastQError] = []
         self._over = threading.Event()
         self._threads = [
@@ -47,12 +48,12 @@ class Load:
             n += 1
             queue = self.queues[n % len(self.queues)]
             try:
-                app.options(queue=queue).enqueue_sync("once", f"b{n}.{queue}")
-            except fastq.BrokerUnavailable as error:
+                job = app.options(queue=queue).enqueue_sync("once", f"b{n}.{queue}")
+            except fastq.BrokerError as error:
                 self.refused.append(error)
                 self._over.wait(0.01)
             else:
-                self._note(f"b{n}.{queue}", queue)
+                self._note(f"b{n}.{queue}", queue, job.id)
         app.close()
 
     async def _async(self) -> None:
@@ -66,15 +67,16 @@ class Load:
             n += 1
             queue = self.queues[(lane + n) % len(self.queues)]
             try:
-                await app.options(queue=queue).enqueue("once", f"a{lane}.{n}.{queue}")
-            except fastq.BrokerUnavailable as error:
+                job = await app.options(queue=queue).enqueue("once", f"a{lane}.{n}.{queue}")
+            except fastq.BrokerError as error:
                 self.refused.append(error)
             else:
-                self._note(f"a{lane}.{n}.{queue}", queue)
+                self._note(f"a{lane}.{n}.{queue}", queue, job.id)
             await asyncio.sleep(0.01)
 
-    def _note(self, key: str, queue: str) -> None:
+    def _note(self, key: str, queue: str, job_id: str) -> None:
         self.acks.append((time.monotonic(), queue))
+        self.ids.append(job_id)
         self.confirmed.append(key)
 
     def gap(self, queue: str) -> float:
