@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 
@@ -35,6 +35,14 @@ class _Breath:
 
 
 _BREATH = _Breath()
+
+
+class Part(Protocol):
+    """What a workflow is made of: ``task.s(…)``, a chain, a group, a chord (:class:`fastq.workflow.Work`)."""
+
+    def graph(self) -> Any:
+        """The graph that it becomes."""
+        ...
 
 
 class JobContext(msgspec.Struct, eq=False):
@@ -80,6 +88,7 @@ class JobContext(msgspec.Struct, eq=False):
     arguments: Any = None  # decoded already, or the exception that the run raises instead
     bound: bytes = b""  # its body with the argument that came from another job of its workflow
     unparked: bool = False  # fetched from behind a limit
+    spawned: int = 0  # what it has added to its workflow without a key
 
     @property
     def task(self) -> str:
@@ -220,6 +229,51 @@ class JobContext(msgspec.Struct, eq=False):
         if known is None:
             known = self.home.run_sync(_ask(self._remembering(keys, step, fn(*args, **kwargs), ttl)))
         return msgspec.msgpack.decode(known)
+
+    async def spawn(self, work: Part, *, key: str | None = None, join: bool = False) -> list[str]:
+        """Add work to the workflow that this job is a part of, while it runs. It begins at once, beside this job, and the
+        workflow does not end before it has; one that fails counts as any other job of it.
+
+        A repeated run of this job (a retry, the death of its worker) does not add it again: what is added is known by the
+        job and by ``key``.
+
+        Args:
+            work: ``task.s(…)``, a chain, a group or a chord; its jobs run in the workflow's queue.
+            key: what this addition is called within the job, 1 to 200 characters; None: it is the first, second … without one.
+            join: whoever waits for this job as a part of a group waits for the result of ``work``, too: it joins the
+                end of the list. A chord's header can grow that way.
+
+        Returns the ids of the jobs added.
+
+        Raises:
+            InvalidArguments, BodyTooLarge, InvalidOption: nothing was added; also where this job is no part of a workflow.
+            FastQError: the workflow was cancelled, or does not wait for this job any more. BrokerUnavailable: not confirmed.
+
+        Example::
+
+            @app.task
+            async def crawl(url: str, job: fastq.JobContext) -> int:
+                page = await fetch(url)
+                for link in page.new_links:
+                    await job.spawn(crawl.s(link), key=link, join=True)
+                return page.words
+
+            await fastq.chord([crawl.s("https://example.org")], total.s()).enqueue()
+        """
+        return await self.home.run(self._spawning(work, key, join))  # type: ignore[no-any-return]
+
+    def spawn_sync(self, work: Part, *, key: str | None = None, join: bool = False) -> list[str]:
+        """:meth:`spawn` for a handler that is a plain function."""
+        return self.home.run_sync(self._spawning(work, key, join))  # type: ignore[no-any-return]
+
+    def _spawning(self, work: Part, key: str | None, join: bool) -> Any:
+        if self.extra.takes is None or not self.id.rpartition(".")[2].isdigit():
+            raise InvalidOption(f"job {self.id} is no part of a workflow: enqueue() what it is to start")
+        if key is not None:
+            _check_step(key, STEP_TTL)
+            return self.home.spawning(self.id, self.queue, f"~{key}", work, join=join)
+        self.spawned += 1
+        return self.home.spawning(self.id, self.queue, str(self.spawned), work, join=join)
 
     def _remembering(self, keys: QueueKeys, step: str, result: Any, ttl: float) -> Command[bytes]:
         try:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict, Unpack, cast
 
 from fastq.arguments import encode_untyped
+from fastq.broker.commands import Operation
 from fastq.errors import InvalidOption, UnknownTask
 from fastq.job import TASK_NAME
 from fastq.registry import Tasks
 from fastq.task import Producer, Task, TaskOptions, check_options, make_node
 from fastq.values import check_queue_name
-from fastq.workflow import Chain, Flow, Group, OnError, Signature, Work, chord
+from fastq.workflow import Chain, Flow, Group, OnError, Signature, Work, chord, spawning
 from fastq.workflow_handle import Home, Workflow
 
 __all__ = ["FlowOptions", "Flows", "Step"]
@@ -107,6 +108,12 @@ class Flows:
         """A workflow that was started, by its id. ``queue``: default is the setting ``default_queue``."""
         app = cast(Producer, self)
         return Workflow(app, workflow_id, check_queue_name(queue or app.queue_of("", None)))
+
+    def spawning(self, job_id: str, queue: str, name: str, work: Work, *, join: bool) -> Operation[list[str]]:
+        """What :meth:`fastq.JobContext.spawn` does."""
+        if not isinstance(work, Work):
+            raise InvalidOption(f"spawn takes task.s(…), a chain, a group or a chord, not {work!r:.100}")
+        return spawning(cast(Producer, self).keys(queue), job_id, name, work, join=join)
 
     def prefix(self) -> str:
         """The first part of every key."""

@@ -8,7 +8,7 @@ them, and nothing is ever copied into a message: it names a node.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
 
 import msgspec
@@ -16,13 +16,26 @@ import msgspec
 from fastq.broker import flows
 from fastq.broker.commands import Operation
 from fastq.broker.flows import Node
-from fastq.broker.keys import GlobalKeys
+from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.errors import InvalidOption
 from fastq.job import seconds
 from fastq.values import check_queue_name
 from fastq.workflow_handle import Home, Workflow
 
-__all__ = ["Added", "Chain", "Flow", "Graph", "Group", "OnError", "Signature", "Work", "chain", "chord", "group"]
+__all__ = [
+    "Added",
+    "Chain",
+    "Flow",
+    "Graph",
+    "Group",
+    "OnError",
+    "Signature",
+    "Work",
+    "chain",
+    "chord",
+    "group",
+    "spawning",
+]
 
 OnError = Literal["fail", "continue", "ignore"]
 
@@ -356,12 +369,7 @@ class Start:
         self.queue = check_queue_name(queue) if queue else _one_queue(queues)
         seal = self.home.sealer()
         if seal is not None:
-            self._nodes = [
-                node
-                if node.envelope is None
-                else node._replace(envelope=seal(self.queue, f"{self.id}.{n}", node.envelope))
-                for n, node in enumerate(self._nodes)
-            ]
+            self._nodes = _sealed(self._nodes, seal, self.queue, self.id)
         name = name or graph.name
         ttl = seconds("result_ttl", self.home.result_ttl() if result_ttl is None else result_ttl)
         now = self.home.now_ms()
@@ -387,20 +395,57 @@ class Start:
         return flows.submit(keys, self.id, self._nodes, self._roots, self._fields, queues)
 
 
-def _encoded(graph: Graph) -> tuple[list[Node], dict[str, str]]:
+def spawning(q: QueueKeys, job_id: str, name: str, work: Work, *, join: bool) -> Operation[list[str]]:
+    """A running job adds work to its workflow; the ids of the jobs added.
+
+    Raises:
+        InvalidArguments, BodyTooLarge, InvalidOption: nothing was added. FastQError: its workflow has ended, or was cancelled.
+    """
+    flow, _, node = job_id.partition(".")
+    graph = work.graph()
+    _encoded(graph)  # what is wrong is said before room is made
+    first, count, begun = yield from flows.grow(q, flow, int(node), name, len(graph.jobs), MOST_NODES)
+    if not begun:
+        nodes, _ = _encoded(graph, first)
+        source = next((signature.source for signature in graph.jobs if signature is not None), None)
+        seal = source.home().sealer() if source is not None else None
+        if seal is not None:
+            nodes = _sealed(nodes, seal, q.queue, flow, first)
+        roots, exit_node = [first + root for root in graph.roots], first + graph.exit if join else -1
+        tasks = " ".join(f"{task}*{times}" for task, times in _runs(graph))
+        yield from flows.spawn(q, flow, int(node), name, first, flows.Spawned(nodes, roots, tasks, exit_node))
+    elif count != len(graph.jobs):
+        return [f"{flow}.{first + n}" for n in range(count)]  # an earlier run has added something else
+    return [f"{flow}.{first + n}" for n, signature in enumerate(graph.jobs) if signature is not None]
+
+
+def _encoded(graph: Graph, first: int = 0) -> tuple[list[Node], dict[str, str]]:
+    """The nodes, numbered from ``first``, and the queues that their tasks name."""
     nodes: list[Node] = []
     queues: dict[str, str] = {}
     for number, signature in enumerate(graph.jobs):
-        children = graph.children[number]
+        children = [first + child for child in graph.children[number]]
         if signature is None:
-            nodes.append(Node(children, None, graph.items[number], graph.parents[number]))
+            items = [first + item for item in graph.items[number]]
+            nodes.append(Node(children, None, items, graph.parents[number]))
             continue
+        takes = graph.takes[number]
         queue, envelope = signature.source.node(
-            signature.args, signature.kwargs, signature.options, graph.takes[number]
+            signature.args, signature.kwargs, signature.options, takes + first if takes >= 0 else -1
         )
         queues.setdefault(queue, signature.source.name)
         nodes.append(Node(children, envelope))
     return nodes, queues
+
+
+def _sealed(
+    nodes: list[Node], seal: Callable[[str, str, bytes], bytes], queue: str, flow: str, first: int = 0
+) -> list[Node]:
+    """The same nodes, signed."""
+    return [
+        node if node.envelope is None else node._replace(envelope=seal(queue, f"{flow}.{n}", node.envelope))
+        for n, node in enumerate(nodes, first)
+    ]
 
 
 def _one_queue(queues: Mapping[str, str]) -> str:
@@ -411,6 +456,11 @@ def _one_queue(queues: Mapping[str, str]) -> str:
 
 
 def _tasks(graph: Graph) -> bytes:
+    """The task names of the nodes, for :class:`fastq.broker.flows.FlowView`."""
+    return msgspec.msgpack.encode(_runs(graph))
+
+
+def _runs(graph: Graph) -> list[list[Any]]:
     """The task names of the nodes, runs cut short: [name, count], "" for gathers."""
     runs: list[list[Any]] = []
     for signature in graph.jobs:
@@ -419,4 +469,4 @@ def _tasks(graph: Graph) -> bytes:
             runs[-1][1] += 1
         else:
             runs.append([name, 1])
-    return msgspec.msgpack.encode(runs)
+    return runs

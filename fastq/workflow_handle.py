@@ -196,7 +196,7 @@ class Workflow:
             queue=self.queue,
             name=found.fields.get("name", ""),
             state=found.state,
-            total=len(found.letters) - count("g") - count("G"),
+            total=len(found.letters) - count("g") - count("G") - count("-"),
             waiting=0 if over else waiting,
             skipped=waiting if over else 0,
             active=count("a"),

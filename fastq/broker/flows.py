@@ -17,21 +17,24 @@ from fastq.broker import commands
 from fastq.broker.commands import Command, Operation, raw
 from fastq.broker.keys import QueueKeys
 from fastq.broker.views import clock, fresh, leases_of, text_of
-from fastq.errors import BrokerError, BrokerReplyError, Fail
+from fastq.errors import BrokerError, BrokerReplyError, Fail, FastQError, InvalidOption
 from fastq.job import ErrorInfo, JobRecord, decode_error, encode
 
 __all__ = [
     "FlowView",
     "Node",
+    "Spawned",
     "cancel",
     "edges",
     "ended_record",
     "first_error",
+    "grow",
     "inputs",
     "numbers",
     "output",
     "pack",
     "retry",
+    "spawn",
     "submit",
     "view",
 ]
@@ -43,7 +46,8 @@ PART_BYTES = 1 << 20
 AGAIN = 100
 """Jobs in one call of flow_retry.lua: about 1 ms of Redis's time."""
 
-WAITING, GATHER, ACTIVE, SUCCESS, FAILED, CANCELLED, GATHERED = "wgasfcG"
+WAITING, GATHER, ACTIVE, SUCCESS, FAILED, CANCELLED, GATHERED, NOTHING = "wgasfcG-"
+"""``NOTHING``: room for what a job was about to add."""
 
 
 class Node(NamedTuple):
@@ -112,6 +116,19 @@ def flow_unfold(q: QueueKeys, flow: str) -> Command[int]:
     return Command("flow_unfold", (q.groups, q.flow(flow)), (flow,), int)
 
 
+def flow_grow(q: QueueKeys, flow: str, node: int, name: str, count: int, most: int) -> Command[list[int]]:
+    """Make room for nodes that the job ``node`` adds: the first one, how many, 1 when they have begun; or [why not]."""
+    return Command(
+        "flow_grow", (q.flow(flow), q.flow_states(flow)), (node, name, count, most), lambda r: [*map(int, r)]
+    )
+
+
+def flow_spawn(q: QueueKeys, flow: str, node: int, name: str, first: int, spawned: Spawned) -> Command[int]:
+    """Let what the job ``node`` adds begin: as :func:`flow_start`, or why not."""
+    words = (first, _letters(spawned.nodes), pack(spawned.roots), f"{first} {node} {spawned.tasks}", spawned.join)
+    return Command("flow_spawn", (q.groups, q.flow(flow), q.flow_states(flow)), (flow, node, name, *words), int)
+
+
 def flow_cancel(q: QueueKeys, flow: str) -> Command[bytes | None]:
     """Let nothing more of it begin. Returns the letters of its nodes; None when it has ended."""
     return Command("flow_cancel", (q.groups, q.flow(flow), q.flow_states(flow)), (flow,), lambda letters: letters)
@@ -171,8 +188,53 @@ def _add(q: QueueKeys, flow: str, first: int, nodes: Sequence[Node]) -> Command[
             words += (f"e{number}", node.envelope)
         else:
             words += (f"p{number}", node.parents, f"g{number}", pack(node.items))
-    letters = "".join(GATHER if node.envelope is None else WAITING for node in nodes)
-    return flow_add(q, flow, first, letters, words)
+    return flow_add(q, flow, first, _letters(nodes), words)
+
+
+def _letters(nodes: Iterable[Node]) -> str:
+    return "".join(GATHER if node.envelope is None else WAITING for node in nodes)
+
+
+# -- more of it --------------------------------------------------------------------------------
+
+
+class Spawned(NamedTuple):
+    """What a running job adds: numbered nodes, those that begin at once, the tasks as :meth:`FlowView.tasks` reads them, and
+    the node whose result joins the lists of those that wait for the job (-1: none).
+    """
+
+    nodes: Sequence[Node]
+    roots: Sequence[int]
+    tasks: str
+    join: int
+
+
+_REFUSALS = {
+    -1: "its workflow has ended, or was cancelled",
+    -2: "this job does not run any more",
+    -3: "its workflow would have more than {most:,} jobs and gathers",
+}
+
+
+def grow(q: QueueKeys, flow: str, node: int, name: str, count: int, most: int) -> Operation[tuple[int, int, bool]]:
+    """Room for what the job ``node`` adds under this name: the first node, how many, whether they have begun before."""
+    first, *rest = yield flow_grow(q, flow, node, name, count, most)
+    if not rest:
+        raise FastQError(f"job {flow}.{node} cannot add to its workflow: {_REFUSALS[first].format(most=most)}")
+    return first, rest[0], rest[1] == 1
+
+
+def spawn(q: QueueKeys, flow: str, node: int, name: str, first: int, spawned: Spawned) -> Operation[None]:
+    """Write down what the job ``node`` adds, in the room that :func:`grow` has made, and let it begin."""
+    for part, nodes in _parts(spawned.nodes):
+        yield _add(q, flow, first + part, nodes)
+    begun = yield flow_spawn(q, flow, node, name, first, spawned)
+    if begun == -3:
+        raise InvalidOption(f"join=True: behind job {flow}.{node} stands no group whose list its result could join")
+    if begun < 0:
+        raise FastQError(f"job {flow}.{node} cannot add to its workflow: {_REFUSALS[begun]}")
+    if begun == 2:
+        yield from _unfold(q, flow)
 
 
 # -- what a job gets ---------------------------------------------------------------------------
@@ -269,18 +331,36 @@ def _excuses(q: QueueKeys, flow: str, nodes: Sequence[int]) -> Operation[dict[in
 
 
 class FlowView(NamedTuple):
-    """A workflow as it is: what describes it (text), a letter per node, and when it began and ended (ms)."""
+    """A workflow as it is: what describes it (text), a letter per node, and when it began and ended (ms).
+
+    ``spawned`` is what its jobs have added: ``first_node its_job task*count task*count;…``, no name for gathers.
+    """
 
     fields: dict[str, str]
     letters: str
     started_ms: int
     finished_ms: int
     runs: bytes  # msgpack: [task, how many nodes in a row], "" for gathers
+    spawned: str = ""
 
     def tasks(self) -> list[str]:
-        """The task of each node, "" for gathers."""
+        """The task of each node, "" for gathers and for what was never added."""
         runs: list[list[Any]] = msgspec.msgpack.decode(self.runs)
-        return [name for name, count in runs for _ in range(count)]
+        names = [name for name, count in runs for _ in range(count)]
+        names += [""] * (len(self.letters) - len(names))
+        for first, _, *parts in self._spawned():
+            node = int(first)
+            for name, _, count in (part.partition("*") for part in parts):
+                names[node : node + int(count)] = [name] * int(count)
+                node += int(count)
+        return names
+
+    def spawners(self) -> dict[int, int]:
+        """The first node of each addition -> the job that has added it."""
+        return {int(first): int(by) for first, by, *_ in self._spawned()}
+
+    def _spawned(self) -> list[list[str]]:
+        return [each.split(" ") for each in filter(None, self.spawned.split(";"))]
 
     @property
     def state(self) -> str:
@@ -293,17 +373,16 @@ _DESCRIBES = ("state", "name", "policy", "exit", "started", "finished", "stop")
 
 def view(q: QueueKeys, flow: str) -> Operation[FlowView | None]:
     """How far a workflow is; None when it is unknown or its time is over."""
-    values, runs, letters = yield [
+    values, (runs, spawned), letters = yield [
         raw("HMGET", q.flow(flow), *_DESCRIBES),
-        raw("HGET", q.flow(flow), "tasks"),
+        raw("HMGET", q.flow(flow), "tasks", "spawned"),
         raw("GET", q.flow_states(flow)),
     ]
     if values[0] is None or letters is None:
         return None
     fields = {name: text_of(value) for name, value in zip(_DESCRIBES, values, strict=True) if value is not None}
-    return FlowView(
-        fields, letters.decode(), int(fields.get("started", 0)), int(fields.get("finished", 0)), runs or b"\x90"
-    )
+    began, ended = int(fields.get("started", 0)), int(fields.get("finished", 0))
+    return FlowView(fields, letters.decode(), began, ended, runs or b"\x90", text_of(spawned or b""))
 
 
 def first_error(q: QueueKeys, flow: str, letters: str) -> Operation[tuple[str, ErrorInfo]]:

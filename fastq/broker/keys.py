@@ -134,7 +134,7 @@ TABLE: tuple[KeyInfo, ...] = (
         "string",
         "flow_add",
         "ttl",
-        "one letter per node of a workflow: w g waiting (job, gather), a under way, s f c ended well, failed, cancelled, G gathered",
+        "one letter per node of a workflow: w g waiting (job, gather), a under way, s f c ended well, failed, cancelled, G gathered, - room for what a job adds",
     ),
     KeyInfo(
         "{q}:flow:<id>",

@@ -24,23 +24,31 @@ DRAWN = 20_000
 class Tree:
     """The nodes of a workflow with how far each is indented: what branches is, what comes together is not."""
 
-    def __init__(self, letters: str, tasks: Sequence[str], children: Sequence[Sequence[int]], *, over: bool) -> None:
-        self.letters, self.tasks, self.children, self.over = letters, tasks, children, over
-        self.parents: list[list[int]] = [[] for _ in letters]
-        for node, below in enumerate(children):
+    def __init__(self, found: flows.FlowView, children: Sequence[Sequence[int]]) -> None:
+        self.letters, self.tasks, self.over = found.letters, found.tasks(), found.state != "running"
+        self.children = [
+            below if letter != flows.NOTHING else () for below, letter in zip(children, found.letters, strict=True)
+        ]
+        self.spawners = found.spawners()
+        self.parents: list[list[int]] = [[] for _ in self.letters]
+        for node, below in enumerate(self.children):
             for child in below:
                 self.parents[child].append(node)
         self.depth: list[int] = []
-        roots = sum(not parents for parents in self.parents)
-        for node in range(len(letters)):
-            self.depth.append(self._depth(node, roots))
+        starts = [0, *sorted(self.spawners)]
+        for start, end in zip(starts, [*starts[1:], len(self.letters)], strict=True):
+            by = self.spawners.get(start)
+            base = 0 if by is None else self.depth[by] + 1
+            roots = sum(not parents for parents in self.parents[start:end])
+            for node in range(start, end):
+                self.depth.append(self._depth(node, base, roots))
 
-    def _depth(self, node: int, roots: int) -> int:
-        above = self.parents[node]
+    def _depth(self, node: int, base: int, roots: int) -> int:
+        above = [each for each in self.parents[node] if each < node]  # what was added later joins an earlier list
         if not above:
-            return int(roots > 1 and self.tasks[node] != "")
+            return base + int(roots > 1 and self.tasks[node] != "")
         if self.tasks[node] == "":
-            return max(min(self.depth[each] for each in above) - 1, 0)
+            return max(min(self.depth[each] for each in above) - 1, base)
         return self.depth[above[0]] + (len(self.children[above[0]]) > 1)
 
     def lines(self) -> Iterator[str]:
@@ -56,6 +64,7 @@ class Tree:
 
     def _alike(self, one: int, other: int) -> bool:
         same = self.tasks[one] == self.tasks[other] and self.depth[one] == self.depth[other]
+        same = same and (other not in self.spawners or self.spawners[other] == self.spawners.get(one))
         return same and self.parents[one] == self.parents[other] and self.children[one] == self.children[other]
 
     def _line(self, first: int, last: int) -> str:
@@ -64,7 +73,8 @@ class Tree:
         name = safe_text(self.tasks[first]) + ("" if first == last else f" ×{last - first + 1:,}")
         counts = Counter(self._word(letter) for letter in self.letters[first : last + 1])
         said = next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n:,} {word}" for word, n in counts.items())
-        return f"{mark}{name}  [{numbers}]  {said}"
+        added = f"  added by {self.spawners[first]}" if first in self.spawners else ""
+        return f"{mark}{name}  [{numbers}]  {said}{added}"
 
     def _word(self, letter: str) -> str:
         return "skipped" if self.over and letter == "w" else WORDS[letter]
@@ -72,7 +82,7 @@ class Tree:
 
 def draw(found: flows.FlowView, children: Sequence[Sequence[int]]) -> list[str]:
     """The lines of a tree."""
-    return list(Tree(found.letters, found.tasks(), children, over=found.state != "running").lines())
+    return list(Tree(found, children).lines())
 
 
 @click.command()
@@ -101,7 +111,7 @@ def workflow(session: Session, workflow_id: str, queue: str | None, action: str 
     small = len(found.letters) <= DRAWN
     children = session.run(flows.edges(place, workflow_id, len(found.letters))) if small else []
     words = WORDS if found.state == "running" else {**WORDS, "w": "skipped"}
-    counts = Counter(words[letter] for letter in found.letters if letter not in "gG")
+    counts = Counter(words[letter] for letter in found.letters if letter not in "gG-")
     tree = draw(found, children) if small else []
     head = {"id": workflow_id, "queue": place.queue, "name": found.fields.get("name", ""), "state": found.state}
     told = ", ".join(f"{number:,} {word}" for word, number in counts.items())

@@ -18,7 +18,7 @@ from fastq.broker.commands import Batch, recover, replay, reserve, settle
 from fastq.broker.commands import cancel as cancel_command
 from fastq.broker.flows import Node
 from fastq.broker.keys import GlobalKeys
-from fastq.errors import Fail, FastQError
+from fastq.errors import Fail, FastQError, InvalidOption
 from tests.redis.lab import Lab
 
 FLOW = "0123456789abcdef01234567"
@@ -92,6 +92,7 @@ class Run:
         self.settled: list[Any] = []  # every settle that was sent
         self.workers = 0
         self.failures = 0
+        self.names: set[str] = set()  # of what jobs have added
         self.frozen: set[int] = set()  # what had begun when it was cancelled: nothing else will
         fields = {
             "policy": policy,
@@ -215,6 +216,39 @@ class Run:
             self.back.discard(node)
             self.model.ended[node] = "c"
 
+    def spawn(self, node: int, number: int) -> None:
+        """A held job adds one; its first attempt may die after each command, and does the same again, or has done it before."""
+        sketch, join = self.model.sketch, number % 3 == 0
+        behind = [n for n, parents in enumerate(sketch.parents) if node in parents]
+        name, (first, cut) = f"{node}-{number}", (len(sketch.parents), number % 4)
+        again = name in self.names
+        if again and self.lazy:
+            return
+        before = self.lab.raw.hgetall(self.lab.q.flow(FLOW))
+        for most in (cut, 9):
+            operation = spawning(self.lab.q, node, name, join=join)
+            step = next(operation)
+            try:
+                for _ in range(most):
+                    unfolds = step.script == "flow_unfold"  # sent twice, it goes on
+                    step = operation.send(self.lab.call(step) if unfolds else self.lab.twice(step)[0])
+            except StopIteration:
+                assert not self.model.stopped
+            except InvalidOption:
+                assert join
+                assert not behind or not set(behind) <= sketch.gathers
+            except FastQError:
+                assert self.model.stopped
+        if again:
+            assert self.lab.raw.hgetall(self.lab.q.flow(FLOW)) == before
+        elif not self.model.stopped:
+            self.names.add(name)
+            sketch.parents.append([])
+            if not join or (behind and set(behind) <= sketch.gathers):
+                sketch.jobs.append(first)
+                for gather in behind if join else ():
+                    sketch.parents[gather].append(first)
+
     def replay_some(self) -> None:
         """A dead letter is replayed and succeeds: that is a job of its own, the workflow does not move for it."""
         letters = [n for n, kind in self.model.ended.items() if kind == "f"]
@@ -284,28 +318,19 @@ class Run:
         assert len(self.begun) == len(set(self.begun))
 
 
-STEPS = st.tuples(
-    st.sampled_from(
-        ["success"] * 4
-        + ["fail"] * 3
-        + [
-            "together",
-            "together",
-            "cancelled",
-            "lose",
-            "poison",
-            "take",
-            "cancel",
-            "cancel",
-            "cancel",
-            "stop",
-            "replay",
-            "replay",
-            "replay",
-        ]
-    ),
-    st.integers(0, 7),
-)
+def spawning(q: Any, node: int, name: str, *, join: bool) -> Any:
+    """A job adds another one."""
+    first, _, begun = yield from flows.grow(q, FLOW, node, name, 1, 1_000)
+    if not begun:
+        spawned = flows.Spawned([Node([], ENVELOPE)], [first], "t*1", first if join else -1)
+        yield from flows.spawn(q, FLOW, node, name, first, spawned)
+
+
+WEIGHTS = {
+    "success": 4, "fail": 3, "together": 2, "cancelled": 1, "lose": 1, "poison": 1, "take": 1, "cancel": 3, "stop": 1,
+    "replay": 3, "spawn": 3,
+}  # fmt: skip
+STEPS = st.tuples(st.sampled_from([step for step, weight in WEIGHTS.items() for _ in range(weight)]), st.integers(0, 7))
 
 
 def drive(lab: Lab, choices: list[list[int]], policy: str, steps: list[tuple[str, int]], *, lazy: bool = False) -> None:
@@ -331,6 +356,8 @@ def drive(lab: Lab, choices: list[list[int]], policy: str, steps: list[tuple[str
             run.stop()
         elif step == "replay":
             run.replay_some()
+        elif step == "spawn" and held:
+            run.spawn(held[number % len(held)], number)
         run.check()
     run.finish()
 
@@ -396,6 +423,13 @@ BUGS = {
         "",
     ),
     "a cancelled workflow that goes on": ("settle", "stop and '' or freed_by", "freed_by"),
+    "an addition that is repeated": (
+        "flow_spawn",
+        "if known == first .. ' ' .. #ARGV[5] .. ' 1' then return 0 end",
+        "",
+    ),
+    "an addition that forgets its room": ("flow_grow", "if known then", "if false then"),
+    "an addition that nobody waits for": ("flow_spawn", "redis.call('HINCRBY', flow, 'p' .. gather, 1)", ""),
     "an end that keeps its keys": ("settle", "redis.call('PEXPIRE', flow, f[4])", ""),
 }
 

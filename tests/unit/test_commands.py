@@ -34,6 +34,8 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "fire": lambda: timing.fire(Q, 5, "s", 1, "a", b"e", b"d"),
     "flow_add": lambda: flows.flow_add(Q, "ab", 0, "w", ["e0", b"E"]),
     "flow_cancel": lambda: flows.flow_cancel(Q, "ab"),
+    "flow_grow": lambda: flows.flow_grow(Q, "ab", 0, "1", 1, 100),
+    "flow_spawn": lambda: flows.flow_spawn(Q, "ab", 0, "1", 1, flows.Spawned([flows.Node([], b"E")], [1], "t*1", -1)),
     "flow_unfold": lambda: flows.flow_unfold(Q, "ab"),
     "flow_retry": lambda: flows.flow_retry(Q, "ab", [(0, b"E")]),
     "flow_start": lambda: flows.flow_start(Q, "ab", 1, [0], {"policy": "fail"}),
