@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 PY := .venv/bin/python
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help build demo test chaos test-versions check style types floors lua format bench bench-limits bench-rivals bench-gate \
+.PHONY: help build demo test chaos test-versions check style types floors lua format bench bench-features bench-limits bench-rivals bench-gate \
 	bench-figures clean
 
 help: ## this list
@@ -69,6 +69,9 @@ bench-gate: build ## counts and ratios that must hold on every machine; part of 
 
 bench-figures: build ## the worker's flame picture, the charts and the tables of docs/performance.md, from the last saved run
 	@$(PY) -m benchmarks.load figures
+
+bench-features: build ## what results, progress, unique, idempotent jobs and isolation cost, enqueue to result, the memory engine, in one run
+	@$(PY) -m benchmarks.features $(ARGS)
 
 bench-limits: build ## what limits cost, what they hold, beside rate-sync 0.4.2, in one run
 	@$(PY) -m benchmarks.limits $(ARGS)
