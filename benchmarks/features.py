@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import itertools
 import os
 import statistics
 import subprocess
@@ -85,6 +86,7 @@ FEATURES = {
     'isolation="process"': Feature(process, 10, "sync handler"),
 }
 LAPS = 1_000
+NUMBERS = itertools.count()  # no job is a duplicate of an earlier round's
 PATIENCE = 120.0
 
 
@@ -127,8 +129,9 @@ def measure(client: Any, server: int, pid: int, feature: Feature, jobs: int) -> 
     warm = feature.task.options(result_ttl=60).enqueue_sync(-1)  # its process, its thread and its scripts are there
     warm.result_sync(PATIENCE)
     app.queues.pause_sync()
+    calls = [(next(NUMBERS),) for _ in range(jobs)]
     in_redis, here = cpu_of(server), time.process_time()
-    feature.task.enqueue_many_sync([(n,) for n in range(jobs)], ids=False)
+    feature.task.enqueue_many_sync(calls, ids=False)
     produced = time.process_time() - here
     there, began = cpu_of(pid), time.perf_counter()
     app.queues.resume_sync()

@@ -176,6 +176,37 @@ class Asking:
         """:meth:`cancel` from blocking code."""
         return self.run_sync(self.inspector.cancel(job_id, queue, terminate=terminate)) != "unknown"
 
+    async def cancel_tag(self, tag: str, *, terminate: bool = False, queue: str | None = None) -> int:
+        """Cancel every job that was enqueued with this tag and has not ended, as :meth:`cancel` does.
+
+        Goes through them in steps of 500; may be interrupted, and called again. What is enqueued with the tag meanwhile may be cancelled or
+        not. A tag is remembered for 30 days after its last job was due; a dead letter that is replayed has lost it.
+
+        Args:
+            terminate: interrupt those that run.
+            queue: of this queue only; default: all queues.
+
+        Returns:
+            How many were cancelled or, where a worker has them, asked to stop.
+
+        Raises:
+            InvalidOption: it cannot be a tag.
+
+        Example::
+
+            await send.options(tags=["tenant:42"]).enqueue("ann@example.org")
+            await app.cancel_tag("tenant:42")
+        """
+        from fastq.broker.tagged import cancel_tag
+
+        return await self.run(cancel_tag(self.inspector, tag, queue, terminate=terminate))
+
+    def cancel_tag_sync(self, tag: str, *, terminate: bool = False, queue: str | None = None) -> int:
+        """:meth:`cancel_tag` from blocking code."""
+        from fastq.broker.tagged import cancel_tag
+
+        return self.run_sync(cancel_tag(self.inspector, tag, queue, terminate=terminate))
+
     async def explain(self, job_id: str, *, queue: str | None = None) -> Explanation:
         """Why a job does not run: paused, scheduled, parked under a limit, behind others, no worker that knows its task …
 

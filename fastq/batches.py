@@ -229,7 +229,7 @@ class Filling:
             )
         _, envelope, delay_ms, unique, chosen, once = call.job
         job = NewJob(f"{self.result.id}-{number}", envelope, delay_ms, unique, chosen, once)
-        return Call(call.queue, call.priority, job, call.strict)
+        return call._replace(job=job)
 
     def open(self) -> Operation[None]:
         """What begins it."""

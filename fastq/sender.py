@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 from fastq.broker.calls import Numbers, Replication, Target, chunks, enqueue_sync, insist
@@ -17,6 +17,7 @@ from fastq.broker.commands import Bound, Command, NewJob, Operation, Refused, ra
 from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.greeting import Clock
 from fastq.broker.keys import GlobalKeys, QueueKeys
+from fastq.broker.tags import tagging
 from fastq.broker.url import Endpoint
 from fastq.config import Settings
 from fastq.errors import BatchClosed, BrokerError, DuplicateJob, FastQError, InvalidOption, JobIdReused, QueueFull
@@ -82,6 +83,8 @@ class Sender:
         if side.seal is not None:
             call = _sealed(call, side.seal)
         target = side.targets.get((call.queue, call.priority)) or side.target(call.queue, call.priority)
+        if call.tags:
+            await side.connection.run(_tagging(self._home, [call]))
         refused = await side.enqueuer.submit(target, [call.job])
         if refused and refused[0].why == "full":
             refused = await side.insist(target, [call.job], refused)
@@ -93,6 +96,8 @@ class Sender:
 
     def send_sync(self, call: Call) -> JobHandle[Any]:
         """Enqueue a prepared call from blocking code."""
+        if call.tags:
+            self.run_sync(_tagging(self._home, [call]))
         refused = self._sync_side(call.replicated).send(call.queue, call.priority, [call.job])
         return self._handle(call, refused[0] if refused else None)
 
@@ -131,6 +136,8 @@ class Sender:
         bulk, stream = Bulk(), iter(calls)
         while group := [call for _, call in zip(range(_GROUP), stream, strict=False)]:
             instead: dict[str, str] = {}
+            if tagged := [call for call in group if call.tags]:
+                self.run_sync(_tagging(self._home, tagged))
             for (queue, priority), members in _by_target(group).items():
                 side, sent = self._sync_side(members[0].replicated), 0
                 for chunk in chunks(call.job for call in members):
@@ -211,6 +218,15 @@ def _sealed_job(job: NewJob, queue: str, seal: Seal) -> NewJob:
     return job._replace(envelope=seal(queue, job.id, job.envelope))
 
 
+def _tagging(home: Home, calls: Sequence[Call]) -> Operation[None]:
+    """Tags are written before the jobs that carry them."""
+    by_queue: dict[str, list[tuple[str, Sequence[str], int]]] = {}
+    for call in calls:
+        by_queue.setdefault(call.queue, []).append((call.job.id, call.tags, call.job.delay_ms))
+    for queue, tagged in by_queue.items():
+        yield list(tagging(home.keys(queue), tagged))
+
+
 def _by_target(calls: list[Call]) -> dict[tuple[str, int], list[Call]]:
     if not calls:
         return {}
@@ -275,7 +291,7 @@ class _AsyncSide:
 
     def __init__(self, app: Home, replicated: bool) -> None:
         settings, endpoint = app.settings, app.endpoint()
-        self._app = app
+        self._app = self.home = app
         self.seal = app.sealer()
         self.pid = os.getpid()
         self._replication = _replication(settings, replicated)
@@ -368,6 +384,8 @@ class _Convoy:
 
         if group:  # all calls of a stream have the same options
             self._side = self._choose(group[0].replicated)
+        if tagged := [call for call in group if call.tags]:
+            await self._side.connection.run(_tagging(self._side.home, tagged))
         if self._side.seal is not None:
             group = [_sealed(call, self._side.seal) for call in group]
         parts = [part for key, calls in _by_target(group).items() for part in self._parts_of(*key, calls)]

@@ -24,6 +24,7 @@ import msgspec
 
 from fastq.arguments import Arguments, Returned, check_size
 from fastq.broker.commands import NewJob, Once
+from fastq.broker.tags import check_tags
 from fastq.context import is_injected
 from fastq.errors import InvalidOption, did_you_mean
 from fastq.handle import Bulk, JobHandle
@@ -70,6 +71,7 @@ class JobOptions(TypedDict, total=False):
     :class:`fastq.Unique`. ``idempotency_key``: your own name for this call; for a day, or ``idempotent`` seconds of the
     task, every call with it gets the job of the first one. ``durability``: "stored", or "replicated": the call returns when
     replicas of Redis have the job, too, and raises :class:`fastq.NotReplicated` otherwise.
+    ``tags``: up to 10, by which jobs are cancelled (``app.cancel_tag``); a duplicate's are not the job's that was there.
     """
 
     queue: str
@@ -86,6 +88,7 @@ class JobOptions(TypedDict, total=False):
     unique: UniqueOption
     idempotency_key: str
     durability: Durability
+    tags: Sequence[str]
 
 
 _OPTIONS = tuple(JobOptions.__annotations__)
@@ -122,6 +125,7 @@ class Call(NamedTuple):
     job: NewJob
     strict: bool = False
     replicated: bool | None = None
+    tags: tuple[str, ...] = ()
 
 
 class Producer(Home, Protocol):
@@ -206,7 +210,7 @@ def make_call(
             data = encode(Envelope(priority, PLAIN, task, body, now, 0, Extra(expires_at=now + round(expires * 1_000))))
         # A NamedTuple's own __new__ takes twice as long, and this is done once per job.
         job = tuple.__new__(NewJob, (plain_id or new_id(), data, 0, "", False, _NOT_ONCE))
-        return tuple.__new__(Call, (queue, priority, job, False, None))
+        return tuple.__new__(Call, (queue, priority, job, False, None, ()))
     check_queue_name(queue)
     priority = check_priority(options.get("priority", defaults.priority))
     due = _due_ms(options, now)
@@ -214,9 +218,8 @@ def make_call(
     job_id = check_id(options["job_id"]) if chosen else new_id()
     envelope = Envelope(priority, PLAIN, task, body, now, 0, _extra(defaults, options, now, due))
     job = NewJob(job_id, encode(envelope), due, chosen=chosen)
-    return Call(
-        queue, priority, job, replicated=_replicated(options["durability"]) if "durability" in options else None
-    )
+    replicated = _replicated(options["durability"]) if "durability" in options else None
+    return Call(queue, priority, job, False, replicated, check_tags(options["tags"]) if "tags" in options else ())
 
 
 def _replicated(durability: str) -> bool:

@@ -41,7 +41,7 @@ OnError = Literal["fail", "continue", "ignore"]
 
 MOST_NODES = 100_000
 MOST_DEPTH = 100
-_NOT_HERE = ("delay", "at", "job_id", "unique", "idempotency_key", "durability")
+_NOT_HERE = ("delay", "at", "job_id", "unique", "idempotency_key", "durability", "tags")
 
 
 class Source(Protocol):

@@ -186,13 +186,13 @@ class Inspector:
             return "unknown"
         for _ in range(_TRIES):
             now, leases = yield [clock(), leases_of(found.q)]
-            record, ttl_ms = self._cancelled(found.reply[1], now)
+            record, ttl_ms = self.cancelled(found.reply[1], now)
             answer: str = yield commands.cancel(found.q, job_id, list(leases), record, ttl_ms, terminate=terminate)
             if answer != "again":
                 return answer
         raise BrokerReplyError(f"the workers of queue {found.queue!r} come and go: try again")
 
-    def _cancelled(self, data: bytes, now: int) -> tuple[bytes, int]:
+    def cancelled(self, data: bytes, now: int) -> tuple[bytes, int]:
         """The record of a job that is cancelled now, and its lifetime in ms (0: none is kept)."""
         try:
             envelope = decode_envelope(data)

@@ -143,6 +143,7 @@ TABLE: tuple[KeyInfo, ...] = (
         "ttl",
         "a workflow: what it is made of and how far it is (include/flows.lua); both expire `result_ttl` after its end",
     ),
+    KeyInfo("{q}:tag:<tag>", "zset", "tag", "ttl", "ids of jobs that carry a tag, by when they were enqueued, in ms"),
     KeyInfo("{q}:progress:<id>", "string", "report", "ttl", "how far a running job is (msgpack)"),
     KeyInfo(
         "{q}:logs:<id>",
@@ -192,7 +193,7 @@ def _regex(pattern: str) -> re.Pattern[str]:
     escaped = escaped.replace(re.escape("{l}"), r"\{limit/[A-Za-z0-9_.:-]{1,100}\}")
     escaped = escaped.replace("<limit>", "~?[A-Za-z0-9_.:-]{1,100}/~?[A-Za-z0-9_.:-]+")
     escaped = escaped.replace(re.escape("{n}"), r"\{lease/[a-z]+/~?[A-Za-z0-9_.:-]{1,100}\}")
-    escaped = re.sub("<(key|ticket|id)>", "~?[A-Za-z0-9_.:@/+=-]+", escaped)
+    escaped = re.sub("<(key|ticket|id|tag)>", "~?[A-Za-z0-9_.:@/+=-]+", escaped)
     return re.compile(r"[A-Za-z0-9_.:-]+:" + re.sub(r"<[^>]+>", "[^:]+", escaped) + r"\Z")
 
 
@@ -259,6 +260,10 @@ class QueueKeys:
     def wake_of(self, worker: str) -> bytes:
         """The LIST of the token that is for ``worker`` alone."""
         return self._name(f"wake:{worker}")
+
+    def tag(self, name: str) -> bytes:
+        """The ZSET of the jobs that carry a tag."""
+        return self._name(f"tag:{name}")
 
     def parked_by(self, limit: str) -> bytes:
         """The ZSET of the jobs that wait for a limit; its name is ``LimitKeys.name``."""

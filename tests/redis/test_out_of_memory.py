@@ -142,5 +142,6 @@ def test_every_script_says_what_it_does_without_memory() -> None:
         "flow_start",
         "replay",
         "schedule",
+        "tag",
     }
     assert all(head.startswith("#!lua") for head in heads.values())

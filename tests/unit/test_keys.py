@@ -29,6 +29,7 @@ def names(q: QueueKeys) -> list[str]:
             q.bucket("3600000:17"),
             q.parked_by("api/~all"),
             q.wake_of("host-1-abc~2"),
+            q.tag("tenant:42"),
             q.said("ab12", 7),
             q.steps("a@b/c="),
             q.progress("a:7/b@c"),
