@@ -169,10 +169,17 @@ class Cluster:
 
     # -- moving a slot ----------------------------------------------------------------------------
 
-    def move(self, key: str, to: EmbeddedServer, *, between: Callable[[], None] = lambda: None) -> int:
+    def move(
+        self,
+        key: str,
+        to: EmbeddedServer,
+        *,
+        before: Callable[[], None] = lambda: None,
+        between: Callable[[], None] = lambda: None,
+    ) -> int:
         """Move the slot of a key to another master, live, as ``redis-cli --cluster reshard`` does; how many keys.
 
-        ``between`` is called when half of the keys have gone.
+        ``before`` is called when it has begun and no key has gone, ``between`` when half of them have.
         """
         source = self.owner(key)
         old, new = self.at(source), self.at(to)
@@ -180,6 +187,7 @@ class Cluster:
         new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
         old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(to))
         count = int(old.execute_command("CLUSTER", "COUNTKEYSINSLOT", slot))
+        before()
         moved = 0
         while keys := old.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1):
             old.execute_command("MIGRATE", "127.0.0.1", to.port, "", 0, 5_000, "KEYS", *keys)
@@ -202,6 +210,9 @@ def oracle(url: str) -> Any:
             replies: Any = super().time(target_nodes=RedisCluster.RANDOM)
             seconds, micros = next(iter(replies.values())) if isinstance(replies, dict) else replies
             return int(seconds), int(micros)
+
+        def keys(self, pattern: str = "*") -> list[bytes]:  # type: ignore[override]
+            return list(super().keys(pattern, target_nodes=RedisCluster.PRIMARIES))
 
     hosts = [ClusterNode(*host) for host in parse_url(url).nodes]
     return Oracle(startup_nodes=hosts, socket_timeout=None, retry=Retry(NoBackoff(), 0), protocol=2)

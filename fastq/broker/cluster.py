@@ -18,7 +18,7 @@ import hiredis
 from fastq.broker.commands import Command, raw
 from fastq.broker.connection import LATE, AsyncConnection, SyncConnection, Waiter, is_noscript, pack
 from fastq.broker.greeting import error_of, unreachable
-from fastq.broker.topology import BLOCKING, LAYOUT, Node, Redirection, Topology, redirection
+from fastq.broker.topology import BLOCKING, LAYOUT, Node, Redirection, Topology, guarded, redirection
 from fastq.broker.url import Endpoint
 from fastq.errors import BrokerError, BrokerUnavailable
 
@@ -210,14 +210,14 @@ class AsyncCluster(AsyncConnection):
         """
         link = self._ready(command, near)
         if link is not None:
-            return link.send(command, by_text=by_text)
+            return link.send(guarded(command), by_text=by_text)
         return self._begin(self._send_later(command, by_text, near))
 
     def post(self, command: Command[Any], waiter: Waiter) -> None:
         """As :meth:`AsyncConnection.post`; a node that is not connected will be."""
         link = self._ready(command)
         if link is not None:
-            link.post(command, waiter)
+            link.post(guarded(command), waiter)
             return
         self._begin(self._send_later(command, False, None)).add_done_callback(lambda sent: _hand_on(sent, waiter))
 
@@ -249,7 +249,7 @@ class AsyncCluster(AsyncConnection):
         node = self._topology.owner(command, near)
         link = await self._reach(node)
         self._mark(node, command)
-        return await link.send(command, by_text=by_text)
+        return await link.send(guarded(command), by_text=by_text)
 
     def _mark(self, node: Node, command: Command[Any]) -> None:
         if command.script is None and command.args[0] in BLOCKING:
@@ -258,7 +258,7 @@ class AsyncCluster(AsyncConnection):
     async def _ask(self, node: Node, command: Command[Any], by_text: bool) -> Any:
         link = await self._reach(node)
         _quiet(link.send(ASKING))
-        return await link.send(command, by_text=by_text)
+        return await link.send(guarded(command), by_text=by_text)
 
     async def call(self, command: Command[T]) -> T:
         """Send a command and return its decoded reply, following redirections. Raises like :meth:`AsyncConnection.call`."""
@@ -408,7 +408,7 @@ class SyncCluster(SyncConnection):
             for (node, asking), indexes in round_.groups(self._topology).items():
                 try:
                     answered = self._reach(node).ask(
-                        [commands[i] for i in indexes], before=pack(ASKING) if asking else b""
+                        [guarded(commands[i]) for i in indexes], before=pack(ASKING) if asking else b""
                     )
                 except BrokerUnavailable as error:
                     self._topology.suspect(node)

@@ -14,7 +14,7 @@ from fastq.broker.commands import Command, raw
 from fastq.broker.url import Endpoint
 from fastq.errors import BrokerReplyError, BrokerUnavailable
 
-__all__ = ["BLOCKING", "LAYOUT", "Node", "Redirection", "Topology", "key_of", "redirection", "slot_of"]
+__all__ = ["BLOCKING", "LAYOUT", "Node", "Redirection", "Topology", "guarded", "key_of", "redirection", "slot_of"]
 
 SLOTS = 16_384
 """Of every cluster."""
@@ -27,6 +27,12 @@ LAYOUT: Command[Any] = raw("CLUSTER", "SLOTS")
 BLOCKING = frozenset({"BLPOP", "XREAD"})
 """Commands whose answer a healthy node may keep back."""
 
+GUARDED = frozenset(
+    {"batch_call", "batch_close", "flow_cancel", "flow_retry", "flow_start", "flow_unfold", "follow", "trace"}
+)
+"""Scripts that name few keys and reach others of their queue; see :func:`guarded`."""
+
+_CUT_SHORT = "access a non local key"
 _ANYWHERE = frozenset(
     {"PING", "TIME", "INFO", "CONFIG", "HELLO", "CLIENT", "CLUSTER", "SUBSCRIBE", "PUBLISH", "SCAN", "WAIT"}
 )
@@ -73,8 +79,24 @@ def key_of(command: Command[Any]) -> bytes | str | None:
     return words[3 if name == "EVAL" else 1]  # type: ignore[no-any-return]
 
 
+def guarded(command: Command[Any]) -> Command[Any]:
+    """The command with one key more, which never exists.
+
+    While a slot moves key by key, a node runs a script if all the keys that it names are still there, and ends it in the middle
+    when it reaches one that is not. With a key that is never there it does not begin: TRYAGAIN. Scripts that name all ready lists
+    of a queue, or a dozen keys of which most do not exist most of the time, need none.
+    """
+    if command.script not in GUARDED:
+        return command
+    base = command.keys[0].partition(b"}:")[0]
+    return Command(command.script, (*command.keys, base + b"}:nothing"), command.args, command.decode)
+
+
 class Redirection(NamedTuple):
-    """What a node says instead of an answer: it has not run the command. ``node`` of MOVED and ASK: who would."""
+    """What a node says instead of an answer: it has not run the command. ``node`` of MOVED and ASK: who would.
+
+    A script that reached a key which had moved was cut short; every script may be sent twice, and this one is.
+    """
 
     kind: str  # MOVED | ASK | TRYAGAIN
     slot: int = -1
@@ -86,7 +108,7 @@ def redirection(reply: Any) -> Redirection | None:
     if not isinstance(reply, hiredis.ReplyError):
         return None
     words = str(reply).split()
-    if words[0] == "TRYAGAIN":
+    if words[0] == "TRYAGAIN" or _CUT_SHORT in str(reply):
         return Redirection("TRYAGAIN")
     if words[0] not in ("MOVED", "ASK") or len(words) < 3:
         return None

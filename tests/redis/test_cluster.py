@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import fastq
-from fastq.broker import commands
+from fastq.broker import batches, commands, scripts
 from fastq.broker.commands import raw as command
 from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.fence import FencedConnection
 from fastq.broker.keys import QueueKeys
 from fastq.broker.listener import Listener
+from fastq.broker.topology import GUARDED
 from fastq.broker.url import parse_url
 from fastq.errors import BrokerReplyError, BrokerUnavailable
 from tests.conftest import MakeServer, children, eventually, eventually_async, key_faults
@@ -137,6 +139,53 @@ def test_a_slot_that_is_moving(cluster: Cluster, run: Run) -> None:
     cluster.move(leases, target, between=half_way)
     assert blocking.call(commands.reserve(q, "w", 5)).held == 0
     blocking.close()
+
+
+def test_a_script_does_not_begin_where_it_could_not_end(
+    cluster: Cluster, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a slot moves, a node ends a script when it reaches a key that is not there: it must not have begun.
+
+    Without the guard the callback of a batch is noted, and never enqueued.
+    """
+    q = QueueKeys("fastq", cluster.queue_on(cluster.servers[0]))
+    blocking = SyncConnection.to(parse_url(cluster.url))
+    callback = batches.batch_call(q, "b1", "complete", b"\x96\x05envelope")
+    noted = command("HEXISTS", q.batch("b1"), "on:complete")
+
+    def ended_batch() -> None:
+        blocking.call_many([batches.batch_open(q, name, {"ttl": 60_000}) for name in ("b1", "b2")])
+        assert blocking.call(batches.batch_close(q, "b1", "whole")) == "success"
+
+    def refused() -> None:
+        for call in both(cluster.url, run):
+            with pytest.raises(BrokerUnavailable, match="TRYAGAIN"):
+                call(callback)
+
+    ended_batch()
+    cluster.move(q.jobs.decode(), cluster.servers[1], before=refused)
+    assert blocking.call(noted) == 0
+    assert blocking.call(callback) == 2
+    assert blocking.call(command("HLEN", q.jobs)) == 1
+    cluster.flush()
+    monkeypatch.setattr("fastq.broker.topology.GUARDED", frozenset())
+    ended_batch()
+    answers: list[int] = []
+    cluster.move(q.jobs.decode(), cluster.servers[0], before=lambda: answers.append(blocking.call(callback)))
+    assert answers == [2], "it says that the callback was enqueued"
+    assert blocking.call(command("HLEN", q.jobs)) == 0, "the guard is not what keeps this from happening"
+    blocking.close()
+
+
+def test_scripts_that_reach_keys_that_they_do_not_name() -> None:
+    """Each is guarded, or names so many keys that never exist all at once (levels, wake tokens) that it needs none."""
+    reaches = {
+        name
+        for name in scripts.names()
+        if re.search(r"redis\.call\('[A-Z]+', [^,)]*\.\.", scripts.load(name).text.decode())
+    }
+    many = {"cancel", "check", "enqueue", "enqueue_once", "park", "purge", "recover", "reserve", "settle", "status"}
+    assert reaches == GUARDED | many
 
 
 def _has(cluster: Cluster, server: Any, key: str) -> bool:
