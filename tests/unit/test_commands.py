@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastq.broker import batches, flows, pauses, schema, scripts, timing
+from fastq.broker import batches, flows, pauses, schema, scripts, tags, timing
 from fastq.broker import commands as c
 from fastq.broker.commands import Batch, Command, NewJob
 from fastq.broker.keys import PAD, GlobalKeys, LeaseKeys, QueueKeys
@@ -57,6 +57,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "settle": lambda: c.settle(Q, "w", filled(), 9),
     "watch": lambda: c.watch(Q, 1_000, ["*", "a"]),
     "status": lambda: c.status(Q, "a", ["v", "w"]),
+    "tag": lambda: tags.tag(Q, "t", ["a", "b"], 1_000),
     "unpark": lambda: c.unpark(Q, "w", "x/~all", 1, 5),
     "unpark_due": lambda: c.unpark_due(Q),
     "unpause": lambda: pauses.unpause(Q, pauses.Pause("t")),
