@@ -26,7 +26,7 @@ from fastq.app import FastQ
 from fastq.config import Settings
 from fastq.errors import ConfigError, ExitCode, FastQError, did_you_mean
 
-__all__ = ["AppNotFound", "ImportFailed", "Launch", "load_app", "plan", "report"]
+__all__ = ["AppNotFound", "Asking", "ImportFailed", "Launch", "load_app", "plan", "report"]
 
 
 ALL_QUEUES = "*"
@@ -68,33 +68,66 @@ def load_app(launch: Launch) -> FastQ:
     return app
 
 
-def plan(app: str, options: Mapping[str, object], file: Path | None = None) -> Launch:
-    """The application's settings with the command's options (those that are not None) on top.
+class Asking:
+    """An application is asked for its settings: in a forked process, which imports it and ends.
 
-    The application is imported in a forked process that ends with it.
-
-    Raises:
-        ConfigError: a setting cannot be used.
-        ImportFailed: the application cannot be imported; its own frames have been written to stderr.
+    Args:
+        app: as of :class:`Launch`.
+        options: the command's options; those that are None were not given.
+        file: the settings file, if it is not one that is looked for.
     """
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        _leave_with_the_asker(writing)
-        _answer(writing, app, options, file)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        answer = pipe.read()
-    try:
-        os.waitpid(pid, 0)
-    except ChildProcessError:
-        pass  # a supervisor's loop was quicker
-    if not answer:
-        raise ImportFailed(app)
-    return Launch(msgspec.msgpack.decode(answer, type=Settings), app)
+
+    def __init__(self, app: str, options: Mapping[str, object], file: Path | None = None) -> None:
+        self._app = app
+        self._reading, writing = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._reading)
+            _leave_with_the_asker(writing)
+            _answer(writing, app, options, file)
+        os.close(writing)
+
+    def poll(self) -> Launch | None:
+        """The answer, or None as long as there is none; its process is a child of this one, whose end is a SIGCHLD.
+
+        Raises:
+            ConfigError: a setting cannot be used.
+            ImportFailed: the application cannot be imported; its own frames have been written to stderr.
+        """
+        return self._answered() if self._ended(os.WNOHANG) else None
+
+    def wait(self) -> Launch:
+        """The answer, however long it takes. Raises as :meth:`poll`."""
+        self._ended(0)
+        return self._answered()
+
+    def close(self) -> None:
+        """The answer is not wanted any more."""
+        if self._reading >= 0:
+            os.close(self._reading)
+            self._reading = -1
+
+    def _ended(self, how: int) -> bool:
+        try:
+            return os.waitpid(self._pid, how)[0] != 0
+        except ChildProcessError:
+            return True  # a supervisor's loop was quicker
+
+    def _answered(self) -> Launch:
+        answer = b""
+        while chunk := os.read(self._reading, 65_536):
+            answer += chunk
+        self.close()
+        if not answer:
+            raise ImportFailed(self._app)
+        return Launch(msgspec.msgpack.decode(answer, type=Settings), self._app)
+
+
+def plan(app: str, options: Mapping[str, object], file: Path | None = None) -> Launch:
+    """The application's settings with the command's options on top: :class:`Asking`, to its end. Raises as there."""
+    return Asking(app, options, file).wait()
 
 
 def _leave_with_the_asker(writing: int) -> None:
@@ -110,7 +143,7 @@ def _leave_with_the_asker(writing: int) -> None:
 
 
 def _answer(writing: int, app: str, options: Mapping[str, object], file: Path | None) -> None:
-    """The forked process of :func:`plan`: import, merge, write, end."""
+    """The forked process of :class:`Asking`: import, merge, write, end."""
     code = ExitCode.USAGE
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

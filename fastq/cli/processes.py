@@ -16,7 +16,7 @@ from fastq.app import FastQ
 from fastq.board import Board
 from fastq.config import Loaded
 from fastq.errors import ConfigError, ExitCode
-from fastq.launch import ALL_QUEUES, ImportFailed, Launch
+from fastq.launch import ALL_QUEUES, Asking, ImportFailed, Launch
 from fastq.monitor import check_exposure
 
 if TYPE_CHECKING:
@@ -53,12 +53,26 @@ def specs(launch: Launch) -> list[ChildSpec]:
     ]
 
 
-def supervise(plan: Callable[[], Launch]) -> int:
-    """Run until told to stop. ``plan`` reads the settings, at the start and at each HUP."""
+class _Reload:
+    """New specs for a running supervisor, which goes on while the application is asked."""
+
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
+
+    def poll(self) -> list[ChildSpec] | None:
+        launch = self._asking.poll()
+        return None if launch is None else specs(launch)
+
+    def close(self) -> None:
+        self._asking.close()
+
+
+def supervise(ask: Callable[[], Asking]) -> int:
+    """Run until told to stop. ``ask`` begins to read the settings, at the start and at each HUP."""
     from fastq.supervisor import Supervisor
 
     try:
-        launch = plan()
+        launch = ask().wait()
     except ImportFailed:
         return ExitCode.USAGE  # why has been said
     settings = launch.settings
@@ -72,7 +86,7 @@ def supervise(plan: Callable[[], Launch]) -> int:
         specs(launch),
         board,
         grace=settings.grace,
-        reload=lambda: specs(plan()),
+        reload=lambda: _Reload(ask()),
         reload_paths=paths,
         pidfile=settings.pidfile,
     ).run()
@@ -110,8 +124,8 @@ def scheduler(launch: Launch) -> int:
     return run_alone(launch)
 
 
-def dev(loaded: Loaded, plan: Callable[..., Launch]) -> int:
-    """Everything for development. ``plan(**settings)`` reads the settings with these as options, too."""
+def dev(loaded: Loaded, ask: Callable[..., Asking]) -> int:
+    """Everything for development. ``ask(**settings)`` reads the settings with these as options, too."""
     from fastq.broker.embedded import EmbeddedServer
     from fastq.supervisor.host import PidFile
 
@@ -121,7 +135,7 @@ def dev(loaded: Loaded, plan: Callable[..., Launch]) -> int:
     if loaded.origins["log_level"] == "default":
         ours["log_level"] = "debug"  # a line per job
     if loaded.origins["url"] != "default":
-        return supervise(lambda: plan(**ours))
+        return supervise(lambda: ask(**ours))
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     (FOLDER / ".gitignore").write_text("*\n")
     lock = PidFile(os.fspath(FOLDER / "pid"))
@@ -138,6 +152,6 @@ def dev(loaded: Loaded, plan: Callable[..., Launch]) -> int:
                 click.echo(
                     f"Port {DEFAULT_PORT} is taken; in other terminals: export FASTQ_REDIS_URL='{server.url}'", err=True
                 )
-            return supervise(lambda: plan(**ours, url=server.url))
+            return supervise(lambda: ask(**ours, url=server.url))
     finally:
         lock.release()

@@ -17,7 +17,7 @@ from fastq.errors import ConfigError, FastQError
 if TYPE_CHECKING:
     from fastq.app import FastQ
     from fastq.config import Loaded, Settings
-    from fastq.launch import Launch
+    from fastq.launch import Asking, Launch
 
 __all__ = ["APP", "application", "verbs"]
 
@@ -84,20 +84,20 @@ def _load(options: dict[str, Any]) -> Loaded:
     return loaded
 
 
-def _plan(app: str, options: dict[str, Any]) -> Callable[[], Launch]:
-    """What the processes are started with, read anew at each call; the options are checked at once."""
-    from fastq.launch import ALL_QUEUES, plan
+def _asking(app: str, options: dict[str, Any]) -> Callable[[], Asking]:
+    """What the processes are started with, asked for anew at each call; the options are checked at once."""
+    from fastq.launch import ALL_QUEUES, Asking
 
     _load(options | ({"queues": None} if options.get("queues") == ALL_QUEUES else {}))
     file = options.pop("config_file")
-    return lambda: plan(app, options, Path(file) if file else None)
+    return lambda: Asking(app, options, Path(file) if file else None)
 
 
 def _planned(app: str, options: dict[str, Any]) -> Launch:
     from fastq.launch import ImportFailed
 
     try:
-        return _plan(app, options)()
+        return _asking(app, options)().wait()
     except ImportFailed:
         raise click.exceptions.Exit(2) from None  # why has been said
 
@@ -138,7 +138,7 @@ def supervise(app: str, **options: Any) -> int:
     """
     from fastq.cli import processes
 
-    return processes.supervise(_plan(app, options))
+    return processes.supervise(_asking(app, options))
 
 
 @click.command()
@@ -181,7 +181,7 @@ def dev(app: str, **options: Any) -> int:
 
     if not app:
         raise ConfigError("no application was named: fastq dev app.py, or set FASTQ_APP")
-    return processes.dev(_load(dict(options)), lambda **more: _plan(app, {**options, **more})())
+    return processes.dev(_load(dict(options)), lambda **more: _asking(app, {**options, **more})())
 
 
 verbs = {"supervise": supervise, "worker": worker, "scheduler": scheduler, "dev": dev}

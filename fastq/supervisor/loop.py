@@ -18,6 +18,7 @@ from fastq.errors import ConfigError, ExitCode
 from fastq.supervisor.child import ChildSpec, fork_child, outlast, reap_strangers, refuse_threads
 from fastq.supervisor.host import Notifier, PidFile, SignalPipe, SourceWatch, set_title
 from fastq.supervisor.post import BOOT_CRASHES, QUICK_DEATH, Child, Losses, Post
+from fastq.supervisor.reload import Reader, Reload
 
 __all__ = ["Supervisor"]
 
@@ -42,8 +43,8 @@ class Supervisor:
     """Keeps the children of ``specs`` running until it is told to stop.
 
     ``grace`` and ``cancel_grace`` (seconds) are the children's own deadlines after TERM: to finish, then to interrupt
-    and hand back; whoever is there a second later is killed. ``reload`` is called at each SIGHUP and returns the new
-    specs (the same roles), or raises ConfigError to keep the old ones. Changed files below ``reload_paths`` cause a
+    and hand back; whoever is there a second later is killed. ``reload`` is called at each SIGHUP and begins
+    to read the new specs (the same roles); asked for them later, it may raise ConfigError to keep the old ones. Changed files below ``reload_paths`` cause a
     rolling restart. ``pidfile`` is a path, or empty. ``title`` begins the processes' names. ``backoff`` is the second
     delay of :func:`restart_delay`.
     """
@@ -56,7 +57,7 @@ class Supervisor:
         grace: float = 25.0,
         cancel_grace: float = 5.0,
         log: logging.Logger | None = None,
-        reload: Callable[[], Sequence[ChildSpec]] | None = None,
+        reload: Callable[[], Reload] | None = None,
         reload_paths: Sequence[str | os.PathLike[str]] = (),
         pidfile: str = "",
         title: str = "fastq",
@@ -69,7 +70,7 @@ class Supervisor:
         self._stop_within = cancel_grace + KILL_MARGIN
         self._leave_within = grace + self._stop_within
         self._logger = log or logging.getLogger("fastq.supervisor")
-        self._read_specs = reload
+        self._reader = Reader(reload)
         self._sources = SourceWatch(reload_paths)
         self._pidfile = PidFile(pidfile)
         self._title = title
@@ -148,6 +149,7 @@ class Supervisor:
             self._actions.get(number, lambda: None)()
         self._reap()
         self._observe()
+        self._read_on()
         self._turned_at = now = time.monotonic()
         self._kill_overdue(now)
         if self._phase is _Phase.SERVING:
@@ -386,15 +388,20 @@ class Supervisor:
     # -- rolling restart --------------------------------------------------------------------------
 
     def _on_hangup(self) -> None:
+        if self._phase is _Phase.SERVING and not self._reader.begin():
+            self._begin_roll("SIGHUP")
+
+    def _read_on(self) -> None:
+        """Take new specs when they are there."""
         if self._phase is not _Phase.SERVING:
             return
-        if self._read_specs is not None:
-            try:
-                self._adopt(_by_role(self._read_specs()))
-            except ConfigError as error:
-                self._log(logging.ERROR, "reload refused, going on as before", error=str(error))
-                return
-        self._begin_roll("SIGHUP")
+        try:
+            specs = self._reader.poll()
+            if specs is not None:
+                self._adopt(_by_role(specs))
+                self._begin_roll("SIGHUP")
+        except ConfigError as error:
+            self._log(logging.ERROR, "reload refused, going on as before", error=str(error))
 
     def _adopt(self, specs: dict[str, ChildSpec]) -> None:
         if specs.keys() != self._specs.keys():
@@ -553,6 +560,7 @@ class Supervisor:
         self._log(logging.INFO, "supervisor started", pid=self._pid, children=len(self._posts))
 
     def _close(self) -> None:
+        self._reader.close()
         self._signals.close()
         self._close_control()
         self._pidfile.release()

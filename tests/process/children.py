@@ -255,18 +255,25 @@ def specs_of(folder: Path, plan: list[dict[str, Any]]) -> list[ChildSpec]:
     return [ChildSpec(**{**one, "settings": {"folder": str(folder), **one.get("settings", {})}}) for one in plan]
 
 
-def reader(folder: Path) -> Callable[[], list[ChildSpec]]:
-    """The new specs of a reload, from the file ``new-specs``."""
+class Reading:
+    """The new specs of a reload, from the file ``new-specs``, which may come later."""
 
-    def read() -> list[ChildSpec]:
-        text = (folder / "new-specs").read_text()
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        append(folder / "facts", {"fact": "reading"})
+
+    def poll(self) -> list[ChildSpec] | None:
+        if not (self.folder / "new-specs").exists():
+            return None
+        text = (self.folder / "new-specs").read_text()
         if text == "bad":
             raise ConfigError("workers = -1")
         if text == "bug":
             raise ZeroDivisionError("a fault of our own")
-        return specs_of(folder, json.loads(text))
+        return specs_of(self.folder, json.loads(text))
 
-    return read
+    def close(self) -> None:
+        append(self.folder / "facts", {"fact": "reading closed"})
 
 
 def main() -> int:
@@ -284,7 +291,7 @@ def main() -> int:
     stranger = subprocess.Popen([sys.executable, "-c", "import sys; sys.exit(3)"]) if plan.get("stranger") else None
     options = plan.get("options", {})
     if plan.get("reload"):
-        options["reload"] = reader(folder)
+        options["reload"] = lambda: Reading(folder)
     supervisor = Supervisor(specs_of(folder, plan["specs"]), Board(plan.get("slots", 16), cells=8, rows=8), **options)
     code = supervisor.run()
     if stranger is not None:

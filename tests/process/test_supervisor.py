@@ -806,6 +806,32 @@ def test_hangup_brings_new_settings(host: Host) -> None:
     assert host.logged("stopped")[0]["workers"] == 2
 
 
+def test_a_reload_that_takes_long_stops_nothing(host: Host) -> None:
+    """While the application is asked for its settings, a dead worker is replaced; a second SIGHUP asks anew."""
+    host.start_running({**WORKER, "count": 2}, reload=True)
+    host.send(signal.SIGHUP)
+    host.eventually(lambda: host.facts("reading"))
+    os.kill(host.pids()[0], signal.SIGKILL)
+    host.until_running(3)
+    host.send(signal.SIGHUP)
+    host.eventually(lambda: len(host.facts("reading closed")) == 1)
+    assert host.logged("rolling restart") == []
+    host.put("new-specs", json.dumps([{**WORKER, "count": 2, "settings": {"version": 2}}]))
+    host.send(signal.SIGCHLD)  # as its process would
+    host.eventually(lambda: host.logged("rolling restart done"))
+    assert len(host.facts("reading closed")) == 2
+    assert host.facts("running")[-1]["settings"] == 2
+    assert host.stop() == 0
+
+
+def test_a_stop_does_not_wait_for_a_reload(host: Host) -> None:
+    host.start_running(WORKER, reload=True)
+    host.send(signal.SIGHUP)
+    host.eventually(lambda: host.facts("reading"))
+    assert host.stop() == 0
+    assert len(host.facts("reading closed")) == 1
+
+
 def test_bad_new_settings_are_refused(host: Host) -> None:
     host.put("new-specs", "bad")
     host.start_running(WORKER, MONITOR, reload=True)
