@@ -127,7 +127,7 @@ def scheduler(launch: Launch) -> int:
 def dev(loaded: Loaded, ask: Callable[..., Asking]) -> int:
     """Everything for development. ``ask(**settings)`` reads the settings with these as options, too."""
     from fastq.broker.embedded import EmbeddedServer
-    from fastq.supervisor.host import PidFile
+    from fastq.supervisor.host import PidFile, PidFileHeld
 
     ours: dict[str, Any] = {"workers": 1, "reload": True}
     if loaded.origins["queues"] == "default":
@@ -143,7 +143,7 @@ def dev(loaded: Loaded, ask: Callable[..., Asking]) -> int:
         lock.acquire()  # two servers must not write into one folder
     except ConfigError as error:
         click.echo(f"fastq: {error}", err=True)
-        return ExitCode.PIDFILE
+        return ExitCode.PIDFILE if isinstance(error, PidFileHeld) else ExitCode.USAGE
     try:
         port = DEFAULT_PORT if _is_free(DEFAULT_PORT) else 0
         with EmbeddedServer(data_dir=FOLDER / "redis", appendonly=True, port=port) as server:

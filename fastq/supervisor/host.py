@@ -65,6 +65,10 @@ def _only_wake(number: int, frame: object) -> None:
     """Do nothing: the number is in the pipe already."""
 
 
+class PidFileHeld(ConfigError):
+    """A live process has the pid file."""
+
+
 class PidFile:
     """A file that holds the supervisor's pid and, locked, keeps a second one away. An empty path means none.
 
@@ -76,7 +80,7 @@ class PidFile:
         self.fd = -1
 
     def acquire(self) -> None:
-        """ConfigError when a live process holds the file, or when it is no pid file or cannot be written."""
+        """PidFileHeld when a live process holds the file; ConfigError when it is no pid file or cannot be written."""
         if not self._path:
             return
         try:
@@ -106,7 +110,7 @@ class PidFile:
             except BlockingIOError:
                 pid = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
                 os.close(fd)
-                raise ConfigError(f"pid file {self._path} is held by the live process {pid}") from None
+                raise PidFileHeld(f"pid file {self._path} is held by the live process {pid}") from None
             if self._is_current(fd):
                 return fd
             os.close(fd)  # its owner removed it between our open() and flock(): try the new one

@@ -16,7 +16,7 @@ from dataclasses import replace
 from fastq.board import Board, ChildContext, Slot, SlotState, exit_text
 from fastq.errors import ConfigError, ExitCode
 from fastq.supervisor.child import ChildSpec, fork_child, outlast, reap_strangers, refuse_threads
-from fastq.supervisor.host import Notifier, PidFile, SignalPipe, SourceWatch, set_title
+from fastq.supervisor.host import Notifier, PidFile, PidFileHeld, SignalPipe, SourceWatch, set_title
 from fastq.supervisor.post import BOOT_CRASHES, QUICK_DEATH, Child, Losses, Post
 from fastq.supervisor.reload import Reader, Reload
 
@@ -139,7 +139,9 @@ class Supervisor:
             self._pidfile.acquire()
         except (RuntimeError, ConfigError) as error:
             self._log(logging.ERROR, "supervisor cannot start", error=str(error))
-            return ExitCode.PIDFILE if isinstance(error, ConfigError) else ExitCode.CRASH
+            if isinstance(error, PidFileHeld):
+                return ExitCode.PIDFILE
+            return ExitCode.USAGE if isinstance(error, ConfigError) else ExitCode.CRASH
         return None
 
     # -- one turn ---------------------------------------------------------------------------------

@@ -142,7 +142,8 @@ class WorkerLoop:
             self.executor.gathering.hold(True)
             self._slot.state = SlotState.DRAINING
             self._ticker.hurry()
-            log.info("worker drains", extra={"fields": {"reason": reason, "running": len(self.executor.running)}})
+            fields = {"worker": self.worker_id, "reason": reason, "running": len(self.executor.running)}
+            log.info("worker drains", extra={"fields": fields})
         self._release_backlog()
         self._event.set()
 
@@ -153,7 +154,7 @@ class WorkerLoop:
         self.quiet = quiet
         self.executor.gathering.hold(quiet)
         self._slot.state = SlotState.QUIET if quiet else SlotState.RUNNING
-        log.info("worker quiet" if quiet else "worker resumes")
+        log.info("worker quiet" if quiet else "worker resumes", extra={"fields": {"worker": self.worker_id}})
         if quiet:
             self._release_backlog()
         self._all_hungry()
