@@ -185,3 +185,22 @@ def read_all(fd: int) -> str:
         while more := os.read(fd, 65_536):
             data += more
     return data.decode("utf-8")
+
+
+def test_the_example_of_asking() -> None:
+    """examples/asking.py: what docs/results.md, time_limits.md, once.md, queues.md and consumer.md describe, as one program."""
+    path = Path(__file__).parents[2] / "examples" / "asking.py"
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0].endswith("no live worker serves queue default; it is the next one")
+    assert said[1:] == [
+        "its result: 5 pages | what happened: ['progress', 'started', 'succeeded']",
+        "its status: success after 1 attempt; unknown: None",
+        "cancelled: True",
+        "with the tag: 3 cancelled",
+        "unique: True | created: [True, False]",
+        "idempotent: [8, 8, 8] from 1 job",
+        "paused: ['paused', 'no_worker', 'next']",
+        "left: 1 | purged: 1",
+    ]
