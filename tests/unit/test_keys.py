@@ -34,6 +34,8 @@ def names(q: QueueKeys) -> list[str]:
             q.steps("a@b/c="),
             q.progress("a:7/b@c"),
             q.logs("a:7/b@c"),
+            q.batch("0" * 24),
+            q.batch_ends("0" * 24),
             q.flow("0" * 24),
             q.flow_states("0" * 24),
             q.batch("0" * 24),
