@@ -86,6 +86,9 @@ if TYPE_CHECKING:
         Bulk,
         JobHandle,
     )
+    from fastq.in_memory import (
+        InMemoryScheduler,
+    )
     from fastq.job import (
         DeadLetter,
         Event,
@@ -226,6 +229,7 @@ _HOMES = {
         "UnknownTask",
         "WaitTimeout",
     ),
+    "fastq.in_memory": ("InMemoryScheduler",),
     "fastq.handle": (
         "Bulk",
         "JobHandle",
@@ -326,6 +330,7 @@ __all__ = [
     "FastQ",
     "FastQError",
     "Fixed",
+    "InMemoryScheduler",
     "InvalidArguments",
     "InvalidJobId",
     "InvalidOption",

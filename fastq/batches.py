@@ -232,13 +232,12 @@ class Filling:
                 f"enqueue_batch of task {self._name!r} got {item!r:.100}: give mappings of keywords or tuples"
             )
         if self._task is None or options:
-            queue, priority, job, strict = self.home._named(self._name, args, kwargs, options)
+            call = self.home._named(self._name, args, kwargs, options)
         else:
-            queue, priority, job, strict = self._task._call(args, kwargs)
+            call = self._task._call(args, kwargs)
         # A NamedTuple's own __new__ takes twice as long, and this is done once per job.
-        return tuple.__new__(
-            Call, (queue, priority, tuple.__new__(NewJob, (f"{self.result.id}-{number}", *job[1:])), strict)
-        )
+        job = tuple.__new__(NewJob, (f"{self.result.id}-{number}", *call.job[1:]))
+        return tuple.__new__(Call, (call.queue, call.priority, job, *call[3:]))
 
     def open(self) -> Operation[None]:
         """What begins it."""

@@ -25,6 +25,7 @@ from fastq import config
 from fastq.app import FastQ
 from fastq.config import Settings
 from fastq.errors import ConfigError, ExitCode, FastQError, did_you_mean
+from fastq.schedules import declared_by
 
 __all__ = ["AppNotFound", "Asking", "ImportFailed", "Launch", "load_app", "plan", "report"]
 
@@ -153,7 +154,9 @@ def _answer(writing: int, app: str, options: Mapping[str, object], file: Path | 
         if given.get("queues") == ALL_QUEUES:
             given["queues"] = ",".join(_queues_of(opened))
         settings = config.load(arguments={**opened.arguments, **given}, file=file).settings
+        opened.settings = settings
         _check_limits(opened)
+        declared_by(opened, app)  # a schedule whose arguments do not fit its task, say
         os.write(writing, msgspec.msgpack.encode(settings))
         code = ExitCode.OK
     except BaseException as error:  # noqa: BLE001 - whatever the modules of an application raise

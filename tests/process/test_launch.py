@@ -98,3 +98,21 @@ def test_load_app_takes_the_launch_settings(shop: Path) -> None:
     assert said.stdout.split() == ["0.0", "7", "code"]
     with pytest.raises(AppNotFound):
         load_app(Launch(launch.settings, "nosuch:app"))
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("@app.every(30, args=('x',))\n@app.task\nasync def beat(n: int) -> None: ...\n", "task 'beat'"),
+        ("@app.every(30)\n@app.task\nasync def beat(n: int) -> None: ...\n", "task 'beat'"),
+        ("app.beat_schedule({'a': {'task': 'nobody', 'schedule': 30.0}})\n", "no task is named 'nobody'"),
+    ],
+)
+def test_a_schedule_that_cannot_be_fired_is_told_before_the_first_fork(
+    shop: Path, capfd: pytest.CaptureFixture[str], code: str, text: str
+) -> None:
+    """F090, F094: wrong arguments, or a task that nobody has."""
+    (shop / "timed_app.py").write_text(f"import fastq\napp = fastq.FastQ()\n{code}")
+    with pytest.raises(ImportFailed):
+        plan("timed_app:app", {})
+    assert text in capfd.readouterr().err

@@ -443,3 +443,18 @@ def test_every_interval_is_a_schedule(app: fastq.FastQ) -> None:
     assert [0 <= found.delay_ms(tick) <= 5_000 for tick in range(50)] == [True] * 50
     assert len({found.delay_ms(tick) for tick in range(50)}) > 25
     assert found.delay_ms(7) == found.delay_ms(7)
+
+
+async def test_a_tick_does_not_look_at_unique_keys(redis_url: str, lab: Lab) -> None:
+    """As docs/schedules.md says: what must not overlap says so in its schedule."""
+    app = fastq.FastQ(redis_url)
+
+    @app.task(unique="until_executed")
+    async def report() -> None: ...
+
+    await report.enqueue()
+    daily = await app.schedule("report", cron="0 9 * * *", name="daily")
+    assert await app.schedules.run_now(daily)
+    assert len(lab.jobs()) == 2
+    await app.unschedule(daily)
+    await app.aclose()

@@ -1225,11 +1225,15 @@ BUGS_WITH_THE_CLOCK: dict[str, Mutation] = {
 BUGS_WITH_A_BATCH: dict[str, Mutation] = {
     "a job that counts twice": ("settle", "if before == 0 then", "if true then"),
     "a second end that overwrites the first": ("settle", "if #mend > 0 then", "if false then"),
-    "settle that counts no batches": ("settle", "if batches then", "if false then"),
-    "a failure that counts as a success": ("settle", "and not kinds[job] and outputs[job]", "and outputs[job]"),
-    "cancel that counts no batches": ("cancel", "if batches then", "if false then"),
-    "poison that counts no batches": ("recover", "if batches then", "if false then"),
-    "purge that counts no batches": ("purge", "if batches then", "if false then"),
+    "settle that counts no batches": ("settle", "pairs(batches or {})", "pairs({})"),
+    "a failure that counts as a success": (
+        "settle",
+        "kind == 'failed' and 2 or (kind or not outputs or",
+        "(not outputs or",
+    ),
+    "cancel that counts no batches": ("cancel", "pairs(batches or {})", "pairs({})"),
+    "poison that counts no batches": ("recover", "pairs(batches or {})", "pairs({})"),
+    "purge that counts no batches": ("purge", "pairs(batches or {})", "pairs({})"),
     "a batch that ends before its last job": (
         "settle",
         "< tonumber(f[2]) then return f[1]",

@@ -802,3 +802,29 @@ def test_enqueue_sync_waits_for_redis_as_long_as_it_may(make_server: Any) -> Non
     with pytest.raises(fastq.BrokerUnavailable, match="nothing was stored"):
         short.enqueue_sync("quick")
     app.close()
+
+
+async def test_a_task_called_in_a_task_runs_right_there(redis_url: str) -> None:
+    """F122: a direct call is a function call: within the job that calls, and no job of its own."""
+    app = FastQ(redis_url)
+    ran: list[str] = []
+
+    @app.task
+    async def inner(word: str) -> str:
+        ran.append(app.job().id)
+        return word.upper()
+
+    @app.task
+    def plain(word: str) -> str:
+        return word + "!"
+
+    @app.task
+    async def outer(word: str) -> str:
+        return plain(await inner(word))
+
+    async with working(app) as worker:
+        job = await outer.enqueue("word")
+        assert await job.result(10) == "WORD!"
+        assert ran == [job.id]
+        assert worker.counts("inner") == worker.counts("plain") == {}
+        assert worker.counts("outer") == {"success": 1}

@@ -41,14 +41,12 @@ local function flows_go_on(groups, now, ids, kinds, said, from)
         flows[id], jobs[#jobs + 1], jobs[#jobs + 2] = jobs, job, n
       end
     elseif mark == 45 then
-      id, n = string.match(job, '^(%x+)%-(%d+)$')
-      if id and #n < 8 then
-        batches = batches or {}
-        local ends, ran = batches[id] or {}, #said > 0 and not kinds[job] and outputs[job] ~= ''
-        batches[id], ends[#ends + 1], ends[#ends + 2] = ends, n, ran and 1 or kinds[job] == 'failed' and 2 or 3
-      end
+      id = string.sub(job, 1, 24)
+      batches = batches or {}
+      local members = batches[id] or {}
+      batches[id], members[#members + 1] = members, job
     end
   end
   for id, jobs in pairs(flows) do flow_goes_on(groups, now, id, jobs, kinds, outputs) end
-  if batches then batches_go_on(groups, now, batches) end
+  for id, jobs in pairs(batches or {}) do batch_goes_on(groups, now, id, jobs, kinds, #said > 0 and outputs) end
 end
