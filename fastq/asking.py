@@ -49,6 +49,9 @@ class Asking:
     async def get_status(self, job_id: str, *, queue: str | None = None) -> JobStatus | None:
         """Where a job is; None when its id is unknown or its record has expired.
 
+        The id may be that of a workflow: ``task`` is then its name, and ``progress`` counts its jobs; more is told by
+        ``await app.get_workflow(id).status()`` and its handle.
+
         Args:
             queue: saves asking all queues.
         """
@@ -156,7 +159,7 @@ class Asking:
         return status.result if task is None else task.returned.convert(status.result)
 
     async def cancel(self, job_id: str, *, terminate: bool = False, queue: str | None = None) -> bool:
-        """Cancel a job. It is kept in Redis, so no worker has to be there; see docs/time_limits.md.
+        """Cancel a job, or a workflow with all its jobs. It is kept in Redis, so no worker has to be there; see docs/time_limits.md.
 
         A scheduled or pending job is taken out at once. A running one goes on until its handler looks at
         ``job.cancelled``, fails or returns; whatever else happens to it (a retry, a deploy, the death of its worker), it

@@ -7,6 +7,7 @@ waits for one node at most; where several are waited for, a *gather* stands betw
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from fastq.broker.commands import Command, Operation, raw
 from fastq.broker.keys import QueueKeys
 from fastq.broker.views import clock, fresh, leases_of, text_of
 from fastq.errors import BrokerError, BrokerReplyError, Fail, FastQError, InvalidOption
-from fastq.job import ErrorInfo, JobRecord, decode_error, encode
+from fastq.job import ErrorInfo, JobRecord, JobState, JobStatus, Progress, decode_error, encode
 
 __all__ = [
     "FlowView",
@@ -30,11 +31,13 @@ __all__ = [
     "first_error",
     "grow",
     "inputs",
+    "is_flow",
     "numbers",
     "output",
     "pack",
     "retry",
     "spawn",
+    "status_of",
     "submit",
     "view",
 ]
@@ -383,6 +386,28 @@ def view(q: QueueKeys, flow: str) -> Operation[FlowView | None]:
     fields = {name: text_of(value) for name, value in zip(_DESCRIBES, values, strict=True) if value is not None}
     began, ended = int(fields.get("started", 0)), int(fields.get("finished", 0))
     return FlowView(fields, letters.decode(), began, ended, runs or b"\x90", text_of(spawned or b""))
+
+
+def is_flow(text: str) -> bool:
+    """Whether this can be the id of a workflow."""
+    return re.fullmatch(r"[0-9a-f]{24}", text) is not None
+
+
+def status_of(q: QueueKeys, flow: str, found: FlowView) -> JobStatus:
+    """A workflow as if it were one job: ``task`` is its name, the progress counts its jobs."""
+    count = found.letters.count
+    total = len(found.letters) - count(GATHER) - count(GATHERED) - count(NOTHING)
+    ended = count(SUCCESS) + count(FAILED) + count(CANCELLED)
+    return JobStatus(
+        id=flow,
+        queue=q.queue,
+        state=JobState(found.state),
+        task=found.fields.get("name") or None,
+        started_at=found.started_ms / 1_000,
+        finished_at=found.finished_ms / 1_000 or None,
+        last_error="a job of the workflow has failed" if found.state == "failed" else None,
+        progress=Progress(current=ended, total=total),
+    )
 
 
 def first_error(q: QueueKeys, flow: str, letters: str) -> Operation[tuple[str, ErrorInfo]]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
-from fastq.broker import commands
+from fastq.broker import commands, flows
 from fastq.broker.commands import Command, Operation, raw
 from fastq.broker.keys import PAD, GlobalKeys, QueueKeys
 from fastq.broker.pauses import Pause, paused, suspend_task, unpause
@@ -167,13 +167,25 @@ class Inspector:
     # -- one job ----------------------------------------------------------------------------------
 
     def status(self, job_id: str, queue: str | None = None) -> Operation[JobStatus | None]:
-        """Where a job is. ``queue`` saves asking all of them.
+        """Where a job is, or a workflow. ``queue`` saves asking all of them.
 
         Raises:
             UndecodableJob: its record was written by something else.
         """
         found = yield from self._locate(job_id, queue)
-        return None if found is None else with_progress(status_of(found.queue, job_id, found.reply), found.progress)
+        if found is not None:
+            return with_progress(status_of(found.queue, job_id, found.reply), found.progress)
+        flow = yield from self._workflow(job_id, queue)
+        return None if flow is None else flows.status_of(flow[0], job_id, flow[1])
+
+    def _workflow(self, flow: str, queue: str | None) -> Operation[tuple[QueueKeys, flows.FlowView] | None]:
+        """The workflow of this id, if it is one's."""
+        if flows.is_flow(flow):
+            for q in [self._keys(name) for name in ([queue] if queue is not None else (yield from self.queues()))]:
+                view = yield from flows.view(q, flow)
+                if view is not None:
+                    return q, view
+        return None
 
     def cancel(self, job_id: str, queue: str | None = None, *, terminate: bool = False) -> Operation[str]:
         """Take a scheduled, parked or pending job out, or ask the worker that has it to stop it.
@@ -182,6 +194,13 @@ class Inspector:
         is no such job, or not any more.
         """
         found = yield from self._locate(job_id, queue)
+        if found is None and (flow := (yield from self._workflow(job_id, queue))) is not None:
+            record, ttl_ms = (
+                encode(JobRecord("cancelled", "", 0, 0, (yield clock()), 0)),
+                round(self._result_ttl * 1_000),
+            )
+            stopped = yield from flows.cancel(flow[0], job_id, record, ttl_ms, terminate=terminate)
+            return "requested" if stopped else "unknown"
         if found is None or found.state in ("finished", "failed"):
             return "unknown"
         for _ in range(_TRIES):

@@ -67,6 +67,12 @@ async def whole(numbers: list[int], key: str) -> int:
 
 
 @tasks.task(result_ttl=0, max_attempts=1)
+async def beat(job: fastq.JobContext) -> None:
+    """One tick of a schedule: its id says which."""
+    note("d", job.id)
+
+
+@tasks.task(result_ttl=0, max_attempts=1)
 async def quiet(key: str, seconds: float = 0.0) -> None:
     """Notes nothing: its arguments may be whatever a foreign producer wrote."""
 

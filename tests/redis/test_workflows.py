@@ -231,6 +231,24 @@ async def test_cancel_goes_down(kitchen):
         assert not await flow.cancel()
 
 
+async def test_a_workflow_is_asked_for_by_its_id_as_a_job_is(redis_url):
+    """get_status, wait_for and cancel take a workflow's id, whatever its queue."""
+    kitchen = Kitchen(redis_url, queues="other")
+    app = kitchen.app
+    async with working(app):
+        flow = await fastq.group(kitchen.hold.s(1), kitchen.add.s(2)).enqueue(name="two", queue="other")
+        while (status := await app.get_status(flow.id)) is None or status.progress.current < 1:
+            await asyncio.sleep(0.01)
+        assert (status.queue, status.state, status.task, status.progress.total) == ("other", "running", "two", 2)
+        assert await app.cancel(flow.id, terminate=True)
+        ended = await app.wait_for(flow.id, timeout=10)
+        assert ended.state == "cancelled"
+        status = await app.get_status(flow.id)
+        assert (status.state, status.progress.current) == ("cancelled", 2)
+        assert not await app.cancel(flow.id)
+        assert await app.get_status("0" * 24) is None
+
+
 async def test_a_job_behind_others_is_waiting(kitchen):
     async with working(kitchen.app):
         flow = await fastq.chain(kitchen.hold.s(1), kitchen.add.s(1)).enqueue()
