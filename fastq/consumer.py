@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, cast
 
 import msgspec
 
@@ -25,6 +25,7 @@ from fastq.broker.url import Endpoint
 from fastq.config import Settings
 from fastq.errors import BadSignature, BrokerError, BrokerUnavailable, InvalidOption, LeaseLost, UndecodableJob
 from fastq.job import (
+    ID_MOST,
     Envelope,
     ErrorInfo,
     Extra,
@@ -225,22 +226,26 @@ class Consumer:
             await self._begin()
             return
         for job_id, data in zip(reserved.ids, reserved.envelopes, strict=True):
-            await self._admit(job_id.decode("utf-8", "replace"), data or b"")
+            await self._admit(job_id, data or b"")
 
-    async def _admit(self, job_id: str, data: bytes) -> None:
+    async def _admit(self, raw_id: bytes, data: bytes) -> None:
+        job_id = raw_id.decode("latin-1")  # one character for each byte, whatever a foreign producer takes for an id
         self._held[job_id] = None
+        key = job_id if raw_id.isascii() else cast(str, raw_id)  # Redis knows it by no other name
         try:
+            if not raw_id.isascii() or len(raw_id) > ID_MOST:
+                raise UndecodableJob(f"its id is not 1 to {ID_MOST} ASCII characters: {raw_id[:40]!r}")
             read = self._opener
             envelope = decode_envelope(data) if read is None else read(self.queue, job_id, data)
             message = Message(self, job_id, self.queue, envelope)
         except UndecodableJob as error:
             batch = Batch()
             if delay := delay_of(error, self._connection.clock.now_ms(), self._settings.unknown_task_ttl):
-                batch.later.append((job_id, delay, data))
+                batch.later.append((key, delay, data))
             else:
                 reason = "signature" if isinstance(error, BadSignature) else "undecodable"
                 info = self._error(reason, type(error).__name__, str(error), 0)
-                batch.failed.append((job_id, data, encode(info)))
+                batch.failed.append((key, data, encode(info)))
             await self._settle(job_id, batch)
             return
         self._held[job_id] = message
@@ -423,8 +428,8 @@ class Consumer:
                 return
             self._connects = self._connection.connects
             for job_id, data in zip(held.ids, held.envelopes, strict=True):
-                if job_id.decode("utf-8", "replace") not in self._held:
-                    await self._admit(job_id.decode("utf-8", "replace"), data)
+                if job_id.decode("latin-1") not in self._held:
+                    await self._admit(job_id, data or b"")
 
     async def _begin(self) -> None:
         """A new incarnation: what the last one held is others' now."""

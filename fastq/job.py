@@ -483,6 +483,14 @@ _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
 decode_record = _record_decoder.decode
 
 
+def state_of(record: bytes) -> str:
+    """The state in which a job has ended; "finished" when nobody knows: its record is gone, or cannot be read."""
+    try:
+        return decode_record(record).state if record else "finished"
+    except Exception:  # noqa: BLE001 - see decode_envelope
+        return "finished"
+
+
 def decode_error(data: bytes) -> ErrorInfo:
     """The error of a dead letter; a placeholder when even that cannot be read (foreign writers)."""
     try:

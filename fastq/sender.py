@@ -22,7 +22,7 @@ from fastq.broker.url import Endpoint
 from fastq.config import Settings
 from fastq.errors import BatchClosed, BrokerError, DuplicateJob, FastQError, InvalidOption, JobIdReused, QueueFull
 from fastq.handle import Bulk, JobHandle, StatusReader
-from fastq.job import decode_record
+from fastq.job import state_of
 from fastq.task import Call
 
 if TYPE_CHECKING:
@@ -276,11 +276,11 @@ def _existing(call: Call, refused: Refused) -> str:
     if refused.why == "dead":
         raise JobIdReused(call.job.id, call.queue, "failed")
     if refused.why == "finished":
-        state = decode_record(refused.detail).state if refused.detail else "finished"  # its record may be gone by now
+        state = state_of(refused.detail)
         raise JobIdReused(call.job.id, call.queue, state)
     if refused.why == "exists":
         return call.job.id
-    holder = refused.detail.decode()
+    holder = refused.detail.decode("utf-8", "replace")
     if call.strict and refused.why == "unique":
         raise DuplicateJob(call.job.unique.rpartition(":")[0], call.queue, holder)
     return holder

@@ -13,7 +13,7 @@ from fastq.broker import commands
 from fastq.broker.commands import Command, Operation, raw
 from fastq.broker.flows import ended_record
 from fastq.broker.keys import QueueKeys
-from fastq.broker.views import leases_of, text_of
+from fastq.broker.views import leases_of, number_of, text_of
 from fastq.errors import BrokerUnavailable
 
 __all__ = [
@@ -126,8 +126,8 @@ def view(q: QueueKeys, batch: str) -> Operation[BatchView | None]:
     values = yield raw("HMGET", q.batch(batch), *_FIELDS)
     if values[1] is None:
         return None
-    task, state, *rest = (text_of(value or b"") for value in values)
-    total, success, failed, cancelled, torn, started, filled, finished = (int(value or 0) for value in rest)
+    task, state = (text_of(value or b"") for value in values[:2])
+    total, success, failed, cancelled, torn, started, filled, finished = map(number_of, values[2:])
     left = total - success - failed - cancelled
     running = (yield from _running(q, batch)) if state in OPEN and left else 0
     return BatchView(

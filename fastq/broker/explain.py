@@ -103,7 +103,7 @@ def _waiting(q: QueueKeys, job_id: str) -> Operation[Cause]:
     """Which jobs of its workflow it waits for."""
     flow, _, number = job_id.partition(".")
     letters, stopped = yield [raw("GET", q.flow_states(flow)), raw("HGET", q.flow(flow), "stop")]
-    states = (letters or b"").decode()
+    states = (letters or b"").decode("utf-8", "replace")
     if stopped:
         return Cause("waiting", f"it waits for its parents, and workflow {flow} is cancelled: it will not run")
     parents: dict[int, list[int]] = defaultdict(list)
@@ -111,7 +111,7 @@ def _waiting(q: QueueKeys, job_id: str) -> Operation[Cause]:
         nodes = range(first, min(first + 1_000, len(states)))
         lists = yield raw("HMGET", q.flow(flow), *(f"c{node}" for node in nodes))
         for node, children in zip(nodes, lists, strict=True):
-            for child in numbers((children or b"").decode()):
+            for child in numbers((children or b"").decode("utf-8", "replace")):
                 parents[child].append(node)
     left = _unfinished(parents, states, int(number))
     if not left:

@@ -17,7 +17,7 @@ import msgspec
 from fastq.broker import commands
 from fastq.broker.commands import Command, Operation, raw
 from fastq.broker.keys import QueueKeys
-from fastq.broker.views import clock, fresh, leases_of, text_of
+from fastq.broker.views import clock, fresh, leases_of, number_of, text_of
 from fastq.errors import BrokerError, BrokerReplyError, Fail, FastQError, InvalidOption
 from fastq.job import ErrorInfo, JobRecord, JobState, JobStatus, Progress, decode_error, encode
 
@@ -96,7 +96,10 @@ def numbers(text: str) -> list[int]:
     for part in filter(None, text.split(",")):
         run, _, step = part.partition("/")
         first, _, last = run.partition("-")
-        found += range(int(first), int(last or first) + 1, int(step or 1))
+        words = (first, last or first, step or "1")
+        if all(word.isascii() and word.isdigit() for word in words):  # whatever a foreigner has written
+            start, stop, by = (int(word[:9]) for word in words)
+            found += range(start, min(stop, start + 100_000) + 1, by or 1)
     return found
 
 
@@ -265,9 +268,9 @@ def output(q: QueueKeys, flow: str, node: int) -> Operation[Any]:
     ]
     if policy is None or not letter:
         raise Fail(f"the results of workflow {flow} have expired")
-    letters, lists = {node: letter.decode()}, dict[int, list[int]]()
+    letters, lists = {node: text_of(letter)}, dict[int, list[int]]()
     if items is not None:
-        letters = dict(enumerate((yield raw("GET", q.flow_states(flow))).decode()))
+        letters = dict(enumerate(text_of((yield raw("GET", q.flow_states(flow))) or b"")))
         lists = yield from _lists(q, flow, node, numbers(text_of(items)), letters)
     jobs = sorted({item for items in lists.values() for item in items} - lists.keys()) if lists else [node]
     found = (yield from _fields(q, flow, "r", jobs)) if lists else [value]
@@ -348,8 +351,11 @@ class FlowView(NamedTuple):
 
     def tasks(self) -> list[str]:
         """The task of each node, "" for gathers and for what was never added."""
-        runs: list[list[Any]] = msgspec.msgpack.decode(self.runs)
-        names = [name for name, count in runs for _ in range(count)]
+        try:
+            runs = msgspec.msgpack.decode(self.runs, type=list[tuple[str, int]])
+        except Exception:  # noqa: BLE001 - whatever a foreigner has written
+            runs = []
+        names = [name for name, count in runs for _ in range(min(count, len(self.letters)))]
         names += [""] * (len(self.letters) - len(names))
         for first, _, *parts in self._spawned():
             node = int(first)
@@ -384,8 +390,8 @@ def view(q: QueueKeys, flow: str) -> Operation[FlowView | None]:
     if values[0] is None or letters is None:
         return None
     fields = {name: text_of(value) for name, value in zip(_DESCRIBES, values, strict=True) if value is not None}
-    began, ended = int(fields.get("started", 0)), int(fields.get("finished", 0))
-    return FlowView(fields, letters.decode(), began, ended, runs or b"\x90", text_of(spawned or b""))
+    began, ended = number_of(values[4]), number_of(values[5])
+    return FlowView(fields, text_of(letters), began, ended, runs or b"\x90", text_of(spawned or b""))
 
 
 def is_flow(text: str) -> bool:
@@ -435,7 +441,7 @@ def cancel(q: QueueKeys, flow: str, record: bytes, ttl_ms: int, *, terminate: bo
     letters = yield flow_cancel(q, flow)
     if not letters:
         return False
-    active = [f"{flow}.{n}" for n, letter in enumerate(letters.decode()) if letter == ACTIVE]
+    active = [f"{flow}.{n}" for n, letter in enumerate(text_of(letters)) if letter == ACTIVE]
     while active:
         part, active = active[:200], active[200:]
         leases = yield leases_of(q)
@@ -449,7 +455,7 @@ def cancel(q: QueueKeys, flow: str, record: bytes, ttl_ms: int, *, terminate: bo
 def retry(q: QueueKeys, flow: str) -> Operation[int]:
     """Send a failed workflow on: its failed jobs run again, with a fresh budget. Returns how many."""
     letters = yield raw("GET", q.flow_states(flow))
-    stream = iter([n for n, letter in enumerate((letters or b"").decode()) if letter == FAILED])
+    stream = iter([n for n, letter in enumerate(text_of(letters or b"")) if letter == FAILED])
     now, sent = (yield clock()), 0
     while part := list(islice(stream, AGAIN)):
         envelopes = yield raw("HMGET", q.dead_jobs, *(f"{flow}.{node}" for node in part))

@@ -154,7 +154,7 @@ class LimitInspector:
         found: dict[str, dict[str, int]] = {}
         for queue in _names((yield raw("SMEMBERS", self._global.queues))):
             q = QueueKeys(self._prefix, queue)
-            limits = [name.decode() for name in (yield raw("ZRANGE", q.parked, 0, MOST_LIMITS - 1))]
+            limits = [name.decode("utf-8", "replace") for name in (yield raw("ZRANGE", q.parked, 0, MOST_LIMITS - 1))]
             chosen = [limit for limit in limits if only in ("", limit)]
             counts: Sequence[int] = (yield [_count(q, limit) for limit in chosen]) if chosen else ()
             for limit, count in zip(chosen, counts, strict=True):

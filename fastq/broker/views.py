@@ -359,6 +359,14 @@ def fresh(data: bytes, died_ms: int, now: int) -> bytes:
     return encode(msgspec.structs.replace(envelope, attempt=0, extra=extra))
 
 
+def number_of(value: bytes | None) -> int:
+    """What Redis holds as a number; 0 for whatever else somebody has written."""
+    try:
+        return int(value or 0)
+    except ValueError:
+        return 0
+
+
 def text_of(value: bytes) -> str:
     """What Redis holds as text, whoever wrote it."""
     return value.decode("utf-8", "replace")

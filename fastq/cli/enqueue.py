@@ -18,7 +18,7 @@ from fastq.errors import (
     JobIdReused,
     UnknownTask,
 )
-from fastq.job import PLAIN, TASK_NAME, Envelope, Extra, check_id, check_priority, decode_record, encode, new_id
+from fastq.job import PLAIN, TASK_NAME, Envelope, Extra, check_id, check_priority, encode, new_id, state_of
 from fastq.values import check_queue_name, parse_duration, parse_queues
 
 __all__ = ["verbs"]
@@ -122,7 +122,7 @@ def _refused(refused: list[Refused], job_id: str, queue: str) -> bool:
     if refused[0].why == "dead":
         raise JobIdReused(job_id, queue, "failed")
     if refused[0].why == "finished":
-        raise JobIdReused(job_id, queue, decode_record(refused[0].detail).state)
+        raise JobIdReused(job_id, queue, state_of(refused[0].detail))
     return True
 
 

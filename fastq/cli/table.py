@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from fastq.errors import safe_text
@@ -58,6 +59,8 @@ def duration(seconds: float | None) -> str:
     """
     if seconds is None:
         return ""
+    if not math.isfinite(seconds):  # a foreign writer's number
+        return "?"
     if seconds < 0:
         return f"-{duration(-seconds)}"
     if seconds < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import msgspec
 
 from fastq.broker.commands import Command, Pruned, Recovered, clamp, discard, promote, prune, raw, recover, unpark_due
 from fastq.broker.keys import PAD, QueueKeys
+from fastq.broker.views import number_of
 from fastq.config import Settings
 from fastq.errors import BrokerError, BrokerUnavailable
 from fastq.job import ErrorInfo, WorkerCard, culprits, encode
@@ -22,6 +24,8 @@ from fastq.scheduler.link import Leadership, Link, Roster
 __all__ = ["Promoter", "Pruner", "Recoverer", "Unparker", "Waker"]
 
 log = logging.getLogger("fastq.scheduler")
+
+_WORKER = re.compile(rb"[A-Za-z0-9_.~-]{1,200}")
 
 BATCH = 250
 """Jobs in one call of promote.lua: about 1 ms of Redis's time, also with a million scheduled."""
@@ -194,16 +198,21 @@ class _Leases(NamedTuple):
     """What a look at the leases of some queues has found."""
 
     expired: list[tuple[QueueKeys, str]]
+    foreign: list[tuple[QueueKeys, bytes]]  # no worker has such a name
     ahead: list[tuple[QueueKeys, list[str]]]  # they end further ahead than they can
     next_in: float  # seconds until another one may run out
 
     def plus(self, keys: QueueKeys, soon: list[bytes], ahead: list[bytes], now_ms: int) -> _Leases:
         """This, and a queue's leases that end soon (with their ends), and those that end too far ahead."""
-        ends = [(soon[i].decode(), float(soon[i + 1])) for i in range(0, len(soon), 2)]
+        names = [*soon[::2], *ahead]
+        foreign = [(keys, name) for name in names if not _WORKER.fullmatch(name)]
+        pairs = zip(soon[::2], soon[1::2], strict=True)
+        ends = [(name.decode(), float(end)) for name, end in pairs if _WORKER.fullmatch(name)]
         next_in = min([self.next_in, *((end - now_ms + 1) / 1_000 for _, end in ends if end > now_ms)])
         expired = [(keys, worker) for worker, end in ends if end <= now_ms]
-        far = [(keys, [worker.decode() for worker in ahead])] if ahead else []
-        return _Leases(self.expired + expired, self.ahead + far, next_in)
+        far = [worker.decode() for worker in ahead if _WORKER.fullmatch(worker)]
+        known = [(keys, far)] if far else []
+        return _Leases(self.expired + expired, self.foreign + foreign, self.ahead + known, next_in)
 
 
 class Recoverer:
@@ -233,6 +242,9 @@ class Recoverer:
             leases = await self._look(chunk)
             for keys, workers in leases.ahead:
                 await self._clamp(keys, workers)
+            if leases.foreign:  # they would fill each look, and hide the leases that have run out
+                log.warning("leases of nobody removed", extra=fields(count=len(leases.foreign)))
+                await self._link.ask([raw("ZREM", keys.workers, name) for keys, name in leases.foreign])
             wait = min(wait, leases.next_in)
             patient = self._not_before - time.monotonic()
             if patient > 0:
@@ -255,7 +267,7 @@ class Recoverer:
             looks.append(raw("ZRANGE", keys.workers, f"({far}", "+inf", "BYSCORE", "LIMIT", 0, 100))
         now_ms, *replies = await self._link.ask([_TIME, *looks])
         self._mind_silence(now_ms / 1_000)
-        leases = _Leases([], [], self._period)
+        leases = _Leases([], [], [], self._period)
         for keys, out, ahead in zip(chunk, replies[::2], replies[1::2], strict=True):
             if self._link.went_well("recover", keys.queue, out):
                 leases = leases.plus(keys, out, ahead, now_ms)
@@ -296,11 +308,12 @@ class Recoverer:
     async def _culprits(self, keys: QueueKeys, worker: str) -> list[str]:
         """Whom to charge: of a lost worker nobody knows which jobs had started, so all that it held are suspects."""
         (held,) = await self._link.ask([raw("SMEMBERS", keys.running(worker))])
-        jobs = [] if isinstance(held, BrokerError) else [job.decode() for job in held if job != PAD.encode()]
+        members = [] if isinstance(held, BrokerError) else [job for job in held if job != PAD.encode()]
+        jobs = [job.decode() for job in members if job.isascii()]
         if not jobs:
             return []
         (deaths,) = await self._link.ask([raw("HMGET", keys.deliveries, *jobs)])
-        counts = [0] * len(jobs) if isinstance(deaths, BrokerError) else [int(count or 0) for count in deaths]
+        counts = [0] * len(jobs) if isinstance(deaths, BrokerError) else [number_of(count) for count in deaths]
         return culprits(jobs, counts, self._settings.max_deliveries)
 
     def _poison(self, worker: str, host: str) -> ErrorInfo:

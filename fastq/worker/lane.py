@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from fastq._core import forget
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastq.values import QueueOrder
     from fastq.worker.executor import Executor
 
-__all__ = ["Lane", "lanes_of"]
+__all__ = ["Lane", "key_of", "lanes_of"]
 
 Opener = Callable[[str, str, bytes], Envelope]
 
@@ -77,7 +77,7 @@ class Lane:
         executor.undecodable(safe_text(raw_id.decode("utf-8", "replace"), 60), self.name, data or b"", error)
         self.batch.failed[-1] = (key, *self.batch.failed[-1][1:])
 
-    def put_back(self, theirs: dict[str, bytes]) -> None:
+    def put_back(self, theirs: Container[str | bytes]) -> None:
         """After a lost reply: outcomes of jobs that Redis still has in our running set are written again."""
         batch, new = self.sent, self.batch
         self.sent = None
@@ -90,6 +90,11 @@ class Lane:
         new.parked += [row for row in batch.parked if row.id in theirs]
         new.outputs += [row for row in batch.outputs if row[0] in theirs]
         new.released += [job_id for job_id in batch.released if job_id in theirs]
+
+
+def key_of(raw_id: bytes) -> str | bytes:
+    """By what the worker knows a job: a foreign producer's id that cannot be one by its bytes, so that they are settled."""
+    return raw_id.decode() if raw_id.isascii() and len(raw_id) <= ID_MOST else raw_id
 
 
 def lanes_of(app: FastQ, order: QueueOrder, now_ms: Callable[[], int]) -> list[Lane]:

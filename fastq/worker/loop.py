@@ -35,12 +35,12 @@ from fastq.broker.keys import GlobalKeys
 from fastq.broker.schema import agree
 from fastq.context import JobContext
 from fastq.errors import BrokerError, BrokerReplyError, UndecodableJob
-from fastq.job import ID_MOST, WorkerCard, encode, read_envelope
+from fastq.job import WorkerCard, encode, read_envelope
 from fastq.metrics import WorkerMetrics
 from fastq.values import QueueOrder
 from fastq.worker.cancels import Cancels
 from fastq.worker.executor import Executor
-from fastq.worker.lane import Lane, lanes_of
+from fastq.worker.lane import Lane, key_of, lanes_of
 from fastq.worker.pauses import Pauses
 from fastq.worker.plan import slots
 from fastq.worker.reports import Reports
@@ -332,8 +332,8 @@ class WorkerLoop:
         return len(ids)
 
     def _admit(self, lane: Lane, raw_id: bytes, data: bytes | None, deliveries: int, *, unparked: bool = False) -> None:
-        job_id = raw_id.decode("utf-8", "replace")
-        if len(raw_id) > ID_MOST or not raw_id.isascii():
+        job_id = key_of(raw_id)
+        if isinstance(job_id, bytes):
             lane.set_aside(self.executor, raw_id, data)
             return
         lane.held[job_id] = None
@@ -484,9 +484,7 @@ class WorkerLoop:
             self._lost_lease()
             return
         lane.doubt = False
-        theirs = {
-            job_id.decode("utf-8", "replace"): data for job_id, data in zip(reply.ids, reply.envelopes, strict=True)
-        }
+        theirs = {key_of(job_id): data for job_id, data in zip(reply.ids, reply.envelopes, strict=True)}
         if lane.sent is not None:  # its reply was lost
             lane.put_back(theirs)
         gone = [lane.held.pop(job_id) for job_id in list(lane.held) if job_id not in theirs]
@@ -499,7 +497,7 @@ class WorkerLoop:
             self._aside = None if self._aside in gone else self._aside
         for job_id, data in theirs.items():
             if job_id not in lane.held:
-                self._admit(lane, job_id.encode(), data, 0)
+                self._admit(lane, job_id if isinstance(job_id, bytes) else job_id.encode(), data, 0)
         self._fill()
 
     def _lose(self, job: JobContext) -> None:
