@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 PY := .venv/bin/python
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help build demo test chaos test-versions check style types floors lua format bench bench-features bench-limits bench-rivals bench-gate \
+.PHONY: help build demo test chaos soak test-versions check style types floors lua format bench bench-features bench-limits bench-rivals bench-gate \
 	bench-figures clean
 
 help: ## this list
@@ -30,6 +30,9 @@ test: build $(if $(ARGS),,test-versions) ## the whole suite against real servers
 chaos: build ## the fault suite at length: more kills, cuts, mutations and moves than `make test` has time for (half an hour)
 	@CHAOS_SCALE=5 CHAOS_CUTS=600 CHAOS_STEPS=2000 FUZZ_IN_PROCESS=1000000 FUZZ_THROUGH_WORKERS=10000 STATE_MACHINE_EXAMPLES=5000 \
 		$(PY) -m pytest --timeout 3600 tests/chaos tests/redis/test_state_machine.py $(ARGS)
+
+soak: build ## random faults for half an hour, with limits for memory, descriptors, keys and series (SOAK_SECONDS=600 for less)
+	@SOAK_SECONDS=$${SOAK_SECONDS:-1800} $(PY) -m pytest --timeout 0 tests/chaos/test_soak.py $(ARGS)
 
 test-versions: build ## the version-dependent tests on every other Python found (VERSIONS="3.12 3.13")
 	@sh tools/test_versions.sh $(VERSIONS)
