@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import fastq
 
+begun = asyncio.Event()
 app = fastq.FastQ("memory://", log_level="error", result_ttl=600)
 
 
@@ -23,6 +24,7 @@ async def resize(pages: int, job: fastq.JobContext) -> str:
 
 @app.task(soft_timeout=60, timeout=90)
 async def crawl(site: str) -> str:
+    begun.set()
     await asyncio.Event().wait()
     return site
 
@@ -56,8 +58,7 @@ async def cancel() -> None:
     """One that runs, and all of a tag."""
     job = await crawl.enqueue("https://example.org")
     running = asyncio.create_task(app.drain())
-    while (await app.explain(job.id)).causes[0].code != "running":
-        await asyncio.sleep(0.01)
+    await begun.wait()
     print("cancelled:", await job.cancel(terminate=True))
     with suppress(fastq.JobCancelled):
         await job.result(timeout=10)

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- cancel: take a scheduled, parked or pending job out; ask the worker that has it to stop it
+-- cancel: take a scheduled, parked, pending or waiting job out; ask the worker that has it to stop it
 -- KEYS {q}:jobs {q}:due {q}:ghosts {q}:workers {q}:unique {q}:unique:of {q}:deliveries {q}:done {q}:cancels
 --      {q}:parked {q}:parked:of {q}:awaited {q}:events {q}:groups {q}:running:<worker> ...
 -- ARGV id mode ttl_ms record     (mode 'c': tell the handler, 't': interrupt it; ttl_ms 0: leave no trace)
@@ -23,8 +23,22 @@
 --- @include "flows_go_on"
 local jobs, due, ghosts, workers, id = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]
 local cancels, mode = KEYS[9], ARGV[2]
-if redis.call('HEXISTS', jobs, id) == 0 then return 'unknown' end
-if redis.call('ZREM', due, id) == 0 and not unpark_one(KEYS[10], KEYS[11], id) then
+
+-- a job that waits for others of its workflow: from here on it counts as one under way, and ends as such a one does
+local function waited()
+  local flow, node = string.match(id, '^(%x+)%.(%d+)$')
+  if not flow or #node > 7 or not redis.call('ZSCORE', KEYS[14], flow) then return false end
+  flow = base_of(KEYS[14]) .. 'flow:' .. flow
+  if redis.call('GETRANGE', flow .. ':states', node, node) ~= 'w' then return false end
+  redis.call('HDEL', flow, 'e' .. node)
+  redis.call('SETRANGE', flow .. ':states', node, 'a')
+  redis.call('HINCRBY', flow, 'open', 1)
+  return true
+end
+
+if redis.call('HEXISTS', jobs, id) == 0 then
+  if not waited() then return 'unknown' end
+elseif redis.call('ZREM', due, id) == 0 and not unpark_one(KEYS[10], KEYS[11], id) then
   if redis.call('ZCARD', workers) ~= #KEYS - 14 then return 'again' end
   for i = 15, #KEYS do
     if redis.call('EXISTS', KEYS[i]) == 0 then return 'again' end

@@ -249,6 +249,35 @@ async def test_a_workflow_is_asked_for_by_its_id_as_a_job_is(redis_url):
         assert await app.get_status("0" * 24) is None
 
 
+async def test_one_that_waits_is_cancelled(kitchen):
+    """app.cancel of a job that waits for its parents: it and what is behind it do not run; the workflow ends as with a failure."""
+    flow = await fastq.chain(kitchen.show.s(1), kitchen.show.si(2), kitchen.show.si(3)).enqueue()
+    assert await kitchen.app.cancel(f"{flow.id}.1") is True
+    assert await kitchen.app.cancel(f"{flow.id}.1") is False, "once"
+    status = await kitchen.app.get_status(f"{flow.id}.1")
+    assert (status.state, status.task) == ("cancelled", "show")
+    assert (await flow.status()).state == "running"
+    async with working(kitchen.app):
+        ended = await flow.wait(10)
+        assert (ended.state, ended.success, ended.cancelled, ended.skipped) == ("failed", 1, 1, 1)
+        assert await kitchen.app.cancel(f"{flow.id}.2") is False, "nobody will run it"
+
+
+async def test_one_that_waits_is_cancelled_in_a_group_that_goes_on(kitchen):
+    """on_error="ignore": the callback gets the results of the others, once; also of one cancelled while its parent runs."""
+    line = fastq.chain(kitchen.show.s(5), kitchen.show.si(6))
+    flow = await fastq.chord([kitchen.show.s(1), line, kitchen.show.s(2)], kitchen.show.s(word="sum")).enqueue(
+        on_error="ignore"
+    )
+    statuses = {n: await kitchen.app.get_status(f"{flow.id}.{n}") for n in range(6)}
+    waiting = min(n for n, status in statuses.items() if status is not None and status.state == "waiting")
+    assert await kitchen.app.cancel(f"{flow.id}.{waiting}")
+    async with working(kitchen.app):
+        ended = await flow.wait(10)
+        assert (ended.state, ended.cancelled) == ("success", 1)
+        assert await flow.result(10) == [1, 2]
+
+
 async def test_a_job_behind_others_is_waiting(kitchen):
     async with working(kitchen.app):
         flow = await fastq.chain(kitchen.hold.s(1), kitchen.add.s(1)).enqueue()
