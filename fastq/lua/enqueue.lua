@@ -14,7 +14,7 @@
 --- @include "fill_batch"
 local jobs, ready, due, due_wake, wake_list, producers, dead, done, batch = unpack(KEYS)
 local last = redis.call('HGET', producers, ARGV[1])
-if last and tonumber(last) >= tonumber(ARGV[2]) then return {1} end
+if last and (tonumber(last) or 0) >= tonumber(ARGV[2]) then return {1} end
 if batch and redis.call('HGET', batch, 'state') ~= 'filling' then return {0, {0, 'closed', ''}} end
 redis.call('HSET', producers, ARGV[1], ARGV[2])
 

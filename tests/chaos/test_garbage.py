@@ -103,9 +103,6 @@ def spoil(raw: Any, key: bytes, dice: random.Random) -> None:
             raw.xadd(key, {name or b"x": some})
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # a socket that a spoilt call leaves to the collector
 @pytest.mark.timeout(120 + 30 * ROUNDS)
 def test_garbage_in_any_key_ends_nobody(
     make_fleet: Callable[..., Fleet],

@@ -1158,7 +1158,7 @@ BUGS: dict[str, Mutation] = {
     "reserve that does not hold": ("reserve", "redis.call('SADD', running, unpack(ids))", ""),
     "reserve without a lease": ("reserve", "if not redis.call('ZSCORE', workers, worker)", "if false"),
     "reserve from a paused queue": ("reserve", " or redis.call('EXISTS', paused) == 1", ""),
-    "enqueue that repeats": ("enqueue", "tonumber(last) >= tonumber(ARGV[2])", "false"),
+    "enqueue that repeats": ("enqueue", "(tonumber(last) or 0) >= tonumber(ARGV[2])", "false"),
     "a bound that does not hold": (
         "enqueue_once",
         "if bound < 1 or pending < bound then return true end",
@@ -1170,7 +1170,7 @@ BUGS: dict[str, Mutation] = {
         "",
     ),
     "a drop above its own priority": ("enqueue_once", "if KEYS[i] == own then return end", ""),
-    "enqueue_once that repeats": ("enqueue_once", "tonumber(last) >= tonumber(ARGV[2])", "false"),
+    "enqueue_once that repeats": ("enqueue_once", "(tonumber(last) or 0) >= tonumber(ARGV[2])", "false"),
     "enqueue_once that forgets what it said": (
         "enqueue_once",
         "if #words > 0 then redis.call('SET', said",
@@ -1194,7 +1194,7 @@ BUGS: dict[str, Mutation] = {
     "purge that tells nobody": ("purge", "if redis.call('HLEN', KEYS[9]) > 0", "if false"),
     "poison that tells nobody": ("recover", "if #ended > 0 and redis.call('HLEN', KEYS[14]) > 0", "if false"),
     "follow that does not look": ("follow", "if redis.call('HEXISTS', jobs, id) == 1", "if true"),
-    "fire without compare": ("fire", "tonumber(last) >= tick", "false"),
+    "fire without compare": ("fire", "(tonumber(last) or 0) >= tick", "false"),
     "unschedule that leaves the last tick": ("unschedule", "redis.call('HDEL', KEYS[2], ARGV[1])", ""),
     "extend that revives": (
         "extend",
