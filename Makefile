@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 PY := .venv/bin/python
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help build demo test chaos soak test-versions check style types floors lua format bench bench-features bench-limits bench-rivals bench-gate \
+.PHONY: help build demo test chaos soak test-cluster test-versions check style types floors lua format bench bench-features bench-limits bench-rivals bench-gate \
 	bench-figures clean
 
 help: ## this list
@@ -30,6 +30,14 @@ test: build $(if $(ARGS),,test-versions) ## the whole suite against real servers
 chaos: build ## the fault suite at length: more kills, cuts, mutations and moves than `make test` has time for (half an hour)
 	@CHAOS_SCALE=5 CHAOS_CUTS=600 CHAOS_STEPS=2000 FUZZ_IN_PROCESS=1000000 FUZZ_THROUGH_WORKERS=10000 STATE_MACHINE_EXAMPLES=5000 \
 		$(PY) -m pytest --timeout 3600 tests/chaos tests/redis/test_state_machine.py $(ARGS)
+	@$(MAKE) test-cluster
+
+# What the scripts do, one by one and together: on a cluster it must be the same.
+CLUSTERED := $(patsubst %,tests/redis/test_%.py,acquire cancel check clamp enqueue enqueue_once fire follow give_back hold lease \
+	park penalize plain_jobs promote prune purge recover remember replay report reserve resume schedule settle status watch worker)
+
+test-cluster: build ## the tests of every script on a cluster of three masters (part of `make chaos`)
+	@$(PY) -m pytest --cluster $(CLUSTERED) $(ARGS)
 
 soak: build ## random faults for half an hour, with limits for memory, descriptors, keys and series (SOAK_SECONDS=600 for less)
 	@SOAK_SECONDS=$${SOAK_SECONDS:-1800} $(PY) -m pytest --timeout 0 tests/chaos/test_soak.py $(ARGS)

@@ -64,6 +64,13 @@ def pytest_configure(config: pytest.Config) -> None:
     _adopt_orphans()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--cluster"):
+        one_server = [item for item in items if item.get_closest_marker("one_server")]
+        config.hook.pytest_deselected(items=one_server)
+        items[:] = [item for item in items if item not in one_server]
+
+
 def pytest_report_header() -> str:
     return f"server: {find_server()}"
 

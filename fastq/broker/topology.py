@@ -28,7 +28,17 @@ BLOCKING = frozenset({"BLPOP", "XREAD"})
 """Commands whose answer a healthy node may keep back."""
 
 GUARDED = frozenset(
-    {"batch_call", "batch_close", "flow_cancel", "flow_retry", "flow_start", "flow_unfold", "follow", "trace"}
+    {
+        "batch_call",
+        "batch_close",
+        "flow_cancel",
+        "flow_retry",
+        "flow_spawn",
+        "flow_start",
+        "flow_unfold",
+        "follow",
+        "trace",
+    }
 )
 """Scripts that name few keys and reach others of their queue; see :func:`guarded`."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, TypeVar
 
 from fastq.broker import commands, scripts
@@ -17,27 +16,25 @@ T = TypeVar("T")
 
 NAMES = ("acquire", "give_back", "hold", "lease", "penalize", "limit_state")
 CLOCK = (scripts.FOLDER / "include" / "now_us.lua").read_text("utf-8")
-GIVEN = "local function now_us() return tonumber(KEYS[#KEYS]) end\n"
+GIVEN = "local function now_us() return tonumber(string.match(KEYS[#KEYS], '[0-9]+$')) end\n"
 
 
 class SetClock:
-    """Runs the scripts as they are, but for the include that reads the clock: the time comes as one more key."""
+    """Runs the scripts as they are, but for the include that reads the clock: the time comes as one more key of their slot."""
 
     def __init__(self, conn: SyncConnection) -> None:
         self.conn = conn
-        self.shas: dict[str | None, bytes] = {}
+        self.texts: dict[str | None, str] = {}
         for name in NAMES:
             text = scripts.expand(name)
             assert CLOCK in text
-            text = text.replace(CLOCK, GIVEN)
-            conn.call(commands.raw("SCRIPT", "LOAD", text))
-            self.shas[name] = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest().encode()
+            self.texts[name] = text.replace(CLOCK, GIVEN)
 
     def __call__(self, command: Command[T], now: int) -> T:
         if command.script is None:
             return self.conn.call(command)
-        keys = (*command.keys, str(now).encode())
-        words = ("EVALSHA", self.shas[command.script], len(keys), *keys, *command.args)
+        keys = (*command.keys, command.keys[0].partition(b"}")[0] + b"}:%d" % now)
+        words = ("EVAL", self.texts[command.script], len(keys), *keys, *command.args)
         return self.conn.call(commands.raw(*words, decode=command.decode))
 
 

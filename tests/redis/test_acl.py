@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,43 @@ from fastq.broker.inspector import Inspector
 from fastq.broker.url import parse_url
 from fastq.errors import BrokerReplyError
 from tests.conftest import MakeServer, eventually_async
+from tests.nodes import Cluster
 from tests.redis.workshop import working
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 
 
+USER = (b"ACL", b"SETUSER", b"fastq", b"on", b">s3cret")
+
+
+def rules() -> list[bytes]:
+    found = re.search(r"^ACL SETUSER fastq on >PASSWORD (.+)$", PAGE.read_text(), re.MULTILINE)
+    assert found, "docs/security.md has no ACL line"
+    return found[1].encode().split()
+
+
 @pytest.fixture
 def url(make_server: MakeServer) -> str:
     """A server on which the documented user is the only one that may do anything."""
-    found = re.search(r"^ACL SETUSER fastq on >PASSWORD (.+)$", PAGE.read_text(), re.MULTILINE)
-    assert found, "docs/security.md has no ACL line"
     server = make_server(port=0, appendonly=True)
-    assert server.ask(b"ACL", b"SETUSER", b"fastq", b"on", b">s3cret", *found[1].encode().split()) == b"+OK\r\n"
+    assert server.ask(*USER, *rules()) == b"+OK\r\n"
     return f"redis://fastq:s3cret@127.0.0.1:{server.port}/0"
 
 
-async def test_producers_and_a_worker(url: str) -> None:
+@pytest.fixture(params=["one server", "cluster"])
+def either(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same, or a cluster with that user on every node."""
+    if request.param == "one server":
+        yield request.getfixturevalue("url")
+        return
+    with Cluster(masters=2, appendonly="yes") as cluster:
+        assert [server.ask(*USER, *rules()) for server in cluster.servers] == [b"+OK\r\n"] * 2
+        yield cluster.url.replace("://", "://fastq:s3cret@")
+
+
+async def test_producers_and_a_worker(either: str) -> None:
     """Results with their message, retries, delays, unique jobs, steps, progress, limits, dead letters: under that user."""
-    app = fastq.FastQ(url)
+    app = fastq.FastQ(either)
 
     @app.task(max_attempts=2, retry=0, unique=True)
     async def work(number: int, job: fastq.JobContext) -> int:
@@ -61,10 +81,10 @@ async def test_producers_and_a_worker(url: str) -> None:
         assert await jobs[0].result(timeout=5) == 0
 
 
-def test_operators(url: str) -> None:
-    connection = SyncConnection(parse_url(url))
+def test_operators(either: str) -> None:
+    connection = SyncConnection.to(parse_url(either))
     inspector = Inspector("fastq")
-    app = fastq.FastQ(url)
+    app = fastq.FastQ(either)
     job_id = app.enqueue_sync("nobody").id
     app.close()
     assert connection.run(inspector.cancel(job_id)) == "cancelled"
@@ -72,7 +92,7 @@ def test_operators(url: str) -> None:
     assert connection.run(inspector.pause("default"))
     assert connection.run(inspector.purge("default")) == 0
     assert connection.run(checker.check("fastq", repair=True)).faults == []
-    findings = connection.run(doctor.examine("fastq"))
+    findings = connection.run(doctor.examine("fastq", connection.endpoint))
     assert {finding.name for finding in findings if finding.level == "fault"} <= {"queues", "scheduler", "workers"}
     assert "permissions" in {finding.name for finding in findings if finding.level == "ok"}
     connection.close()
@@ -97,7 +117,7 @@ async def test_a_lost_connection_can_be_ended(url: str, caplog: pytest.LogCaptur
     ids=" ".join,
 )  # fmt: skip
 def test_nothing_else(url: str, words: tuple[str, ...]) -> None:
-    connection = SyncConnection(parse_url(url))
+    connection = SyncConnection.to(parse_url(url))
     with pytest.raises(BrokerReplyError, match=r"(?i)noperm|permission|ACL"):
         connection.call(raw(*words))
     connection.close()

@@ -216,6 +216,7 @@ def test_one_job_can_be_watched(lab: Lab, ear: Ear) -> None:
     assert ear.heard() == [lab.q.awaited.decode(), "a"]
 
 
+@pytest.mark.one_server("counts commands")
 def test_who_is_not_waited_for_costs_one_command(lab: Lab) -> None:
     """A batch of outcomes asks once, and nothing more, whether anybody waits."""
     lab.take(*(f"j{n}" for n in range(100)))

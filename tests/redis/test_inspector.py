@@ -573,7 +573,7 @@ def test_purging_dead_letters(bench: Bench, raw: Any) -> None:
 async def test_both_movers_give_the_same(bench: Bench, redis_url: str) -> None:
     bench.put("a", "b")
     bench.bury("x")
-    connection = AsyncConnection(parse_url(redis_url))
+    connection = AsyncConnection.to(parse_url(redis_url))
     try:
         inspector = bench.inspector
         assert await connection.run(inspector.status("a")) == bench.run(inspector.status("a"))
@@ -597,7 +597,7 @@ async def test_an_operation_sees_error_replies(bench: Bench, redis_url: str) -> 
             return error.code, (yield raw("PING"))
 
     wrong = raw("HGET", "only-a-key")
-    connection = AsyncConnection(parse_url(redis_url))
+    connection = AsyncConnection.to(parse_url(redis_url))
     try:
         for broken in (wrong, [raw("PING"), wrong]):
             assert bench.run(operation(broken)) == ("ERR", b"PONG")

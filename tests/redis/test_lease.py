@@ -26,7 +26,7 @@ class LeaseLab:
 
     def __init__(self, url: str, raw: Any) -> None:
         self.raw = raw
-        self.conn = SyncConnection(parse_url(url))
+        self.conn = SyncConnection.to(parse_url(url))
         self.clocked = SetClock(self.conn)
         self.now = START
 

@@ -129,6 +129,7 @@ async def test_a_state_of_ones_own_from_a_thread(redis_url: str) -> None:
         await job.result(10)
 
 
+@pytest.mark.one_server("counts commands")
 async def test_progress_is_written_rarely_and_the_latest_wins(redis_url: str, raw: Any) -> None:
     """100,000 calls are a few writes, and the last call is one of them."""
     app, go_on, told = make_app(redis_url), asyncio.Event(), asyncio.Event()

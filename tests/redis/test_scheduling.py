@@ -56,7 +56,7 @@ class Rig:
         slot = self.board.claim("scheduler")
         assert slot is not None
         metrics = WorkerMetrics(slot)
-        self.connections = [AsyncConnection(parse_url(url)) for _ in range(2)]
+        self.connections = [AsyncConnection.to(parse_url(url)) for _ in range(2)]
         self.link = Link(self.connections[0], metrics)
         self.leadership = Leadership(self.link, GlobalKeys(lease_key), f"s{id(self)}")
         self.roster = Roster(self.leadership, self.link, "fastq", queues_of(self.app))

@@ -24,7 +24,7 @@ KEY = "fastq:schema"
 
 @pytest.fixture
 def connection(redis_url: str) -> Any:
-    made = SyncConnection(parse_url(redis_url))
+    made = SyncConnection.to(parse_url(redis_url))
     yield made
     made.close()
 

@@ -359,7 +359,7 @@ async def test_bad_jobs_are_answered_in_the_dead_letters(redis_url: str, raw: An
         "deep": stored(b"\x91" * 900),
         "oversized": stored(encode(["x" * 2_000])),
     }
-    connection = SyncConnection(app.endpoint())
+    connection = SyncConnection.to(app.endpoint())
     jobs = [NewJob(job_id, data) for job_id, data in bad.items() if data]
     connection.call(enqueue(app.keys("default"), 5, "test", 1, jobs))
     connection.close()
@@ -491,7 +491,7 @@ async def test_paused_queue_waits_and_resumes(redis_url: str) -> None:
     async def note() -> None:
         ran.set()
 
-    connection = SyncConnection(app.endpoint())
+    connection = SyncConnection.to(app.endpoint())
     connection.run(app.inspector.pause("default"))
     async with working(app) as shop:
         job = await note.enqueue()
