@@ -70,6 +70,7 @@ bench: build ## what it costs, measured in one run on this machine: micro benchm
 	@$(PY) -m pytest -q $(wildcard benchmarks/micro/bench_*.py) --benchmark-enable \
 		--benchmark-columns=min,median,iqr,rounds --benchmark-group-by=group
 	@$(PY) -m benchmarks.load run $(ARGS)
+	@$(PY) -m benchmarks.workflows
 
 bench-rivals: build ## the same beside other queues, each in an environment of its own (20 minutes; ARGS="--only arq,celery")
 	@$(PY) -m benchmarks.load rivals --save latest $(ARGS)

@@ -183,14 +183,14 @@ class Group(Work):
         return graph.add_gather(exits, after)
 
 
-def chain(*parts: Work) -> Chain:
+def chain(*parts: Work | Iterable[Work]) -> Chain:
     """Run these one after the other; what one returns is the first argument of the next (``.si()``: it is not).
 
     Example::
 
         flow = await fastq.chain(download.s(url), parse.s(), store.s()).enqueue()
     """
-    return Chain(parts)
+    return Chain(_flat(parts))
 
 
 def group(*parts: Work | Iterable[Work]) -> Group:
@@ -214,7 +214,7 @@ def chord(header: Iterable[Work] | Group, callback: Work) -> Chain:
 
 
 def _flat(parts: Sequence[Work | Iterable[Work]]) -> list[Work]:
-    if len(parts) == 1 and not isinstance(parts[0], Work):
+    if len(parts) == 1 and isinstance(parts[0], Iterable):
         return list(parts[0])
     return cast("list[Work]", list(parts))  # _works says what does not belong there
 
@@ -383,6 +383,8 @@ class Start:
             "failed": flows.ended_record("failed", name, now, "a job of the workflow has failed"),
             "cancelled": flows.ended_record("cancelled", name, now),
         }
+        if on_failure is not None and not isinstance(on_failure, Signature):
+            raise InvalidOption(f"on_failure={on_failure!r:.100} is not task.s(…): it is one call")
         if on_failure is not None:
             args = on_failure.args if on_failure.immutable else (self.id, *on_failure.args)
             envelope = on_failure.source.node(args, on_failure.kwargs, on_failure.options, -1)[1]

@@ -79,6 +79,12 @@ async def test_what_one_returns_is_the_first_argument_of_the_next(kitchen):
     assert (status.state, status.total, status.success, status.waiting) == ("success", 3, 3, 0)
 
 
+async def test_a_chain_of_any_iterable(kitchen):
+    async with working(kitchen.app):
+        flow = await fastq.chain(kitchen.add.s(*((1,) if n == 0 else ())) for n in range(3)).enqueue()
+        assert await flow.result(10) == 4
+
+
 async def test_immutable_signatures_take_nothing(kitchen):
     async with working(kitchen.app):
         flow = await fastq.chain(kitchen.add.s(1, 2), kitchen.add.si(5, 5)).enqueue()
@@ -366,6 +372,8 @@ def test_what_cannot_be_a_workflow_is_told_where_it_is_written(kitchen):
         fastq.chain(add.s(1)).enqueue_sync(on_error="explode")
     with pytest.raises(InvalidOption, match="give queue="):
         fastq.group(add.s(1), add.options(queue="other").s(2)).enqueue_sync()
+    with pytest.raises(InvalidOption, match="it is one call"):
+        fastq.chain(add.s(1)).enqueue_sync(on_failure=fastq.chain(add.s(1)))
     with pytest.raises(UnknownTask):
         kitchen.app.chain_sync([("no name",)])
     deep: Any = add.s(1)
