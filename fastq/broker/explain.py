@@ -57,10 +57,18 @@ def explain(inspector: Inspector, job_id: str, queue: str | None = None) -> Oper
     if status.state.final:
         causes = [_ended(status)]
     elif status.state is JobState.RUNNING:
-        causes = [Cause("running", f"worker {status.worker} has it")]
+        causes = [Cause("running", _running(status))]
     else:
         causes = yield from _held_up(inspector, status)
     return Explanation(id=job_id, queue=status.queue, state=status.state, task=status.task, causes=causes)
+
+
+def _running(status: JobStatus) -> str:
+    if status.worker is not None:
+        return f"worker {status.worker} has it"
+    done = status.progress  # a workflow: no worker has it as a whole
+    how_far = f": {done.current or 0:,.0f} of its {done.total or 0:,.0f} jobs have ended" if done is not None else ""
+    return f"it is a workflow under way{how_far}; each job of it has an id of its own, {status.id}.0 and so on"
 
 
 def _ended(status: JobStatus) -> Cause:

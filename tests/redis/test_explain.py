@@ -133,6 +133,11 @@ async def test_it_waits_for_its_parents(app: FastQ) -> None:
 
     flow = await fastq.chain(fastq.chord([part.s(n) for n in range(8)], total.s()), told.s()).enqueue()
     register(app, "w", "part", "total", "told")
+    whole = await app.explain(flow.id)
+    assert (
+        f"it is a workflow under way: 0 of its 10 jobs have ended; each job of it has an id of its own, {flow.id}.0"
+        in str(whole)
+    )
     found = await app.explain(f"{flow.id}.9")
     assert (found.state, [cause.code for cause in found.causes]) == ("waiting", ["waiting"])
     assert f"it waits for 8 of its parents in workflow {flow.id}: " in str(found)
