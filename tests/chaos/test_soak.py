@@ -3,7 +3,7 @@
 Every few seconds something breaks: a worker or the scheduler or the monitor is killed, a worker stands still, Redis is killed, all
 connections are cut, scripts are forgotten. Meanwhile producers go on, and each process's memory and descriptors, Redis's keys and the
 series of metrics are looked at once a second. At the end everything that was confirmed is done, and nothing has grown.
-SOAK_SECONDS=1800 is `make soak`; `make test` has a cut of 45 s: long enough for each kind of fault twice, and for a leak of a descriptor or
+SOAK_SECONDS=1800 is `make soak`; `make test` has a cut of 30 s: long enough for each kind of fault, and for a leak of a descriptor or
 a key per fault or per job to show; a slope of memory needs the half hour, so the cut only holds a ceiling.
 """
 
@@ -29,7 +29,7 @@ from tests.conftest import MakeServer, connect, eventually, key_faults
 from tests.process.fleet import LEASE, PATIENCE, Fleet, free_port
 from tests.sound import assert_sound
 
-SECONDS = float(os.environ.get("SOAK_SECONDS", "45"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))
 LONG = SECONDS >= 600
 CEILING = 120 << 20
 """Bytes that a process may hold in the cut."""

@@ -1204,6 +1204,7 @@ BUGS: dict[str, Mutation] = {
 }
 
 BUGS_WITH_THE_CLOCK: dict[str, Mutation] = {
+    "clamp that does nothing": ("clamp", "tonumber(deadline) > now + ARGV[i + 1]", "false"),
     "clamp that shortens what is right": ("clamp", "tonumber(deadline) > now + ARGV[i + 1]", "true"),
     "report of a stale owner": ("report", "local held = redis.call('SISMEMBER', running, id)", "local held = 1"),
     "remember that forgets": ("remember", "'HSETNX', KEYS[1], ARGV[1], ARGV[2]", "'HSET', KEYS[1], ARGV[1], ARGV[2]"),
