@@ -11,7 +11,7 @@ PY := .venv/bin/python
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help build demo test chaos soak test-cluster test-versions check style types floors lua format bench bench-features bench-limits bench-rivals bench-gate \
-	bench-figures clean
+	bench-figures bench-batches clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
@@ -84,6 +84,9 @@ bench-figures: build ## the worker's flame picture, the charts and the tables of
 
 bench-features: build ## what results, progress, unique, idempotent jobs and isolation cost, enqueue to result, the memory engine, in one run
 	@$(PY) -m benchmarks.features $(ARGS)
+
+bench-batches: build ## what batches, handlers that take many jobs, and 10,000 schedules cost, in one run (3 minutes; ARGS="fill handlers")
+	@$(PY) -m benchmarks.batches $(ARGS)
 
 bench-limits: build ## what limits cost, what they hold, beside rate-sync 0.4.2, in one run
 	@$(PY) -m benchmarks.limits $(ARGS)

@@ -17,6 +17,8 @@ from fastq.testing.eager import eagerly
 from tests.conftest import eventually
 from tests.redis.workshop import working
 
+pytestmark = pytest.mark.versions  # eager tasks from 3.12
+
 
 @dataclass
 class Row:
