@@ -104,6 +104,10 @@ async def right() -> None:
     assert_type(await job.cancel(terminate=True), bool)
     assert_type(await app.cancel(job.id, queue="bulk"), bool)
     assert_type(app.cancel_sync(job.id), bool)
+    assert_type(await app.cancel_tag("tenant:42", terminate=True), int)
+    assert_type(app.cancel_tag_sync("tenant:42", queue="bulk"), int)
+    for told in job.events_sync():
+        assert_type(told, fastq.Event)
     assert_type(app.job().attempt, int)
     assert_type(await job.result(timeout=60), bool)
     assert_type(resize.enqueue_sync("x").result_sync(), int)

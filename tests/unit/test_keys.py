@@ -38,8 +38,6 @@ def names(q: QueueKeys) -> list[str]:
             q.batch_ends("0" * 24),
             q.flow("0" * 24),
             q.flow_states("0" * 24),
-            q.batch("0" * 24),
-            q.batch_ends("0" * 24),
         )
     ]
 
