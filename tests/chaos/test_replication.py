@@ -24,7 +24,7 @@ WAYS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS if "CHAOS_SCALE" in os.environ else ["replicated", "default"])
+@pytest.mark.parametrize("way", WAYS if "CHAOS_SCALE" in os.environ else ["replicated"])
 def test_a_partition_loses_confirmed_jobs(way: str, figure: Figure) -> None:
     """F-29: by default nearly all that was confirmed behind the partition; a second's worth with min-replicas; none with WAIT."""
     config, settings = WAYS[way]

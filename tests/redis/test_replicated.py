@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 import fastq
-from fastq.broker.embedded import EmbeddedServer
 from tests.conftest import MakeServer, connect, eventually
 from tests.nodes import Cluster
 
@@ -26,12 +25,12 @@ class Pair:
 
     def follow(self) -> None:
         self.replica.ask(b"REPLICAOF", b"127.0.0.1", str(self.master.port).encode())
-        eventually(lambda: b"master_link_status:up" in info(self.replica))
+        self.until_acknowledged()
 
-
-def info(server: EmbeddedServer) -> bytes:
-    with connect(server.url) as client:
-        return b"\r\n".join(f"{key}:{value}".encode() for key, value in client.info("replication").items())
+    def until_acknowledged(self) -> None:
+        """The replica says what it has: Redis 7.0 lets it do so a second after it has come."""
+        with connect(self.master.url) as client:
+            eventually(lambda: client.set("~written", "1") and client.wait(1, 100) == 1)
 
 
 @pytest.fixture
@@ -88,7 +87,7 @@ def test_no_replica_in_time(pair: Pair, enqueue: Callable[..., Any]) -> None:
         enqueue(app, job_id=job_id, **REPLICATED)
     assert again.value.job_ids == (job_id,)
     pair.replica.resume()
-    eventually(lambda: b"master_link_status:up" in info(pair.replica))
+    pair.until_acknowledged()
     assert not enqueue(app, job_id=job_id, **REPLICATED).created
     with connect(pair.replica.url) as client:
         assert client.llen("fastq:{default}:ready:5") == 1
