@@ -62,9 +62,9 @@ def line(status: BatchStatus, rate: float | None = None) -> str:
 @click.option("--close", "action", flag_value="close", help="Its producer died: let it end, as incomplete.")
 @with_session
 def batch(session: Session, batch_id: str | None, queue: str | None, watch: bool, action: str | None) -> int:
-    """Say how far a batch is; without an id, list those that have not ended.
+    """Say how far a batch is, with a bar that moves; list those under way.
 
-    The id of its n-th job, from 0, is BATCH_ID-n. Exit status 1 when it has ended, and not as success.
+    Without an id they are listed. The id of its n-th job, from 0, is BATCH_ID-n. Exit status 1 when it has ended, and not as success.
     """
     inspector = session.inspector
     names = [session.known_queue(queue)] if queue else session.run(inspector.queues())

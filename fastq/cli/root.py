@@ -140,7 +140,7 @@ VERBS: Mapping[str, Mapping[str, Verb]] = {
         "queues": Verb("List, pause, resume and purge queues.", _queues),
         "limits": Verb("Look at limits, change them, stop everybody for a while.", _limits),
         "dlq": Verb("List, show, replay and purge dead letters.", _dlq),
-        "batch": Verb("Say how far a batch is, with a bar that moves; cancel or close it.", _batch),
+        "batch": Verb("Say how far a batch is, with a bar that moves; list those under way.", _batch),
         "workflow": Verb("Draw a workflow with the states of its jobs; cancel it, or send it on.", _workflow),
         "cron": Verb("List schedules, and change those in Redis.", _cron),
     },
