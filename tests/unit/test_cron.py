@@ -487,11 +487,11 @@ def test_the_search_is_short(expression: str) -> None:
     """A-12: also for what fires once in 40 years."""
     cron = Cron(expression, "Europe/Berlin")
     fastest = 1.0
-    for _ in range(3):
-        started = time.perf_counter()
+    for _ in range(5):
+        started = time.thread_time()
         cron.next(utc("2073-01-01"))
         cron.previous(utc("2111-01-01"))
-        fastest = min(fastest, time.perf_counter() - started)
+        fastest = min(fastest, time.thread_time() - started)
     assert fastest < 0.02
 
 
