@@ -975,6 +975,17 @@ def test_a_pid_file_is_held_once(bench: Bench, redis_url: str, app: Path, start:
     assert tail(process)[0] == 0
 
 
+def test_a_fleet_is_configured_by_the_environment_alone(bench: Bench, redis_url: str, app: Path, start: Start) -> None:
+    """F223: one command for worker and scheduler; a delayed job needs both."""
+    process = start(
+        "supervise", FASTQ_APP="shop:app", FASTQ_REDIS_URL=redis_url, FASTQ_WORKERS="1", FASTQ_METRICS_PORT="0"
+    )
+    job_id = ran(app, "enqueue", "add", "--json", "[1]", "--delay", "0.2", FASTQ_REDIS_URL=redis_url).out.strip()
+    eventually(lambda: bench.state(job_id) == "success", 60)
+    process.send_signal(signal.SIGTERM)
+    assert tail(process)[0] == 0
+
+
 def test_dev_is_everything_in_one_command(app: Path, start: Start) -> None:
     """`fastq dev shop.py`: a server whose data outlive it, a worker, a scheduler, and the line for other terminals."""
 
