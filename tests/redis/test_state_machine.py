@@ -24,7 +24,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -456,10 +455,13 @@ class Protocol(RuleBasedStateMachine):
             rows[outcome].append(self.row(outcome, job_id, priority, delay))
         self.write_outcomes(worker, rows, again=again)
 
-    @precondition(lambda self: self.model.cancels)
     @rule(number=numbers, outcome=st.sampled_from(OUTCOMES), priority=priorities, delay=delays, again=st.booleans())
     def settle_cancelled(self, number: int, outcome: str, priority: int, delay: int, again: bool) -> None:
         """By its holder, of a job that was cancelled while it ran: chance alone would rarely meet it."""
+        if (
+            not self.model.cancels
+        ):  # no precondition: which jobs a bounded recover takes is Redis's choice, not Hypothesis's
+            return
         job_id = pick(number, sorted(self.model.cancels))
         worker = self.model.holder(job_id)
         assert worker is not None
