@@ -1128,14 +1128,13 @@ def test_the_protocol_with_a_batch(lab: Lab) -> None:
 Mutation = tuple[str, str, str]
 
 # Bugs that take thousands of random steps to meet are found by the tests of their own scripts: unpause, release_unique, fire, enqueue, a
-# second cancel that asks for less (test_cancel).
+# second cancel that asks for less, park of a cancelled job (test_cancel).
 BUGS: dict[str, Mutation] = {
     "settle without its fence": ("settle", "if owned[i] == 1 then", "if true then"),
     "settle that forgets the unique key": ("settle", "release_unique(unique, unique_of, finished)", ""),
     "settle that forgets the deliveries": ("settle", "many('HDEL', deliveries, finished)", ""),
     "a retry that keeps its old envelope": ("settle", "redis.call('HSET', jobs, row[1], row[3])", ""),
     "park without its fence": ("park", "if owned[i] == 1 then", "if true then"),
-    "park of a cancelled job": ("park", "if owned[i] == 1 and asked and", "if false and asked and"),
     "park that still holds": ("park", "many('SREM', running, mine)", ""),
     "unpark that does not hold": ("unpark", "redis.call('SADD', running, unpack(ids))", ""),
     "unpark from a paused queue": ("unpark", "if redis.call('EXISTS', paused) == 1 then", "if false then"),
@@ -1286,5 +1285,5 @@ def test_a_planted_bug_is_found(lab: Lab, monkeypatch: pytest.MonkeyPatch, bug: 
     monkeypatch.setattr(scripts, "load", lambda name: planted.get(name) or original(name))
     with pytest.raises((AssertionError, FastQError, Flaky)):
         look_for_faults(
-            lab, kind, max_examples=400, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False
+            lab, kind, max_examples=1_500, derandomize=True, phases=[Phase.generate], report_multiple_bugs=False
         )
