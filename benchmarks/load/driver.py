@@ -40,7 +40,8 @@ def attempt(book: Book, what: str, measured: Callable[[], None]) -> bool:
         measured()
     except (Stuck, OSError, FastQError, ValueError, KeyError, IndexError) as error:
         say(f"{what}: {error}")
-        book.notes[f"{what}, failed"] = str(error).strip().splitlines()[0][:200]
+        said = str(error).strip().splitlines()[0]
+        book.notes[f"{what}, failed"] = said.partition(": /")[0][:200]  # whose paths are on this machine only
         return False
     return True
 
