@@ -260,11 +260,11 @@ class JobContext(msgspec.Struct, eq=False):
 
             await fastq.chord([crawl.s("https://example.org")], total.s()).enqueue()
         """
-        return await self.home.run(self._spawning(work, key, join))  # type: ignore[no-any-return]
+        return await self.home.run(self._spawning(work, key, join))  # type: ignore[no-any-return]  # home is typed above this floor
 
     def spawn_sync(self, work: Part, *, key: str | None = None, join: bool = False) -> list[str]:
         """:meth:`spawn` for a handler that is a plain function."""
-        return self.home.run_sync(self._spawning(work, key, join))  # type: ignore[no-any-return]
+        return self.home.run_sync(self._spawning(work, key, join))  # type: ignore[no-any-return]  # home is typed above this floor
 
     def _spawning(self, work: Part, key: str | None, join: bool) -> Any:
         if self.extra.takes is None or not self.id.rpartition(".")[2].isdigit():

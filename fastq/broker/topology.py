@@ -85,8 +85,8 @@ def key_of(command: Command[Any]) -> bytes | str | None:
     if name in _ANYWHERE:
         return None
     if name == "XREAD":
-        return words[list(words).index("STREAMS") + 1]  # type: ignore[no-any-return]
-    return words[3 if name == "EVAL" else 1]  # type: ignore[no-any-return]
+        return words[list(words).index("STREAMS") + 1]  # type: ignore[no-any-return]  # words of any type
+    return words[3 if name == "EVAL" else 1]  # type: ignore[no-any-return]  # words of any type
 
 
 def guarded(command: Command[Any]) -> Command[Any]:

@@ -72,7 +72,7 @@ class Load:
                 self.refused.append(error)
             else:
                 self._note(f"a{lane}.{n}.{queue}", queue, job.id)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # the pace of the load
 
     def _note(self, key: str, queue: str, job_id: str) -> None:
         self.acks.append((time.monotonic(), queue))

@@ -87,7 +87,7 @@ class Soak:
     def freeze_worker(self) -> None:
         pid = self.dice.choice(self.fleet.until_serving(1))
         self.fleet.freeze(pid)
-        time.sleep(LEASE / 2)
+        time.sleep(LEASE / 2)  # the fault itself: half a lease without a sign of life
         self.fleet.kill(pid, signal.SIGCONT)
 
     def kill_redis(self) -> None:
@@ -149,7 +149,7 @@ def test_soak(make_fleet: Callable[..., Fleet], make_server: MakeServer, dice: r
             if time.monotonic() > strike_at:
                 soak.strike()
                 strike_at = time.monotonic() + dice.uniform(0.5, 1.5) * pause
-            time.sleep(0.5)
+            time.sleep(0.5)  # the pace of the looks
     story = fleet.until_done(load.confirmed)
     fleet.until_serving(3)
     with connect(server.url) as raw:
