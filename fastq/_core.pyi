@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, Final, final
 
 from _typeshed import WriteableBuffer
@@ -46,6 +47,9 @@ class Runner:
     state: Any
     home: Any
     desk: Any
+    @property
+    def context(self) -> Context: ...
+    def begin_here(self) -> None: ...
     @property
     def running(self) -> dict[Any, float]: ...
     def __init__(

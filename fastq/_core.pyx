@@ -34,6 +34,8 @@ from libc.string cimport memcpy, strcmp
 
 cimport cython
 
+from contextvars import copy_context
+
 
 cdef extern from *:
     """
@@ -310,6 +312,7 @@ cdef extern from "Python.h":
         PYGEN_NEXT
     PySendResult PyIter_Send(PyObject *coroutine, PyObject *value, PyObject **result)
     object PyContextVar_Set(object variable, object value)
+    object PyContext_Copy(object context)
     bint PyCoro_CheckExact(object coroutine)
 
 
@@ -328,6 +331,7 @@ cdef class Runner:
     ``free`` slots are left; ``finished`` jobs have ended; ``offset`` is Redis's time minus the monotonic one, in seconds.
     ``raised(job, plan, error)``, ``succeeded(job, plan, result)`` and ``reject(job, plan, error)`` are the executor's, for
     whatever is not plain; ``ended()`` is called in the next turn of the event loop, once for all jobs that ended in this one.
+    Each job begins with a copy of ``context``, whoever starts it: often that is the end of another job, in that one's context.
     """
 
     cdef public long free
@@ -335,6 +339,7 @@ cdef class Runner:
     cdef public double offset
     cdef readonly dict running
     cdef public object state, home, desk
+    cdef readonly object context
     cdef list _rows
     cdef object _ledger_start, _ledger_finish, _observe, _clock, _task, _loop, _variable
     cdef object _raised, _succeeded, _reject, _ended, _give_back
@@ -355,6 +360,11 @@ cdef class Runner:
         self._ended = ended
         self._eager = eager
         self._told = False
+        self.begin_here()
+
+    def begin_here(self):
+        """Jobs begin with what the context of this call has: what the application's lifespan has set, say."""
+        self.context = copy_context()
 
     def fill(self, backlog, plans, dict limited, long last_life):
         """Start jobs of a backlog (a deque) while slots are free and they are plain; the first that is not stays in it.
@@ -416,11 +426,11 @@ cdef class Runner:
         run = Run.__new__(Run)
         run._job, run._plan, run._runner = job, plan, self
         if self._eager:
-            task = self._task(run, loop=self._loop, name=job.id, eager_start=True)
+            task = self._task(run, loop=self._loop, name=job.id, eager_start=True, context=PyContext_Copy(self.context))
             if not task.done():
                 job.runner = task
         else:
-            job.runner = self._task(run, loop=self._loop, name=job.id)
+            job.runner = self._task(run, loop=self._loop, name=job.id, context=PyContext_Copy(self.context))
 
     cdef void _success(self, job, plan) except *:
         """A job that leaves no trace has succeeded."""

@@ -163,13 +163,14 @@ class Executor:
             self._spawn(job, self._run_behind(job, plan, extra.takes))
 
     def _spawn(self, job: JobContext, run: Coroutine[Any, Any, None]) -> None:
+        context = self.runner.context.copy()
         if _EAGER:
-            task = asyncio.Task(run, loop=self._loop, eager_start=True)  # type: ignore[call-arg,unused-ignore]  # pyright: ignore[reportCallIssue]  # 3.12+
+            task = asyncio.Task(run, loop=self._loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]  # pyright: ignore[reportCallIssue]  # 3.12+
             if task.done():
                 return
             job.runner = task
         else:
-            job.runner = self._loop.create_task(run)
+            job.runner = self._loop.create_task(run, context=context)
 
     async def _run(self, job: JobContext, plan: Plan) -> None:
         current.set(job)

@@ -121,7 +121,11 @@ class Gatherer:
             member.job.started = now
             member.job.deadline = now + member.job.timeout
             self._metrics.start(member.job.row, member.job.id)
-        run.task = self._loop.create_task(self._run(members), name=f"{self._plan.task.name} of {len(members)}")
+        run.task = self._loop.create_task(
+            self._run(members),
+            name=f"{self._plan.task.name} of {len(members)}",
+            context=self._executor.runner.context.copy(),  # and not that of whoever came last
+        )
 
     async def _run(self, members: Sequence[Member]) -> None:
         current.set(None)  # it is nobody's in particular

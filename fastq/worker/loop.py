@@ -169,6 +169,7 @@ class WorkerLoop:
 
     async def run(self) -> None:
         """Serve until stopped; returns with nothing held in Redis, unless Redis stays away."""
+        self._runs.begin_here()
         loops = self._tick(), self._waker.run(), self._cancels.run(), self._pauses.run()
         background = [asyncio.create_task(each) for each in loops]
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastq import FastQ
+from fastq import FastQ, JobContext, Middleware
 from tests.redis.workshop import Workshop, working
 
 pytestmark = pytest.mark.versions  # eager tasks from 3.12
@@ -47,6 +47,43 @@ async def test_each_job_has_a_context_of_its_own(app: FastQ) -> None:
     assert {(before, after) for before, after, _ in found} == {("", str(n)) for n in range(30)}
     assert {job_id for _, _, job_id in found} == {job.id for job in jobs}
     assert seen.get() == ""
+
+
+@pytest.mark.parametrize("kind", ["plain", "kept", "threads", "limited", "wrapped"])
+async def test_no_job_sees_what_the_one_before_it_has_set(redis_url: str, kind: str) -> None:
+    """A busy worker starts a job where another one ends: in that one's context."""
+    app = FastQ(redis_url, result_ttl=60 if kind == "kept" else 0, concurrency=10)
+    found: list[str] = []
+
+    async def mark(n: int) -> None:
+        found.append(seen.get())
+        seen.set(str(n))
+
+    def mark_in_thread(n: int) -> None:
+        found.append(seen.get())
+        seen.set(str(n))
+
+    class Wrapped(Middleware):
+        async def before(self, job: JobContext) -> None:
+            found.append(seen.get())
+            seen.set(job.id)
+
+    if kind == "wrapped":
+        app.middleware(Wrapped())
+    rate = {"rate_limit": "1000000/s"} if kind == "limited" else {}
+    task: Any = app.task(mark_in_thread if kind == "threads" else mark, name="mark", **rate)
+    jobs, per_job = 5_000, 2 if kind == "wrapped" else 1
+    token = seen.set("lifespan")
+    try:
+        async with working(app):
+            await task.enqueue_many([(n,) for n in range(jobs)])
+            async with asyncio.timeout(30):
+                while len(found) < jobs * per_job:
+                    await asyncio.sleep(0.001)
+    finally:
+        seen.reset(token)
+    ids = [value for value in found if value != "lifespan"]
+    assert len(ids) == (jobs if kind == "wrapped" else 0)  # the handler sees what its own middleware has set
 
 
 async def test_timeouts_groups_and_cancellation_work_as_in_any_task(app: FastQ) -> None:
