@@ -34,8 +34,6 @@ from libc.string cimport memcpy, strcmp
 
 cimport cython
 
-from contextvars import copy_context
-
 
 cdef extern from *:
     """
@@ -313,6 +311,7 @@ cdef extern from "Python.h":
     PySendResult PyIter_Send(PyObject *coroutine, PyObject *value, PyObject **result)
     object PyContextVar_Set(object variable, object value)
     object PyContext_Copy(object context)
+    object PyContext_CopyCurrent()
     bint PyCoro_CheckExact(object coroutine)
 
 
@@ -342,7 +341,7 @@ cdef class Runner:
     cdef readonly object context
     cdef list _rows
     cdef object _ledger_start, _ledger_finish, _observe, _clock, _task, _loop, _variable
-    cdef object _raised, _succeeded, _reject, _ended, _give_back
+    cdef object _raised, _succeeded, _reject, _hand, _ended
     cdef dict _batches
     cdef bint _eager
     cdef bint _told
@@ -356,7 +355,8 @@ cdef class Runner:
         self._ledger_start, self._ledger_finish, self._observe = metrics.start, metrics.finish, metrics.observe
         self._batches = batches
         self._loop, self._variable, self._clock, self._task = loop, variable, clock, task
-        self._raised, self._succeeded, self._reject = executor._raised, executor._succeeded, executor._reject
+        self._raised, self._succeeded, self._reject = executor.raised, executor._succeeded, executor._reject
+        self._hand = executor.hand
         self._ended = ended
         self._eager = eager
         self._told = False
@@ -364,7 +364,7 @@ cdef class Runner:
 
     def begin_here(self):
         """Jobs begin with what the context of this call has: what the application's lifespan has set, say."""
-        self.context = copy_context()
+        self.context = PyContext_CopyCurrent()
 
     def fill(self, backlog, plans, dict limited, long last_life):
         """Start jobs of a backlog (a deque) while slots are free and they are plain; the first that is not stays in it.
@@ -418,11 +418,14 @@ cdef class Runner:
         job.started = now
         job.timeout = plan.timeout
         job.max_attempts = plan.max_attempts
-        job.deadline = <double>now + <double>plan.timeout
         job.row = row
         job.state, job.home, job.desk = self.state, self.home, self.desk
         self._ledger_start(row, job.id)
         self.running[job] = 0.0
+        if plan.threaded:
+            self._into_thread(job, plan)
+            return
+        job.deadline = <double>now + <double>plan.timeout
         run = Run.__new__(Run)
         run._job, run._plan, run._runner = job, plan, self
         if self._eager:
@@ -431,6 +434,16 @@ cdef class Runner:
                 job.runner = task
         else:
             job.runner = self._task(run, loop=self._loop, name=job.id, context=PyContext_Copy(self.context))
+
+    cdef int _into_thread(self, job, plan) except -1:
+        cdef tuple found
+        try:
+            found = _arguments(job, plan)
+        except BaseException as error:
+            self._reject(job, plan, error)
+            return 0
+        self._hand(job, plan, found[0], found[1])
+        return 0
 
     cdef void _success(self, job, plan) except *:
         """A job that leaves no trace has succeeded."""
@@ -488,6 +501,29 @@ cdef class Runner:
         self._ended()
 
 
+cdef tuple _arguments(job, plan):
+    """The arguments of a job, positional and by name, as its handler's types want them."""
+    cdef object body, args
+    cdef Py_ssize_t count
+    cdef unsigned char first
+    if job.arguments is not None:
+        if isinstance(job.arguments, BaseException):
+            raise job.arguments
+        return job.arguments
+    body = job.envelope.body
+    if plan.decoders is not None and type(body) is bytes and PyBytes_GET_SIZE(body) > 0:
+        first = <unsigned char>PyBytes_AS_STRING(body)[0]
+        count = first & 0x0F
+        if first & 0xF0 == 0x90 and <Py_ssize_t>plan.least <= count <= <Py_ssize_t>plan.most:
+            try:
+                args = plan.decoders[count](body)
+            except Exception:
+                args = None
+            if args is not None:
+                return (args, _NONE)
+    return plan.task.arguments.decode(body)
+
+
 @cython.final
 @cython.freelist(256)
 cdef class Run:
@@ -532,31 +568,15 @@ cdef class Run:
 
     cdef bint _begin(self) except -1:
         """Decode the arguments and make the handler's coroutine; False: the job has ended already."""
-        cdef object job = self._job, plan = self._plan, body, args = None, kwargs = None
-        cdef Py_ssize_t count
-        cdef unsigned char first
+        cdef object job = self._job, plan = self._plan, args, kwargs
+        cdef tuple found
         PyContextVar_Set(self._runner._variable, job)
         try:
-            if job.arguments is not None:
-                if isinstance(job.arguments, BaseException):
-                    raise job.arguments
-                args, kwargs = job.arguments
-            body = job.envelope.body
-            if args is None and plan.decoders is not None and type(body) is bytes and PyBytes_GET_SIZE(body) > 0:
-                first = <unsigned char>PyBytes_AS_STRING(body)[0]
-                count = first & 0x0F
-                if first & 0xF0 == 0x90 and <Py_ssize_t>plan.least <= count <= <Py_ssize_t>plan.most:
-                    try:
-                        args = plan.decoders[count](body)
-                    except Exception:
-                        args = None
-                    if args is not None:
-                        kwargs = _NONE
-            if args is None:
-                args, kwargs = plan.task.arguments.decode(body)
+            found = _arguments(job, plan)
         except BaseException as error:
             self._runner._reject(job, plan, error)
             return False
+        args, kwargs = found
         try:
             self._call(plan.fn(*args, **kwargs) if kwargs else plan.fn(*args))
         except BaseException as error:

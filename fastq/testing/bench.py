@@ -215,9 +215,7 @@ class Bench:
         self.loop = WorkerLoop(app, connection, waker, QueueOrder(self._queues), self._slot, self.metrics, card, name)
         for plan in self.loop.executor.plans.values():
             if plan.isolated:  # there is no nursery that could fork: it was to be made before the first thread
-                plan.isolated, plan.is_async = False, plan.task.is_async
-                plan.direct = plan.is_async and not plan.injected and not plan.soft_timeout
-                plan.plain = plan.direct and not app.middlewares
+                plan.choose(app, isolated=False)
 
     def start(self) -> None:
         """Register, and reserve jobs from now on."""

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import concurrent.futures.thread
 import inspect
 import traceback
 import types
 from typing import Any, NamedTuple
 
+from fastq.context import JobContext
 from fastq.errors import Fail, JobCrashed, JobTimeout, Retry, SoftTimeLimitExceeded, safe_text
 from fastq.retry import RetryRule
 
-__all__ = ["MESSAGE_LIMIT", "NOT_THE_HANDLERS", "Ending", "ending_of", "is_retryable", "misfit", "reason_of"]
+__all__ = [
+    "MESSAGE_LIMIT",
+    "NOT_THE_HANDLERS",
+    "Ending",
+    "ending_of",
+    "fields_of",
+    "is_retryable",
+    "misfit",
+    "reason_of",
+]
 
 TRACEBACK_LIMIT = 16_000
 MESSAGE_LIMIT = 2_000
 
-NOT_THE_HANDLERS = {concurrent.futures.thread.__file__}
+NOT_THE_HANDLERS: set[str] = set()
 """Files whose frames a traceback begins with, whatever the handler; the modules that call handlers add theirs."""
 
 _NOT_RESULTS = frozenset({types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType})
@@ -82,3 +91,8 @@ def _traceback(error: BaseException) -> str:
         return text
     half = TRACEBACK_LIMIT // 2
     return f"{text[:half]}\n[… {len(text) - TRACEBACK_LIMIT} characters left out …]\n{text[-half:]}"
+
+
+def fields_of(job: JobContext) -> dict[str, Any]:
+    """How a log line names a job."""
+    return {"job": job.id, "task": job.task, "queue": job.queue, "attempt": job.attempt}

@@ -1,4 +1,4 @@
-"""One job -> one outcome: decode, run, classify; and the deadlines of everything that runs.
+"""One job -> one outcome: decode, run, classify.
 
 An outcome is a row in the :class:`fastq.broker.commands.Batch` of the job's queue; the loop settles the batches.
 """
@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import logging
 import random
 import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -41,27 +39,35 @@ from fastq.errors import (
 )
 from fastq.job import ErrorInfo, Extra, JobRecord, JobState, delay_of, encode
 from fastq.metrics import NOT_RUN, STATUSES, WorkerMetrics
-from fastq.worker import soft
-from fastq.worker.ending import MESSAGE_LIMIT, NOT_THE_HANDLERS, Ending, ending_of, is_retryable, misfit, reason_of
+from fastq.worker import soft, threads
+from fastq.worker.ending import (
+    MESSAGE_LIMIT,
+    NOT_THE_HANDLERS,
+    Ending,
+    ending_of,
+    fields_of,
+    is_retryable,
+    misfit,
+    reason_of,
+)
 from fastq.worker.gathering import Gathering
 from fastq.worker.isolated import Reply, Reported, Unkept
 from fastq.worker.isolation import Pool
 from fastq.worker.plan import Plan
-from fastq.worker.soft import exceed, exceed_thread, softly, thread_main
+from fastq.worker.soft import softly
+from fastq.worker.stopping import Stops
 from fastq.worker.strays import given_back
+from fastq.worker.threads import Threads
 
 __all__ = ["Executor"]
 
 log = logging.getLogger("fastq.worker")
 
-CANCEL_GRACE = 5.0
-"""Seconds between asking a handler to stop and giving it up."""
-
 _SUCCESS, _RETRY, _FAILED, _CANCELLED, _SNOOZED, _RELEASED, _LOST = range(7)
 assert STATUSES == ("success", "retry", "failed", "cancelled", "snoozed", "released", "lost")
 _EAGER = sys.version_info >= (3, 12)
 _NOTHING = msgspec.Raw(b"\xc0")
-NOT_THE_HANDLERS.update({__file__, soft.__file__, "fastq/_core.pyx"})
+NOT_THE_HANDLERS.update({__file__, soft.__file__, threads.__file__, "fastq/_core.pyx"})
 
 
 class Executor:
@@ -93,7 +99,7 @@ class Executor:
         self._host = socket.gethostname()
         self._rng = random.Random()
         self._tell = log.isEnabledFor(logging.DEBUG)  # asked once: a line per job is for development
-        self._pool: ThreadPoolExecutor | None = None
+        self._threads = Threads(min(app.settings.threads, app.settings.concurrency))
         self.isolation: Pool | None = None  # a worker process sets it, if any task needs it
         self._rows = list(range(app.settings.concurrency))
         self.runner = Runner(
@@ -104,7 +110,6 @@ class Executor:
         self.running = self.runner.running
         """Job -> monotonic time at which a stop was asked for, 0: none."""
         self.give_back: Callable[[JobContext], None] = _nothing_to_give_back
-        self.stuck = 0  # abandoned handlers that still occupy a thread or a task
         queues = tuple(batches)
         self.plans = {
             name: Plan(task, app, {queue: metrics.series(queue, name) for queue in queues})
@@ -112,6 +117,7 @@ class Executor:
         }
         self._other = {queue: metrics.series(queue, "other") for queue in queues}
         self.gathering = Gathering(self, metrics, slots)
+        self.stops = Stops(self)
 
     @property
     def finished(self) -> int:
@@ -157,10 +163,12 @@ class Executor:
         if soft and soft < job.timeout:
             job.soft = soft
             job.deadline = job.deadline and job.started + job.soft
-        if extra is None or extra.takes is None or extra.takes < 0:
-            self._spawn(job, self._run(job, plan))
-        else:
+        if extra is not None and extra.takes is not None and extra.takes >= 0:
             self._spawn(job, self._run_behind(job, plan, extra.takes))
+        elif plan.threaded:
+            self._hand_over(job, plan)
+        else:
+            self._spawn(job, self._run(job, plan))
 
     def _spawn(self, job: JobContext, run: Coroutine[Any, Any, None]) -> None:
         context = self.runner.context.copy()
@@ -175,12 +183,7 @@ class Executor:
     async def _run(self, job: JobContext, plan: Plan) -> None:
         current.set(job)
         try:
-            if job.arguments is None:
-                args, kwargs = plan.task.arguments.decode(job.envelope.body)
-            elif isinstance(job.arguments, BaseException):
-                raise job.arguments
-            else:  # decoded for its limits
-                args, kwargs = job.arguments
+            args, kwargs = _arguments(job, plan)
         except Exception as error:  # noqa: BLE001 - also the user's own limit_key or cost
             self._reject(job, plan, error)
             return
@@ -188,13 +191,44 @@ class Executor:
             if self._app.middlewares:
                 result = await self._through_middleware(job, plan, args, kwargs)
             elif plan.direct and not job.soft:
-                result = await plan.task.fn(*args, **kwargs)
+                result = await plan.fn(*args, **kwargs)
             else:
                 result = await self._call(job, plan, args, kwargs)
         except BaseException as error:  # noqa: BLE001 - also SystemExit and KeyboardInterrupt: a handler does not stop the worker
-            self._raised(job, plan, error)
+            self.raised(job, plan, error)
         else:
             self._succeeded(job, plan, result)
+
+    def _hand_over(self, job: JobContext, plan: Plan) -> None:
+        """Have a thread run it: no Task, and nothing awaited."""
+        try:
+            args, kwargs = _arguments(job, plan)
+        except Exception as error:  # noqa: BLE001 - also the user's own limit_key or cost
+            self._reject(job, plan, error)
+            return
+        try:
+            placed = self._placed(job, plan, args, kwargs)
+        except BaseException as error:  # noqa: BLE001 - what it depends on is the user's
+            self.raised(job, plan, error)
+            return
+        self.hand(job, plan, *placed)
+
+    def hand(self, job: JobContext, plan: Plan, args: Any, kwargs: Any) -> None:
+        """Have a thread call its handler."""
+        context = self.runner.context.copy()
+        context.run(current.set, job)
+        self._threads.put(job, plan, context, plan.fn, args, kwargs, self._landed)
+
+    def _landed(self, job: JobContext, plan: Plan, result: Any, error: BaseException | None) -> None:
+        if error is None:
+            self._succeeded(job, plan, result)
+        else:
+            self.raised(job, plan, error)
+
+    def _placed(self, job: JobContext, plan: Plan, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        if plan.injected:
+            return plan.task.arguments.place(args, kwargs, lambda p: injection(p, job))
+        return args, kwargs
 
     def _reject(self, job: JobContext, plan: Plan, error: BaseException) -> None:
         """The arguments cannot be had."""
@@ -202,7 +236,7 @@ class Executor:
             reason = "arguments" if isinstance(error, InvalidArguments) else "undecodable"
             self._fail(job, Ending(reason, type(error).__name__, str(error), ""))
         else:
-            self._raised(job, plan, error)
+            self.raised(job, plan, error)
 
     async def _run_behind(self, job: JobContext, plan: Plan, node: int) -> None:
         """A job of a workflow whose first argument is what another one has returned."""
@@ -217,7 +251,7 @@ class Executor:
         except Exception as error:  # noqa: BLE001 - classified like any other error of the job
             job.arguments = error
         except BaseException as error:  # noqa: BLE001 - it is being stopped
-            self._raised(job, plan, error)
+            self.raised(job, plan, error)
             return
         await self._run(job, plan)
 
@@ -226,22 +260,16 @@ class Executor:
             return await plan.gatherer.join(job, args[0])
         if plan.isolated:
             return await self._in_process(job, plan)
-        positional: Any = args
-        if plan.injected:
-            positional, kwargs = plan.task.arguments.place(args, kwargs, lambda p: injection(p, job))
+        positional, kwargs = self._placed(job, plan, args, kwargs)
         if plan.is_async:
-            run = plan.task.fn(*positional, **kwargs)
+            run = plan.fn(*positional, **kwargs)
             return await (softly(job, run) if job.soft else run)
         return await self.in_thread(job, plan, positional, kwargs)
 
     async def in_thread(self, job: JobContext, plan: Plan, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Call a handler that is a plain function."""
-        if self._pool is None:
-            threads = min(self._app.settings.threads, self._app.settings.concurrency)
-            self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastq-handler")
-        context = contextvars.copy_context()
-        call = functools.partial(thread_main, job, plan.task.fn, args, kwargs)
-        future = self._loop.run_in_executor(self._pool, lambda: context.run(call))
+        """Call a handler that is a plain function, and wait for it."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._threads.put(job, future, contextvars.copy_context(), plan.fn, args, kwargs, _arrived)
         # Shielded: a cancelled waiter must not cancel a handler that has not started yet behind its back.
         return await asyncio.shield(future)
 
@@ -275,7 +303,7 @@ class Executor:
 
     def _succeeded(self, job: JobContext, plan: Plan, result: Any) -> None:
         if job.abandoned:
-            self._unstick(job)
+            self.stops.over(job)
             return
         if (wrong := misfit(result)) is not None:
             self._failure(job, plan, wrong, "exception")
@@ -331,9 +359,10 @@ class Executor:
         name, expires = bucket_of(ttl, now)
         self._batches[job.queue].recorded.append((name, expires, job.id, encode(record)))
 
-    def _raised(self, job: JobContext, plan: Plan, error: BaseException) -> None:
+    def raised(self, job: JobContext, plan: Plan, error: BaseException) -> None:
+        """A run has ended by an exception, or is taken to have."""
         if job.abandoned:
-            self._unstick(job)
+            self.stops.over(job)
             return
         why = job.stopping
         if job.exceeded and isinstance(
@@ -361,7 +390,7 @@ class Executor:
             self._failure(job, plan, error, reason_of(error))
 
     def _cancelled(self, job: JobContext, plan: Plan) -> None:
-        log.info("job cancelled", extra={"fields": _fields(job)})
+        log.info("job cancelled", extra={"fields": fields_of(job)})
         self._record_cancelled(job, plan, "cancelled while it ran")
         self._done(job, plan, _CANCELLED)
 
@@ -414,7 +443,7 @@ class Executor:
         log.warning(
             "job retries",
             extra={
-                "fields": _fields(job) | {"error": ending.type, "message": ending.message, "delay": round(delay, 3)}
+                "fields": fields_of(job) | {"error": ending.type, "message": ending.message, "delay": round(delay, 3)}
             },
         )
         self._done(job, plan, _RETRY)
@@ -447,7 +476,7 @@ class Executor:
         """Into the dead-letter queue."""
         attempts = job.envelope.attempt if attempts is None else attempts
         self._bury(job, attempts, ending)
-        fields = _fields(job) | {"reason": ending.reason, "error": ending.type, "message": ending.message}
+        fields = fields_of(job) | {"reason": ending.reason, "error": ending.type, "message": ending.message}
         log.error("job failed", extra={"fields": fields | {"traceback": ending.traceback}})
         self._done(job, plan or self.plans.get(job.task), _FAILED)
 
@@ -473,7 +502,7 @@ class Executor:
 
     def _expire(self, job: JobContext, plan: Plan) -> None:
         self._record_cancelled(job, plan, "expired: it had not started in time")
-        log.info("job expired", extra={"fields": _fields(job)})
+        log.info("job expired", extra={"fields": fields_of(job)})
         self._metrics.observe(plan.series[job.queue], _CANCELLED, NOT_RUN, NOT_RUN)
         if job.permits:
             self.give_back(job)
@@ -484,11 +513,11 @@ class Executor:
         later = given_back(job.envelope, self._app.settings.unknown_task_ttl)
         if isinstance(later, str):
             self._bury(job, job.envelope.attempt, Ending("unknown_task", "UnknownTask", later, ""))
-            log.error("job failed", extra={"fields": _fields(job) | {"reason": "unknown_task", "message": later}})
+            log.error("job failed", extra={"fields": fields_of(job) | {"reason": "unknown_task", "message": later}})
             status = _FAILED
         else:
             self._batches[job.queue].later.append((job.id, *later))
-            log.warning("unknown task given back", extra={"fields": _fields(job) | {"delay": later[0] / 1_000}})
+            log.warning("unknown task given back", extra={"fields": fields_of(job) | {"delay": later[0] / 1_000}})
             status = _RELEASED
         self._metrics.observe(self._other[job.queue], status, NOT_RUN, NOT_RUN)
         self.runner.outcome()
@@ -500,80 +529,39 @@ class Executor:
         ready_at = envelope.enqueued_at if envelope.extra is None else envelope.extra.due_at or envelope.enqueued_at
         if self._tell:
             told = {"outcome": STATUSES[status], "seconds": round(time.monotonic() - job.started, 4)}
-            log.debug("job done", extra={"fields": _fields(job) | told})
+            log.debug("job done", extra={"fields": fields_of(job) | told})
         self.runner.done(job, self._other[job.queue] if plan is None else plan.series[job.queue], status, ready_at)
 
-    # -- deadlines, stopping ----------------------------------------------------------------------
-
-    def sweep(self, now: float) -> None:
-        """Stop what is over its time; give up what does not stop. Call it every 100 ms or so."""
+    def tick(self, now: float) -> None:
+        """Look after the clock and the deadlines. Call it every 100 ms or so."""
         self.runner.offset = self._now_ms() / 1_000 - now
-        for job, asked in list(self.running.items()):
-            if not asked:
-                if job.deadline and now > job.deadline:
-                    self._overdue(job)
-            elif now > asked + CANCEL_GRACE:
-                self._abandon(job)
-
-    def _overdue(self, job: JobContext) -> None:
-        if not job.soft:
-            self.stop(job, "timeout")
-            return
-        log.warning("soft time limit exceeded", extra={"fields": _fields(job) | {"seconds": job.soft}})
-        job.deadline += job.timeout - job.soft
-        job.soft = 0.0
-        if not self.plans[job.task].is_async:
-            exceed_thread(job)
-        elif job.runner is not None:
-            exceed(job)
-
-    def stop(self, job: JobContext, why: str) -> None:
-        """Ask a running handler to stop: an async one is cancelled, one in a thread sees ``job.cancelled``.
-
-        ``why`` is "cancel" (it is told, and not interrupted), "terminate", "timeout", "drain", "stop" or "lost".
-        """
-        plan = self.plans[job.task]
-        if job not in self.running or job.stopping not in ("", "cancel") or why == job.stopping:
-            return
-        job.stopping = why
-        told = self.isolation is not None and self.isolation.interrupt(job, why)
-        if why == "cancel":
-            return
-        job.exceeded = False  # a cancellation is one now
-        self.running[job] = time.monotonic()
-        if why != "lost":
-            log.warning("stopping job", extra={"fields": _fields(job) | {"why": why}})
-        if told:
-            pass  # its process is being killed, which ends the run
-        elif (plan.is_async or plan.isolated) and job.runner is not None:
-            job.runner.cancel()
-        elif why not in ("timeout", "terminate") and job.runner is not None:
-            job.runner.cancel()  # only the waiting for the thread: the thread ends with the process
-
-    def _abandon(self, job: JobContext) -> None:
-        """The handler did not stop: record the outcome, free its slot; what is left of it dies with the process."""
-        plan = self.plans[job.task]
-        log.error("handler does not stop", extra={"fields": _fields(job) | {"why": job.stopping}})
-        permits, job.permits = job.permits, None  # it still runs: it keeps its slots
-        if job.stopping == "timeout":
-            self._raised(job, plan, JobTimeout(""))
-        else:
-            self._raised(job, plan, asyncio.CancelledError())
-        job.abandoned, job.permits = True, permits
-        self.stuck += 1
-
-    def _unstick(self, job: JobContext) -> None:
-        self.stuck -= 1
-        if job.permits:
-            self.give_back(job)
-        log.warning("abandoned handler ended", extra={"fields": _fields(job)})
+        self.stops.sweep(now)
 
     def close(self) -> None:
         """Let the threads go; those that still run do not hold the process up."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
         if self.isolation is not None:
             self.isolation.close()
+
+
+def _arguments(job: JobContext, plan: Plan) -> tuple[Any, Any]:
+    if job.arguments is None:
+        return plan.task.arguments.decode(job.envelope.body)
+    if isinstance(job.arguments, BaseException):
+        raise job.arguments
+    args, kwargs = job.arguments  # decoded for its limits
+    return args, kwargs
+
+
+def _arrived(_job: JobContext, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:  # no future takes a StopIteration
+        future.set_exception(
+            RuntimeError("the handler raised StopIteration") if isinstance(error, StopIteration) else error
+        )
 
 
 def _nothing_to_give_back(job: JobContext) -> None:
@@ -584,8 +572,4 @@ async def _guarded(hook: Coroutine[Any, Any, None], job: JobContext) -> None:
     try:
         await hook
     except Exception:
-        log.exception("middleware failed", extra={"fields": _fields(job)})
-
-
-def _fields(job: JobContext) -> dict[str, Any]:
-    return {"job": job.id, "task": job.task, "queue": job.queue, "attempt": job.attempt}
+        log.exception("middleware failed", extra={"fields": fields_of(job)})

@@ -415,7 +415,7 @@ class WorkerLoop:
         elif job in self._backlog:
             self._backlog.remove(job)
         elif not self._turnstile.drop([job]):
-            self.executor.stop(job, "terminate" if terminate else "cancel")
+            self.executor.stops.stop(job, "terminate" if terminate else "cancel")
             return
         self.executor.never_start(job)
         self._event.set()
@@ -504,7 +504,7 @@ class WorkerLoop:
     def _lose(self, job: JobContext) -> None:
         self._metrics.count("leases_lost")
         log.error("lease lost", extra={"fields": {"job": job.id, "task": job.task, "queue": job.queue}})
-        self.executor.stop(job, "lost")
+        self.executor.stops.stop(job, "lost")
 
     def _lost_lease(self) -> None:
         """This incarnation is over in Redis: others have its jobs. Stop them here, begin a new incarnation."""
@@ -579,14 +579,14 @@ class WorkerLoop:
         while True:
             slot.ticked_at = now = time.monotonic()
             slot.busy = len(executor.running)
-            executor.sweep(now)
+            executor.tick(now)
             self._measure(now)
             if self._backlog and self._runs.free == 0 and now - self._backlog_since > BACKLOG_PATIENCE:
                 self._release_backlog()
                 self._rate = 0.0
             if self._stop_at is not None and now > self._stop_at:
                 for job in list(executor.running):
-                    executor.stop(job, "drain")
+                    executor.stops.stop(job, "drain")
             await self._ticker.rest(idle=not (slot.busy or self._backlog or self._stopping or self._rate > 0.1))
 
     def _measure(self, now: float) -> None:

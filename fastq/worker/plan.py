@@ -47,6 +47,7 @@ class Plan:
         "series",
         "soft_timeout",
         "task",
+        "threaded",
         "timeout",
         "traceless",
     )
@@ -54,9 +55,7 @@ class Plan:
     def __init__(self, task: Task[..., Any], app: FastQ, series: dict[str, int]) -> None:
         settings, defaults = app.settings, task.defaults
         self.task = task
-        self.isolated = defaults.isolation is not None
         self.max_memory = defaults.max_memory
-        self.is_async = task.is_async and not self.isolated  # whether it runs on this event loop
         self.injected = bool(task.arguments.injected)
         self.rule = defaults.retry
         # A limiter without room is no failure, unless the task has a word on such errors itself.
@@ -68,13 +67,10 @@ class Plan:
         self.gatherer: Gatherer | None = None  # of a task whose handler takes many jobs at once
         if defaults.batch:
             self.soft_timeout = 0.0
-        alone = self.is_async and not self.injected and not self.soft_timeout
-        self.direct = alone and not defaults.batch  # nothing between it and its call
         self.max_attempts = defaults.max_attempts or settings.default_max_attempts
         self.result_ttl = settings.result_ttl if defaults.result_ttl is None else defaults.result_ttl
         self.series = series
-        # What the compiled Runner needs of it.
-        self.plain = self.direct and not app.middlewares
+        # What the compiled Runner needs of it, beside `plain` and `threaded`.
         self.fn = task.fn
         self.doors: dict[
             str, tuple[Any, int]
@@ -87,6 +83,19 @@ class Plan:
         self.most_kept = settings.max_body  # of the whole record; what is near it is judged by its result alone
         self.bucket: tuple[str, int] = ("", 0)
         self.bucket_until = 0
+
+        self.choose(app, isolated=defaults.isolation is not None)
+
+    def choose(self, app: FastQ, *, isolated: bool) -> None:
+        """How its handler is called."""
+        task = self.task
+        self.isolated = isolated
+        self.is_async = task.is_async and not isolated  # whether it runs on this event loop
+        bare = not (isolated or task.defaults.batch)
+        simple = not self.injected and not self.soft_timeout
+        self.direct = bare and self.is_async and simple  # nothing between it and its call
+        self.threaded = bare and not self.is_async and not app.middlewares  # in a thread, and nothing is awaited
+        self.plain = not app.middlewares and (self.direct or (self.threaded and simple))
 
     def begin_bucket(self, now_ms: int) -> None:
         """Take the bucket of records that is written at this time."""

@@ -199,7 +199,7 @@ class _Worker:
             "worker stopped",
             extra={"fields": {"jobs": finished, "seconds": round(time.monotonic() - self._started, 1)}},
         )
-        if self._loop.executor.stuck or threading.active_count() > 1:
+        if self._loop.executor.stops.stuck or threading.active_count() > 1:
             logs.flush()
             sys.stdout.flush()
             os._exit(ExitCode.OK)  # a thread that never ends must not keep the process
@@ -276,7 +276,7 @@ class _Worker:
 
     def _recycle_reason(self) -> str:
         settings, executor = self._settings, self._loop.executor
-        if executor.stuck:
+        if executor.stops.stuck:
             return "a handler does not stop"
         if executor.isolation is not None and executor.isolation.broken:
             return "it cannot start processes any more"

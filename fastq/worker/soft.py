@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import threading
-import time
 import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from fastq.context import JobContext
 from fastq.errors import SoftTimeLimitExceeded
 
-__all__ = ["exceed", "exceed_thread", "in_thread", "softly", "thread_main"]
+__all__ = ["exceed", "exceed_thread", "interruptible", "softly"]
 
 
 class _Exceeded(SoftTimeLimitExceeded, asyncio.CancelledError):
@@ -64,14 +63,14 @@ def softly(job: JobContext, handler: Coroutine[Any, Any, Any]) -> Generator[Any,
 
 
 def exceed_thread(job: JobContext) -> None:
-    """Raise it in the thread of a handler that runs under :func:`in_thread`; C code first has to return."""
+    """Raise it in the thread of a handler that runs under :func:`interruptible`; C code first has to return."""
     with _lock:
         if job.thread:
             job.exceeded = True
             _raise_in(ctypes.c_ulong(job.thread), ctypes.py_object(SoftTimeLimitExceeded))
 
 
-def in_thread(job: JobContext, call: Callable[[], Any]) -> Any:
+def interruptible(job: JobContext, call: Callable[[], Any]) -> Any:
     """Call a handler in this thread so that :func:`exceed_thread` reaches it, and nothing that the thread does later."""
     ident = threading.get_ident()
     job.thread = ident
@@ -87,13 +86,3 @@ def in_thread(job: JobContext, call: Callable[[], Any]) -> Any:
                 over = True
             except SoftTimeLimitExceeded:
                 pass  # it came between the handler's end and here: too late
-
-
-def thread_main(job: JobContext, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-    """Call a handler in the thread that was found for it."""
-    if job.stopping:
-        raise asyncio.CancelledError
-    job.deadline = time.monotonic() + (job.soft or job.timeout)  # from here: it may have waited for a free thread
-    if job.soft:
-        return in_thread(job, lambda: fn(*args, **kwargs))
-    return fn(*args, **kwargs)

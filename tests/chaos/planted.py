@@ -16,7 +16,7 @@ from typing import Any
 
 from fastq import monitor
 from fastq.broker import connection, keys, schema, scripts
-from fastq.worker import executor, loop
+from fastq.worker import loop, stopping
 
 CRASHES = 3
 
@@ -63,7 +63,7 @@ def forget_lost_replies() -> None:
 
 def shorten_the_cancel_grace() -> None:
     """Neither crash nor bug: a handler that does not stop is given up after 0.3 s."""
-    loop.CANCEL_GRACE = executor.CANCEL_GRACE = 0.3  # type: ignore[misc]
+    loop.CANCEL_GRACE = stopping.CANCEL_GRACE = 0.3  # type: ignore[misc]
 
 
 def rename_ready_lists() -> None:

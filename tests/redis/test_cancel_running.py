@@ -10,7 +10,7 @@ import pytest
 
 import fastq
 from fastq import FastQ
-from fastq.worker import executor as executor_module
+from fastq.worker import stopping as stopping_module
 from tests.conftest import eventually_async
 from tests.redis.workshop import working
 
@@ -85,7 +85,7 @@ async def test_terminate_interrupts(redis_url: str, raw: Any) -> None:
 
 async def test_a_thread_is_told_then_given_up(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """F-13: a thread cannot be interrupted: it is told, its job ends, its worker is to be replaced."""
-    monkeypatch.setattr(executor_module, "CANCEL_GRACE", 0.1)
+    monkeypatch.setattr(stopping_module, "CANCEL_GRACE", 0.1)
     app, gate, started = make_app(redis_url), threading.Event(), threading.Event()
 
     @app.task
@@ -106,9 +106,9 @@ async def test_a_thread_is_told_then_given_up(redis_url: str, monkeypatch: pytes
             assert await job.cancel(terminate=True)
         for job in jobs:
             assert (await shop.ended(job)).state == "cancelled"
-        assert shop.loop.executor.stuck == 1
+        assert shop.loop.executor.stops.stuck == 1
         gate.set()
-        await eventually_async(lambda: shop.loop.executor.stuck == 0)
+        await eventually_async(lambda: shop.loop.executor.stops.stuck == 0)
         assert shop.counts("deaf") == shop.counts("polite") == {"cancelled": 1}
 
 

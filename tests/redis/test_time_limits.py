@@ -146,7 +146,7 @@ async def test_it_never_hits_what_the_thread_does_next(redis_url: str) -> None:
                 letter = await app.run(app.inspector.dead_show(job.id))
                 assert letter is not None
                 assert letter.error_type == "SoftTimeLimitExceeded"
-        assert shop.loop.executor.stuck == 0
+        assert shop.loop.executor.stops.stuck == 0
 
 
 async def test_the_hard_limit_follows(redis_url: str) -> None:

@@ -15,7 +15,7 @@ from fastq import FastQ, JobContext, JobState
 from fastq.broker.commands import NewJob, enqueue, raw, recover
 from fastq.broker.connection import SyncConnection
 from fastq.job import Envelope, encode
-from fastq.worker import executor as executor_module
+from fastq.worker import stopping as stopping_module
 from fastq.worker.waker import IDLE_WAIT
 from tests.redis.workshop import working
 
@@ -260,7 +260,7 @@ async def test_timeout_of_the_last_attempt_is_a_dead_letter(redis_url: str) -> N
 
 async def test_swallowed_cancel_is_given_up(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """F-12: the slot is free again, the outcome is recorded once, the worker wants to be recycled."""
-    monkeypatch.setattr(executor_module, "CANCEL_GRACE", 0.1)
+    monkeypatch.setattr(stopping_module, "CANCEL_GRACE", 0.1)
     app = make_app(redis_url, concurrency=1)
     release = asyncio.Event()
 
@@ -279,14 +279,14 @@ async def test_swallowed_cancel_is_given_up(redis_url: str, monkeypatch: pytest.
     async with working(app) as shop:
         assert (await shop.ended(await stubborn.enqueue())).state == "failed"
         assert (await shop.ended(await other.enqueue())).result == "ran"
-        assert shop.loop.executor.stuck == 1
+        assert shop.loop.executor.stops.stuck == 1
         release.set()
     assert shop.counts("stubborn") == {"failed": 1}
 
 
 async def test_thread_that_overruns_is_told_then_given_up(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """F-13: a thread cannot be killed; it is told, and after the grace the job's outcome is recorded without it."""
-    monkeypatch.setattr(executor_module, "CANCEL_GRACE", 0.2)
+    monkeypatch.setattr(stopping_module, "CANCEL_GRACE", 0.2)
     app = make_app(redis_url)
     release, told = threading.Event(), threading.Event()
 
@@ -305,7 +305,7 @@ async def test_thread_that_overruns_is_told_then_given_up(redis_url: str, monkey
         assert (await shop.ended(await polite.enqueue())).result == "stopped by myself"
         assert told.is_set()
         assert (await shop.ended(await deaf.enqueue())).state == "failed"
-        assert shop.loop.executor.stuck == 1
+        assert shop.loop.executor.stops.stuck == 1
         release.set()
 
 

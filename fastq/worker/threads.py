@@ -1,0 +1,107 @@
+"""Handlers that are plain functions: threads that take the next job by themselves, and a loop that hears of many ends at once.
+
+An executor's future per job costs a pipe write, a Task and two turns of the GIL each. Here a thread that has ended a job takes the
+next one without a word to the event loop, which is told once for all the jobs that have ended until it looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from queue import SimpleQueue
+from typing import Any, TypeAlias
+
+from fastq.context import JobContext
+from fastq.worker.soft import interruptible
+
+__all__ = ["Threads", "thread_main"]
+
+Landed: TypeAlias = Callable[[JobContext, Any, Any, BaseException | None], None]
+"""Told in the event loop: the job, what came with it, what the handler returned, what it raised."""
+_Work: TypeAlias = tuple[JobContext, Any, Context, Callable[..., Any], Any, Any, Landed]
+
+
+class Threads:
+    """The threads of one worker.
+
+    Args:
+        most: how many; they are started when there is work for them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._loop = asyncio.get_running_loop()
+        self._threads = 0
+        self._out = 0  # calls that have not landed
+        self._todo: SimpleQueue[_Work | None] = SimpleQueue()
+        self._done: deque[tuple[JobContext, Any, Landed, Any, BaseException | None]] = deque()
+        self._told = False  # whether the loop will look
+
+    def put(
+        self,
+        job: JobContext,
+        plan: Any,
+        context: Context,
+        fn: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        landed: Landed,
+    ) -> None:
+        """Call ``fn`` for a job in the next free thread; ``landed(job, plan, result, error)`` is called in the event loop then."""
+        self._out += 1
+        if self._threads < self._most and self._out > self._threads:
+            self._threads += 1
+            threading.Thread(
+                target=self._work, name=f"fastq-handler_{self._threads}", daemon=True
+            ).start()  # daemon: a handler that never ends does not hold the process up
+        self._todo.put((job, plan, context, fn, args, kwargs, landed))
+
+    def _work(self) -> None:
+        take, end, tell = self._todo.get, self._done.append, self._loop.call_soon_threadsafe
+        while (work := take()) is not None:
+            job, plan, context, fn, args, kwargs, landed = work
+            result: Any = None
+            error: BaseException | None = None
+            try:
+                result = context.run(thread_main, job, fn, args, kwargs)
+            except BaseException as raised:  # noqa: BLE001 - also SystemExit: a handler does not end the thread
+                error = raised
+            end((job, plan, landed, result, error))
+            if not self._told:
+                self._told = True
+                try:
+                    tell(self._land)
+                except RuntimeError:  # the loop was closed: nobody is interested any more
+                    return
+            # While it waits for the next one it keeps nothing of this one alive.
+            del work, job, plan, context, fn, args, kwargs, landed, result, error
+
+    def _land(self) -> None:
+        self._told = False  # before looking: what ends from here on says so again
+        done = self._done
+        while done:
+            job, plan, landed, result, error = done.popleft()
+            self._out -= 1
+            landed(job, plan, result, error)
+
+    def close(self) -> None:
+        """Let the threads go; what has not begun never will."""
+        while not self._todo.empty():
+            self._todo.get_nowait()
+        for _ in range(self._threads):
+            self._todo.put(None)
+
+
+def thread_main(job: JobContext, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    """Call a handler in the thread that was found for it."""
+    if job.stopping:
+        raise asyncio.CancelledError
+    job.started = now = time.monotonic()  # it may have waited for a free thread
+    job.deadline = now + (job.soft or job.timeout)
+    if job.soft:
+        return interruptible(job, lambda: fn(*args, **kwargs))
+    return fn(*args, **kwargs)
