@@ -286,11 +286,16 @@ def _existing(call: Call, refused: Refused) -> str:
     return holder
 
 
+def _checked(home: Home) -> Endpoint:
+    """Where Redis is; a connection to it is refused where the keys are of a release that this one does not know."""
+    return home.endpoint()._replace(prefix=home.settings.prefix)
+
+
 class _AsyncSide:
     """The connection and producer of one event loop."""
 
     def __init__(self, app: Home, replicated: bool) -> None:
-        settings, endpoint = app.settings, app.endpoint()
+        settings, endpoint = app.settings, _checked(app)
         self._app = self.home = app
         self.seal = app.sealer()
         self.pid = os.getpid()
@@ -437,7 +442,7 @@ class _SyncSide:
         self._seal = app.sealer()
         self._timeout = settings.enqueue_timeout
         self._replication = _replication(settings, replicated)
-        self.connection = SyncConnection.to(app.endpoint(), **_timeouts(settings, self._replication))
+        self.connection = SyncConnection.to(_checked(app), **_timeouts(settings, self._replication))
         self._local = threading.local()
         self._announced: set[tuple[int, str]] = set()
 

@@ -20,7 +20,7 @@ from fastq.broker.connection import LATE, AsyncConnection, SyncConnection, Waite
 from fastq.broker.greeting import error_of, unreachable
 from fastq.broker.topology import BLOCKING, LAYOUT, Node, Redirection, Topology, guarded, redirection
 from fastq.broker.url import Endpoint
-from fastq.errors import BrokerError, BrokerUnavailable
+from fastq.errors import BrokerError, BrokerUnavailable, SchemaMismatch
 
 __all__ = ["AsyncCluster", "SyncCluster"]
 
@@ -67,6 +67,7 @@ class AsyncCluster(AsyncConnection):
         self._blocked: set[Node] = set()  # to these a command was sent that may block
         self._counted: dict[Node, int] = {}
         self._learning: asyncio.Task[None] | None = None
+        self._agreed = False
         self._under_way: set[asyncio.Task[Any]] = set()
 
     def split(self, most: int) -> list[AsyncConnection]:
@@ -139,6 +140,7 @@ class AsyncCluster(AsyncConnection):
             try:
                 await scout.connect()
                 self._topology.learn(await scout.send(LAYOUT), node)
+                await self._agree()
             except (BrokerUnavailable, ConnectionResetError) as error:
                 failure = error if isinstance(error, BrokerError) else unreachable(scout.endpoint, error)
             else:
@@ -147,6 +149,18 @@ class AsyncCluster(AsyncConnection):
             finally:
                 await scout.close()
         raise failure or unreachable(self.endpoint, "no node is known")
+
+    async def _agree(self) -> None:
+        """Once: ask the node that knows the version of the keys, which jobs of other slots would not lead to."""
+        if self.endpoint.prefix and not self._agreed:
+            try:
+                await self._reach(self._topology.home(self.endpoint.prefix))
+                self._agreed = True
+            except BrokerUnavailable:
+                pass  # it is asked with the next layout; nobody waits for it until then
+            except SchemaMismatch:
+                self._topology.forget()
+                raise
 
     def _tidy(self) -> None:
         """Leave nodes that own no slot any more, but for those whose answer may still come."""
@@ -365,6 +379,7 @@ class SyncCluster(SyncConnection):
         super().__init__(endpoint, connect_timeout=connect_timeout, response_timeout=response_timeout)
         self._topology = Topology(endpoint)
         self._links: dict[Node, SyncConnection] = {}
+        self._agreed = False
 
     def connect(self) -> None:
         """Learn the layout and Redis's clock, unless they are known. Raises like :meth:`AsyncConnection.connect`."""
@@ -377,6 +392,7 @@ class SyncCluster(SyncConnection):
             scout.clock = self.clock
             try:
                 self._topology.learn(scout.ask([LAYOUT])[0], node)
+                self._agree()
             except BrokerUnavailable as error:
                 failure = error
             else:
@@ -384,6 +400,18 @@ class SyncCluster(SyncConnection):
             finally:
                 scout.close()
         raise failure or unreachable(self.endpoint, "no node is known")
+
+    def _agree(self) -> None:
+        """As of :class:`AsyncCluster`."""
+        if self.endpoint.prefix and not self._agreed:
+            try:
+                self._reach(self._topology.home(self.endpoint.prefix)).connect()
+                self._agreed = True
+            except BrokerUnavailable:
+                pass
+            except SchemaMismatch:
+                self._topology.forget()
+                raise
 
     def _reach(self, node: Node) -> SyncConnection:
         link = self._links.get(node)

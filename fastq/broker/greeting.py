@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import hiredis
 
+from fastq.broker.schema import known
 from fastq.broker.url import Endpoint
 from fastq.errors import BrokerError, BrokerOutOfMemory, BrokerReplyError, BrokerUnavailable, safe_text
 
@@ -18,6 +19,9 @@ __all__ = ["Clock", "check_handshake", "client_name", "error_of", "find_master",
 _DOWN = ("LOADING", "BUSY", "MASTERDOWN", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS")
 MOVED_ON = ("READONLY", "UNBLOCKED")
 _ELSEWHERE = ("MOVED", "ASK")
+_NOT_SAID = (*_ELSEWHERE, "TRYAGAIN", "CLUSTERDOWN", "NOPERM")
+"""Answers to the question for the version of the keys that say nothing of it: another node of a cluster knows, or nobody may ask."""
+
 _HINT = "start one with 'fastq dev', or set FASTQ_REDIS_URL"
 
 
@@ -66,12 +70,28 @@ class Clock:
 
 
 def check_handshake(endpoint: Endpoint, replies: Sequence[Any], clock: Clock) -> None:
-    """Learn the clock, or raise what went wrong. A refused CLIENT SETNAME (ACL) is of no consequence."""
-    for reply in (*replies[:-2], replies[-1]):
+    """Learn the clock, or raise what went wrong. A refused CLIENT SETNAME (ACL) is of no consequence.
+
+    Raises:
+        SchemaMismatch: the keys of ``endpoint.prefix`` have a version that this release does not know.
+    """
+    first = len(replies) - 2
+    if endpoint.prefix:
+        first -= 1
+        _check_version(endpoint, replies[first])
+    for reply in (*replies[:first], replies[-1]):
         if isinstance(reply, hiredis.ReplyError):
             error = error_of(reply, endpoint.shown)
             raise error if endpoint.shown in str(error) else BrokerReplyError(f"{error} - check {endpoint.shown}")
     clock.learn(replies[-1])
+
+
+def _check_version(endpoint: Endpoint, found: Any) -> None:
+    if isinstance(found, hiredis.ReplyError):
+        if not str(found).startswith(_NOT_SAID):
+            raise error_of(found, endpoint.shown)
+    elif found is not None:
+        known(found, endpoint.prefix)
 
 
 def last_words(replies: Sequence[Any]) -> str:

@@ -1,7 +1,8 @@
 """Which version of the keys in Redis this release works with (docs/releases.md, docs/adr/0014-releases.md).
 
 The version lies in one key per prefix. Workers, consumers, schedulers and the command line look at it before they touch
-anything; who finds one that it does not know refuses to start. Additions do not change it.
+anything; who finds one that it does not know refuses to start. A producer asks for it with the first words of each connection
+(greeting.py), so that it costs no job anything. Additions do not change it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from fastq.broker.commands import Command, Operation, raw
 from fastq.broker.keys import GlobalKeys
 from fastq.errors import SchemaMismatch, safe_text
 
-__all__ = ["KNOWN", "SCHEMA", "agree", "look"]
+__all__ = ["KNOWN", "SCHEMA", "agree", "known", "look"]
 
 SCHEMA = 1
 """The version that this release writes down where there is none."""
@@ -29,7 +30,7 @@ def agree(prefix: str) -> Operation[None]:
     """
     keys = GlobalKeys(prefix)
     found: bytes = yield Command("agree", (keys.schema,), (SCHEMA,), bytes)
-    _check(found, prefix)
+    known(found, prefix)
 
 
 def look(prefix: str) -> Operation[None]:
@@ -40,10 +41,15 @@ def look(prefix: str) -> Operation[None]:
     """
     found: bytes | None = yield raw("GET", GlobalKeys(prefix).schema)
     if found is not None:
-        _check(found, prefix)
+        known(found, prefix)
 
 
-def _check(found: bytes, prefix: str) -> None:
+def known(found: bytes, prefix: str) -> None:
+    """Return if this release knows the version that was found under this prefix.
+
+    Raises:
+        SchemaMismatch: it does not.
+    """
     if found in [b"%d" % version for version in KNOWN]:
         return
     shown = safe_text(found.decode("utf-8", "replace"), 20)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import hiredis
 
 from fastq.broker.commands import Command, raw
+from fastq.broker.keys import GlobalKeys
 from fastq.broker.url import Endpoint
 from fastq.errors import BrokerReplyError, BrokerUnavailable
 
@@ -156,6 +157,14 @@ class Topology:
         """The endpoint of one node."""
         shown = f"{node} of {self._endpoint.shown}"
         return self._endpoint._replace(shown=shown, host=node.host, port=node.port, nodes=())
+
+    def home(self, prefix: str) -> Node:
+        """Who knows the version of the keys (schema.py). Raises as :meth:`owner`."""
+        return self.owner(raw("GET", GlobalKeys(prefix).schema))
+
+    def forget(self) -> None:
+        """Know nothing again, so that nobody sends anything before the next :meth:`learn`."""
+        self._owners, self.masters, self._stale = [], (), True
 
     def owner(self, command: Command[Any], near: Command[Any] | None = None) -> Node:
         """Who answers a command; one without a key goes where ``near`` goes.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from fastq.broker.keys import GlobalKeys
 from fastq.errors import ConfigError, did_you_mean, mask_url, safe_text
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Endpoint(NamedTuple):
     sentinels: tuple[tuple[str, int], ...] = ()
     master: str = ""
     nodes: tuple[tuple[str, int], ...] = ()  # of a cluster; some of them are enough
+    prefix: str = ""  # of keys whose version each new connection asks for, as a producer's does (schema.py)
 
     def __repr__(self) -> str:
         """Without the password: a repr ends up in logs and tracebacks."""
@@ -76,6 +78,8 @@ class Endpoint(NamedTuple):
             words.append(("AUTH", self.username, self.password) if self.username else ("AUTH", self.password))
         if self.db:
             words.append(("SELECT", str(self.db)))
+        if self.prefix:
+            words.append(("GET", GlobalKeys(self.prefix).schema))
         words.append(("CLIENT", "SETNAME", client_name))
         words.append(("TIME",))
         return words

@@ -17,6 +17,7 @@ from fastq.broker.url import parse_url
 from fastq.errors import BrokerReplyError, SchemaMismatch
 from fastq.job import VERSION, Envelope, Extra, JobState, encode
 from tests.conftest import MakeServer, connect
+from tests.nodes import Cluster
 from tests.redis.workshop import Workshop, working
 
 KEY = "fastq:schema"
@@ -123,6 +124,98 @@ def test_the_doctor_names_it(connection: SyncConnection, raw: Any) -> None:
     with pytest.raises(BrokerReplyError, match="WRONGTYPE"):
         connection.run(schema.agree("fastq"))
     raw.delete(KEY)
+
+
+# -- producers --------------------------------------------------------------------------------------------------
+
+
+def dumped(raw: Any) -> dict[bytes, bytes]:
+    return {key: raw.dump(key) for key in raw.scan_iter()}
+
+
+async def refused(app: fastq.FastQ) -> None:
+    """Whichever way a job takes, it is refused at once, and with the reason."""
+    begun = time.monotonic()
+    with pytest.raises(SchemaMismatch, match="upgrade this one"):
+        await app.enqueue("t")
+    with pytest.raises(SchemaMismatch, match="upgrade this one"):
+        await app.tasks["t"].enqueue_many([(1,), (2,)])
+    with pytest.raises(SchemaMismatch, match="upgrade this one"):
+        app.enqueue_sync("t")
+    with pytest.raises(SchemaMismatch, match="upgrade this one"):
+        await app.options(durability="replicated").enqueue("t")
+    assert time.monotonic() - begun < app.settings.enqueue_timeout, "nobody waits for what will not be"
+
+
+async def test_a_producer_touches_nothing_of_a_newer_layout(redis_url: str, raw: Any) -> None:
+    """F-42: an old release that only enqueues would write where nobody looks, or over what it does not know."""
+    raw.set(KEY, 2)
+    before = dumped(raw)
+    app = fastq.FastQ(redis_url)
+    app.task(name="t")(_nothing)
+    await refused(app)
+    assert dumped(raw) == before
+    raw.set(KEY, 1)
+    assert (await app.enqueue("t")).created
+    assert app.enqueue_sync("t").created
+    await app.aclose()
+    app.close()
+
+
+async def test_a_producer_that_was_connected_asks_again(redis_url: str, raw: Any) -> None:
+    """The others were upgraded while it lived: each new connection asks, no job does."""
+    app = fastq.FastQ(redis_url)
+    app.task(name="t")(_nothing)
+    raw.config_resetstat()
+    for _ in range(50):
+        await app.enqueue("t")
+    assert raw.info("commandstats")["cmdstat_get"]["calls"] == 1
+    raw.flushall()
+    raw.set(KEY, 2)
+    raw.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    before = dumped(raw)
+    await refused(app)
+    assert dumped(raw) == before
+    raw.flushall()
+    raw.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await app.enqueue("t")
+    assert raw.get(KEY) is None, "a producer only asks: it is for those who know the layout to write it down"
+    await app.aclose()
+    app.close()
+
+
+async def test_who_may_not_ask_is_not_refused(make_server: MakeServer) -> None:
+    """An ACL of before, without that key, is no reason to take no jobs."""
+    server = make_server(port=0)
+    rules = (b"~fastq:{*", b"~fastq:queues", b"+@all")
+    assert server.ask(b"ACL", b"SETUSER", b"app", b"on", b">pw", *rules) == b"+OK\r\n"
+    app = fastq.FastQ(f"redis://app:pw@127.0.0.1:{server.port}/0")
+    app.task(name="t")(_nothing)
+    assert (await app.enqueue("t")).created
+    await app.aclose()
+
+
+async def test_a_producer_on_a_cluster_asks_too() -> None:
+    """The version lies on one of its nodes, the queue mostly on another one."""
+    with Cluster(masters=2) as cluster:
+        owner = cluster.owner(KEY)
+        (other,) = (server for server in cluster.servers if server.port != owner.port)
+        app = fastq.FastQ(cluster.url)
+        for server in (owner, other):
+            app.task(name=f"t{server.port}", queue=cluster.queue_on(server))(_nothing)
+        cluster.at(owner).set(KEY, 2)
+        for server in (owner, other):
+            with pytest.raises(SchemaMismatch, match="upgrade"):
+                await app.enqueue(f"t{server.port}")
+            with pytest.raises(SchemaMismatch, match="upgrade"):
+                app.enqueue_sync(f"t{server.port}")
+        assert (cluster.at(owner).dbsize(), cluster.at(other).dbsize()) == (1, 0)
+        cluster.at(owner).set(KEY, 1)
+        for server in (owner, other):
+            assert (await app.enqueue(f"t{server.port}")).created
+            assert app.enqueue_sync(f"t{server.port}").created
+        await app.aclose()
+        app.close()
 
 
 # -- envelopes ------------------------------------------------------------------------------------------------
