@@ -6,6 +6,8 @@
 -- Sent twice: units of a lost reply are lost (used by nobody, counted); a holder that has its slot keeps that one.
 -- Reply {status, units, slots, wait_us, now_us, left, rule}; the statuses stand in fastq.limits.Acquired.
 --- @include "now_us"
+--- @include "number"
+--- @include "add"
 --- @include "pace"
 --- @include "lasts"
 --- @include "allowed"
@@ -23,7 +25,7 @@ local function refuse(status, wait) return {status, 0, 0, wait, now, -1, ''} end
 
 local current = redis.call('GET', rule) or ''
 if current ~= ARGV[1] then return {'rule', 0, 0, 0, now, -1, current} end
-local penalty = tonumber(redis.call('HGET', state, 'until') or 0)
+local penalty = number(redis.call('HGET', state, 'until'))
 if penalty > now then return refuse('penalized', penalty - now) end
 if kind == 'fixed' and (now < b or now >= c) then return refuse('window', 0) end
 

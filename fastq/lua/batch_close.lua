@@ -5,6 +5,7 @@
 --                 by who asked (cancel.lua))
 -- Sent twice: the same. Reply the state that it has now; nothing when it is unknown.
 --- @include "now"
+--- @include "number"
 --- @include "wake"
 --- @include "tell"
 --- @include "enqueue_callback"

@@ -7,6 +7,8 @@
 -- skips once. A request goes with its job: settle.lua and recover.lua end the job instead of letting it run again.
 -- Reply 'cancelled' | 'requested' | 'unknown' | 'again' (the set of workers changed under way)
 --- @include "now"
+--- @include "number"
+--- @include "add"
 --- @include "release_unique"
 --- @include "keep_record"
 --- @include "unpark_one"
@@ -32,7 +34,7 @@ local function waited()
   if redis.call('GETRANGE', flow .. ':states', node, node) ~= 'w' then return false end
   redis.call('HDEL', flow, 'e' .. node)
   redis.call('SETRANGE', flow .. ':states', node, 'a')
-  redis.call('HINCRBY', flow, 'open', 1)
+  add(flow, 'open', 1)
   return true
 end
 
@@ -51,7 +53,7 @@ elseif redis.call('ZREM', due, id) == 0 and not unpark_one(KEYS[10], KEYS[11], i
       return 'requested'
     end
   end
-  redis.call('HINCRBY', ghosts, id, 1)
+  add(ghosts, id, 1)
 end
 redis.call('HDEL', jobs, id)
 redis.call('HDEL', KEYS[7], id)

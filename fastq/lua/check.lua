@@ -9,6 +9,7 @@
 -- Reply for each row a list of {code, detail, 0 | 1 | 2}: 0 cannot be mended, 1 can be, 2 was. With 'look' a job that can only
 -- be in a ready list has the code 'ready'.
 --- @include "now"
+--- @include "number"
 --- @include "wake"
 --- @include "ready"
 --- @include "unpark_one"

@@ -8,6 +8,8 @@
 -- Reply {repeated, {index, why, detail} ...} with one entry for each job that was not created; 'closed', and none was, when their
 -- batch takes no more.
 --- @include "now"
+--- @include "number"
+--- @include "add"
 --- @include "wake"
 --- @include "found"
 --- @include "enqueue_one"

@@ -14,6 +14,8 @@
 -- Reply {repeated, {index, why, detail} ...} with one entry for each job that was not created: 'unique' and 'replaced' with
 -- the id of the job that is there, 'full' (there is no room), else as enqueue.lua.
 --- @include "now"
+--- @include "number"
+--- @include "add"
 --- @include "wake"
 --- @include "found"
 --- @include "enqueue_one"
@@ -21,6 +23,7 @@
 --- @include "release_unique"
 --- @include "keep_record"
 --- @include "tell"
+--- @include "is_ghost"
 --- @include "room"
 --- @include "said"
 --- @include "many"

@@ -8,12 +8,13 @@
 -- the runs. Only the definition that is stored now is fired: one that was changed or removed meanwhile is not.
 -- Reply 1 enqueued, 0 done before, 2 skipped, -1 held back, -2 the definition is another or gone, or it is suspended.
 --- @include "now"
+--- @include "number"
 --- @include "wake"
 --- @include "runs"
 local ticks, jobs, schedules, suspended, runs = KEYS[1], KEYS[2], KEYS[5], KEYS[6], KEYS[7]
 local name, tick, id, delay = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[6])
 local last = redis.call('HGET', ticks, name)
-if tick > 0 and last and (tonumber(last) or 0) >= tick then return 0 end
+if tick > 0 and last and number(last) >= tick then return 0 end
 if redis.call('HGET', schedules, name) ~= ARGV[5] then return -2 end
 if tick > 0 and redis.call('SISMEMBER', suspended, name) == 1 then return -2 end
 local lines, now, state, alive = runs_of(runs, name), now_ms(), 'open', 0

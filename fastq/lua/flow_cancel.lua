@@ -4,6 +4,8 @@
 -- ARGV id
 -- Sent twice: the same. Reply the letters of its nodes; nothing when it has ended or is unknown.
 --- @include "now"
+--- @include "number"
+--- @include "add"
 --- @include "wake"
 --- @include "tell"
 --- @include "flows"

@@ -5,6 +5,8 @@
 -- Sent twice: a job leaves the dead letters once. It may be running again, because of an earlier part of the same retry.
 -- Reply how many run again.
 --- @include "now"
+--- @include "number"
+--- @include "add"
 --- @include "wake"
 --- @include "tell"
 --- @include "flows"
@@ -25,7 +27,7 @@ end
 if #again == 0 then return 0 end
 redis.call('HSET', flow, 'state', 'running')
 redis.call('HDEL', flow, 'finished')
-redis.call('HINCRBY', flow, 'bad', -#again)
+add(flow, 'bad', -#again)
 redis.call('PERSIST', flow)
 redis.call('PERSIST', states)
 redis.call('ZADD', groups, now, id)

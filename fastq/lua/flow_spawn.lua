@@ -6,6 +6,8 @@
 -- Sent twice: it has begun once. Reply 1 begun, 2 begun and there is more (flow_unfold), 0 begun before; -1 the workflow has
 -- ended, or was cancelled, -2 the job does not run any more, -3 it is not lists alone that wait for it.
 --- @include "now"
+--- @include "number"
+--- @include "add"
 --- @include "wake"
 --- @include "tell"
 --- @include "flows"
@@ -24,8 +26,8 @@ if exit ~= '-1' then
     if redis.call('GETRANGE', states, gather, gather) ~= 'g' then return -3 end
   end
   for _, gather in ipairs(gathers) do
-    redis.call('HINCRBY', flow, 'p' .. gather, 1)
-    local items = redis.call('HGET', flow, 'g' .. gather)
+    add(flow, 'p' .. gather, 1)
+    local items = redis.call('HGET', flow, 'g' .. gather) or ''
     redis.call('HSET', flow, 'g' .. gather, items == '' and exit or items .. ',' .. exit)
   end
   redis.call('HSET', flow, 'c' .. exit, behind)

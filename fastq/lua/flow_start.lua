@@ -4,6 +4,8 @@
 -- ARGV id nodes roots, then field value ...     (roots: a list as in include/flows.lua; the fields: policy, ttl and what describes it)
 -- Sent twice: it has begun once. Reply 1 begun, 2 begun and there is more (flow_unfold), 0 begun before, -1 a part of it is missing.
 --- @include "now"
+--- @include "number"
+--- @include "add"
 --- @include "wake"
 --- @include "tell"
 --- @include "flows"

@@ -4,6 +4,8 @@
 -- ARGV id
 -- Sent twice: the next two parts. Reply 1 when there is more, else 0.
 --- @include "now"
+--- @include "number"
+--- @include "add"
 --- @include "wake"
 --- @include "tell"
 --- @include "flows"

@@ -6,6 +6,8 @@
 -- Sent twice: the ticket, kept for a minute, lets the units back once; a slot is free after the first time.
 -- Reply {units, slots}: what went back.
 --- @include "now_us"
+--- @include "number"
+--- @include "add"
 --- @include "pace"
 --- @include "rate"
 --- @include "wake_holder"
@@ -20,10 +22,10 @@ local function refund(rate)
     return math.floor(credit / a)
   elseif kind == 'window' then
     local part = (math.floor(granted / b) + 1) * b
-    local back = math.min(units, tonumber(redis.call('HGET', state, part) or 0))
+    local back = math.min(units, number(redis.call('HGET', state, part)))
     if back < 1 or part + c <= rate.now then return 0 end
-    redis.call('HINCRBY', state, part, -back)
-    redis.call('HINCRBY', state, 'total', -back)
+    add(state, part, -back)
+    add(state, 'total', -back)
     return back
   elseif granted < b or granted >= c or rate.now >= c then
     return 0

@@ -5,6 +5,7 @@
 -- Sent twice: the same state. A lease that has run out is renewed as long as nobody took the slot; one that is gone stays
 -- gone. Reply per holder: 1 renewed, 0 gone.
 --- @include "now_us"
+--- @include "number"
 --- @include "expire_slots"
 local ends, reply = math.floor(now_us() / 1000) + ARGV[1], {}
 for i = 2, #ARGV do

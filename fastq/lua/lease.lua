@@ -8,11 +8,12 @@
 -- taken it since; 'release' by somebody else does nothing.
 -- Reply {token, left_ms}: token 0: this owner does not have it; left_ms: until it ends, 0: it is free.
 --- @include "now_us"
+--- @include "number"
 local lease, wake_list, owner, what, ttl = KEYS[1], KEYS[2], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local clock = now_us()
 local now = math.floor(clock / 1000)
 local saved = redis.call('HMGET', lease, 'owner', 'until', 'token')
-local left = saved[1] and math.max(0, saved[2] - now) or 0
+local left = saved[1] and math.max(0, number(saved[2]) - now) or 0
 local mine = left > 0 and saved[1] == owner
 
 if what == 'release' then
@@ -25,7 +26,7 @@ end
 if not mine and (what == 'renew' or left > 0) then return {0, left} end
 
 local token = saved[3]
-if not mine then token = math.max(clock, (saved[3] or 0) + 1) end
+if not mine then token = math.max(clock, number(saved[3]) + 1) end
 redis.call('HSET', lease, 'owner', owner, 'until', now + ttl, 'token', string.format('%.0f', token))
 redis.call('PEXPIREAT', lease, now + ttl + 600000) -- ten minutes: a clock that was set back by less changes nothing
-return {tonumber(token), ttl}
+return {number(token), ttl}

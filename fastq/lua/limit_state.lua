@@ -4,6 +4,7 @@
 -- ARGV kind a b c
 -- Read only. Reply {now_us, left, reset_us, penalty_us, holders, lease_us, rule, pace in millionths}: see fastq.limits.LimitState.
 --- @include "now_us"
+--- @include "number"
 --- @include "pace"
 --- @include "lasts"
 --- @include "rate"
@@ -21,7 +22,7 @@ elseif kind == 'window' then
   parts_of(rate)
   if #rate.parts > 0 then reset = rate.parts[#rate.parts][1] + c - now end
 end
-local penalty = math.max(0, tonumber(redis.call('HGET', state, 'until') or 0) - now)
+local penalty = math.max(0, number(redis.call('HGET', state, 'until')) - now)
 local holders = redis.call('ZCOUNT', slots, '(' .. math.floor(now / 1000), '+inf')
 return {now, rate.left, reset, penalty, holders, first_lease(slots, now), redis.call('GET', KEYS[1]) or '',
   math.floor(1000000 * pace_at(rate.pace, now))}

@@ -7,6 +7,8 @@
 -- Sent twice, or by a worker whose lease was lost: what the running set no longer holds is left alone (the fence).
 -- Reply {held, stale ids}; held -1: the lease is gone.
 --- @include "now"
+--- @include "number"
+--- @include "add"
 --- @include "many"
 --- @include "look_at"
 --- @include "held"
@@ -30,22 +32,22 @@ for i = first, #ARGV, 3 do ids[#ids + 1] = ARGV[i] end
 local owned, mine, stale, of, by = held_of(running, ids), {}, {}, {}, {}
 for i, id in ipairs(ids) do
   local row = first + 3 * (i - 1)
-  local number = tonumber(ARGV[row + 1])
+  local place = tonumber(ARGV[row + 1])
   if owned[i] == 1 and asked and end_cancelled(cancels, jobs, deliveries, done, now, id) then
     ended[#ended + 1] = id
   elseif owned[i] == 1 then
-    by[number] = by[number] or {}
-    table.insert(by[number], ARGV[row + 2])
-    table.insert(by[number], id)
-    of[#of + 1], of[#of + 2] = id, ARGV[2 * number - 1]
+    by[place] = by[place] or {}
+    table.insert(by[place], ARGV[row + 2])
+    table.insert(by[place], id)
+    of[#of + 1], of[#of + 2] = id, ARGV[2 * place - 1]
     mine[#mine + 1] = id
   else
     stale[#stale + 1] = id
   end
 end
-for number, members in pairs(by) do
-  many('ZADD', KEYS[13 + number], members)
-  look_at(parked, KEYS[13], ARGV[2 * number - 1], now, now + ARGV[2 * number])
+for place, members in pairs(by) do
+  many('ZADD', KEYS[13 + place], members)
+  look_at(parked, KEYS[13], ARGV[2 * place - 1], now, now + ARGV[2 * place])
 end
 if #mine > 0 then
   many('HSET', parked_of, of)

@@ -6,11 +6,12 @@
 -- comes while a penalty lasts, and for a second after the halving: many hear of one overload, and a call may be repeated.
 -- Reply µs until it ends.
 --- @include "now_us"
+--- @include "number"
 --- @include "pace"
 --- @include "lasts"
 local state, kind, b, c = KEYS[1], ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
 local now, duration, recovery = now_us(), tonumber(ARGV[5]), tonumber(ARGV[6])
-local before = tonumber(redis.call('HGET', state, 'until') or 0)
+local before = number(redis.call('HGET', state, 'until'))
 if duration < 1 then
   if before > now and kind == 'bucket' then redis.call('HSET', state, 'at', now, 'debt', b + c) end
   redis.call('HDEL', state, 'until', 'pace', 'since', 'recovery', 'halved')
@@ -24,7 +25,7 @@ if recovery > 0 or pace then
   local slower = pace_at(pace, now)
   if recovery < 1 then
     recovery = pace.recovery
-  elseif before <= now and now >= tonumber(saved[4] or 0) + 1000000 then
+  elseif before <= now and now >= number(saved[4]) + 1000000 then
     slower = math.max(1 / 32, slower / 2)
     redis.call('HSET', state, 'halved', now)
   end
@@ -37,5 +38,5 @@ if kind == 'bucket' then
   ends = stop + lasts(pace, stop, b + c)
 end
 if pace then ends = math.max(ends, stop + pace.span) end
-redis.call('PEXPIREAT', state, math.max(math.ceil(ends / 1000), redis.call('PEXPIRETIME', state)))
+redis.call('PEXPIREAT', state, math.max(math.min(math.ceil(ends / 1000), 1e15), redis.call('PEXPIRETIME', state)))
 return stop - now

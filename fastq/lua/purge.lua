@@ -5,6 +5,9 @@
 -- ARGV limit     (2,000 at most: Lua cannot unpack 8,000)
 -- Sent twice: a job is gone once. Reply {purged, more}; more 0: nothing was found, not even a ghost.
 --- @include "now"
+--- @include "number"
+--- @include "add"
+--- @include "is_ghost"
 --- @include "release_unique"
 --- @include "first_parked"
 --- @include "tell"
@@ -23,11 +26,7 @@ for level = 12, #KEYS do
   local popped = #ids < limit and redis.call('LPOP', KEYS[level], limit - #ids) or {}
   found = found + #popped
   for _, id in ipairs(popped) do
-    if haunted and redis.call('HEXISTS', ghosts, id) == 1 then
-      if redis.call('HINCRBY', ghosts, id, -1) < 1 then redis.call('HDEL', ghosts, id) end
-    else
-      ids[#ids + 1] = id
-    end
+    if not (haunted and is_ghost(ghosts, id)) then ids[#ids + 1] = id end
   end
 end
 local scheduled = #ids < limit and redis.call('ZRANGE', due, 0, limit - #ids - 1) or {}

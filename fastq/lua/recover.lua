@@ -7,6 +7,8 @@
 --   charge 'all' | 'started' | 'none': whose delivery counts; at max_deliveries a job is poison and goes to the dead letters
 -- Sent twice: a job leaves the running set once. Reply {ready, dead, remaining}; remaining -1: the lease is valid.
 --- @include "now"
+--- @include "number"
+--- @include "add"
 --- @include "wake"
 --- @include "ready"
 --- @include "release_unique"
@@ -40,7 +42,7 @@ for _, id in ipairs(redis.call('SRANDMEMBER', running, limit + 1)) do
     local charged = charge == 'all' or (charge == 'started' and started[id])
     if envelope and asked and end_cancelled(cancels, jobs, deliveries, done, now, id) then
       ended[#ended + 1], kinds[id] = id, 'cancelled'
-    elseif envelope and charged and redis.call('HINCRBY', deliveries, id, 1) >= most then
+    elseif envelope and charged and add(deliveries, id, 1) >= most then
       redis.call('HDEL', jobs, id)
       redis.call('HDEL', deliveries, id)
       bury(dead, dead_jobs, dead_errors, now, id, envelope, ARGV[8], tonumber(ARGV[7]))

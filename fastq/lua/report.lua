@@ -5,6 +5,7 @@
 -- Progress is taken from the worker that holds the job; lines may come after its end.
 -- Sent twice: the same progress, lines twice: nobody repeats it, a lost report is lost. Reply 1 when the worker holds the job.
 --- @include "now"
+--- @include "number"
 --- @include "tell"
 local running, progress, logs, awaited, events = unpack(KEYS)
 local id, ttl = ARGV[1], ARGV[3]

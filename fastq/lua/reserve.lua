@@ -8,7 +8,10 @@
 -- It hands out fewer than wanted (2,000 at most) when many were cancelled; the wake token says that there are more.
 -- Reply {now_ms, held, ids, envelopes, deliveries}; held -1: the lease is gone; deliveries is empty when no job has any.
 --- @include "now"
+--- @include "number"
+--- @include "add"
 --- @include "wake"
+--- @include "is_ghost"
 --- @include "release_unique"
 --- @include "tell"
 --- @include "flows"
@@ -34,12 +37,7 @@ local function take()
     local popped = redis.call('LMPOP', unpack(words))
     if not popped then return end
     for _, id in ipairs(popped[2]) do
-      if haunted and redis.call('HEXISTS', ghosts, id) == 1 then
-        skipped = skipped + 1
-        if redis.call('HINCRBY', ghosts, id, -1) < 1 then redis.call('HDEL', ghosts, id) end
-      else
-        ids[#ids + 1] = id
-      end
+      if haunted and is_ghost(ghosts, id) then skipped = skipped + 1 else ids[#ids + 1] = id end
     end
   end
   more = redis.call('EXISTS', unpack(KEYS, 14)) > 0
@@ -68,6 +66,6 @@ local envelopes = redis.call('HMGET', jobs, unpack(ids))
 local suspects = {}
 if redis.call('HLEN', deliveries) > 0 then
   suspects = redis.call('HMGET', deliveries, unpack(ids))
-  for i = 1, #ids do suspects[i] = tonumber(suspects[i] or 0) end
+  for i = 1, #ids do suspects[i] = number(suspects[i]) end
 end
 return {now, redis.call('SCARD', running) - 1, ids, envelopes, suspects}

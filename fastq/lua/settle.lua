@@ -9,6 +9,8 @@
 -- Sent twice, or by a worker whose lease was lost: what the running set no longer holds is left alone (the fence).
 -- Reply {held, stale ids}; held -1: the lease is gone.
 --- @include "now"
+--- @include "number"
+--- @include "add"
 --- @include "wake"
 --- @include "ready"
 --- @include "slice"

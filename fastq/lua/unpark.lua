@@ -6,6 +6,7 @@
 -- Sent twice: as reserve.lua; the jobs of a lost reply are in the running set, and resume.lua names them.
 -- Reply {now_ms, held, ids, envelopes, deliveries, left}; held -1: the lease is gone; deliveries is empty when no job has any.
 --- @include "now"
+--- @include "number"
 --- @include "first_parked"
 --- @include "tell"
 local workers, running, jobs, paused, deliveries, parked, parked_of, by = unpack(KEYS, 1, 8)
@@ -23,6 +24,6 @@ local envelopes = redis.call('HMGET', jobs, unpack(ids))
 local suspects = {}
 if redis.call('HLEN', deliveries) > 0 then
   suspects = redis.call('HMGET', deliveries, unpack(ids))
-  for i = 1, #ids do suspects[i] = tonumber(suspects[i] or 0) end
+  for i = 1, #ids do suspects[i] = number(suspects[i]) end
 end
 return {now, redis.call('SCARD', running) - 1, ids, envelopes, suspects, left}

@@ -1145,7 +1145,7 @@ BUGS: dict[str, Mutation] = {
     "recover without asking for the lease": ("recover", "tonumber(deadline) > now", "false"),
     "recover that charges everybody": ("recover", "(charge == 'started' and started[id])", "true"),
     "recover that never buries": ("recover", ">= most", "> most + 1000"),
-    "cancel without a ghost": ("cancel", "redis.call('HINCRBY', ghosts, id, 1)", ""),
+    "cancel without a ghost": ("cancel", "add(ghosts, id, 1)", ""),
     "cancel of a running job": ("cancel", "redis.call('SISMEMBER', KEYS[i], id) == 1", "false"),
     "a retry of a cancelled job": ("settle", "if not stopped(row[1]) then", "if true then"),
     "a cancelled job handed back": ("settle", "if envelope and not stopped(id) then", "if envelope then"),
@@ -1195,7 +1195,7 @@ BUGS: dict[str, Mutation] = {
     "purge that tells nobody": ("purge", "if redis.call('HLEN', KEYS[9]) > 0", "if false"),
     "poison that tells nobody": ("recover", "if #ended > 0 and redis.call('HLEN', KEYS[14]) > 0", "if false"),
     "follow that does not look": ("follow", "if redis.call('HEXISTS', jobs, id) == 1", "if true"),
-    "fire without compare": ("fire", "(tonumber(last) or 0) >= tick", "false"),
+    "fire without compare": ("fire", "number(last) >= tick", "false"),
     "unschedule that leaves the last tick": ("unschedule", "redis.call('HDEL', KEYS[2], ARGV[1])", ""),
     "extend that revives": (
         "extend",
@@ -1238,8 +1238,8 @@ BUGS_WITH_A_BATCH: dict[str, Mutation] = {
     "purge that counts no batches": ("purge", "pairs(batches or {})", "pairs({})"),
     "a batch that ends before its last job": (
         "settle",
-        "< tonumber(f[2]) then return f[1]",
-        "< f[2] - 1 then return f[1]",
+        "< total then return f[1]",
+        "< total - 1 then return f[1]",
     ),
     "a batch that ends while it is filled": (
         "settle",

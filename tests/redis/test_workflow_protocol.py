@@ -429,8 +429,8 @@ BUGS = {
         "",
     ),
     "an addition that forgets its room": ("flow_grow", "if known then", "if false then"),
-    "an addition that nobody waits for": ("flow_spawn", "redis.call('HINCRBY', flow, 'p' .. gather, 1)", ""),
-    "an end that keeps its keys": ("settle", "redis.call('PEXPIRE', flow, f[4])", ""),
+    "an addition that nobody waits for": ("flow_spawn", "add(flow, 'p' .. gather, 1)", ""),
+    "an end that keeps its keys": ("settle", "redis.call('PEXPIRE', flow, ttl)", ""),
 }
 
 

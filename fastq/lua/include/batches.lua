@@ -7,13 +7,13 @@
 -- if no more jobs are coming and all have ended: its end is written down, once, and told to whom it concerns
 local function end_batch(groups, now, batch, id)
   local f = redis.call('HMGET', batch, 'state', 'total', 'success', 'failed', 'cancelled', 'stop', 'torn', 'ttl')
-  local good = tonumber(f[3] or 0)
-  if f[1] ~= 'running' or good + (f[4] or 0) + (f[5] or 0) < tonumber(f[2]) then return f[1] end
-  local state = f[6] and 'cancelled' or (f[7] or good < tonumber(f[2])) and 'failed' or 'success'
+  local total, good, ttl = number(f[2]), number(f[3]), math.min(math.max(1000, math.floor(number(f[8], 3600000))), 1e13)
+  if f[1] ~= 'running' or good + number(f[4]) + number(f[5]) < total then return f[1] end
+  local state = f[6] and 'cancelled' or (f[7] or good < total) and 'failed' or 'success'
   redis.call('HSET', batch, 'state', state, 'finished', now)
   redis.call('ZREM', groups, id)
-  redis.call('PEXPIRE', batch, f[8])
-  redis.call('PEXPIRE', batch .. ':ends', f[8])
+  redis.call('PEXPIRE', batch, ttl)
+  redis.call('PEXPIRE', batch .. ':ends', ttl)
   local base, ends = string.sub(groups, 1, -7), {'complete', state == 'success' and 'success' or state == 'failed' and 'failure'}
   for _, which in ipairs(ends) do
     local envelope = which and redis.call('HGET', batch, 'on:' .. which)

@@ -33,7 +33,7 @@ local function batch_goes_on(groups, now, id, jobs, kinds, outputs)
   end
   if at > 0 then note_ends(batch .. ':ends', words, counts) end
   for code, count in ipairs(counts) do
-    if count > 0 then redis.call('HINCRBY', batch, NAMES_OF_ENDS[code], count) end
+    if count > 0 then add(batch, NAMES_OF_ENDS[code], count) end
   end
   end_batch(groups, now, batch, id)
 end

@@ -6,6 +6,6 @@ local function end_cancelled(cancels, jobs, deliveries, done, now, id)
   redis.call('HDEL', cancels, id)
   redis.call('HDEL', jobs, id)
   redis.call('HDEL', deliveries, id)
-  keep_record(done, now, tonumber(ttl), id, record)
+  keep_record(done, now, math.min(number(ttl), 1e13), id, record or '')
   return true
 end

@@ -12,13 +12,14 @@ local function close_flow(groups, now, flow, id)
   local f = redis.call('HMGET', flow, 'stop', 'bad', 'policy', 'ttl', 'failure')
   if f[1] then
     state = 'cancelled'
-  elseif tonumber(f[2] or 0) > 0 and f[3] ~= 'ignore' then
+  elseif number(f[2]) > 0 and f[3] ~= 'ignore' then
     state = 'failed'
   end
   redis.call('HSET', flow, 'state', state, 'finished', now)
   redis.call('ZREM', groups, id)
-  redis.call('PEXPIRE', flow, f[4])
-  redis.call('PEXPIRE', flow .. ':states', f[4])
+  local ttl = math.min(math.max(1000, math.floor(number(f[4], 3600000))), 1e13)
+  redis.call('PEXPIRE', flow, ttl)
+  redis.call('PEXPIRE', flow .. ':states', ttl)
   if state == 'failed' and f[5] and redis.call('HSETNX', base .. 'jobs', id .. '.failure', f[5]) == 1 then
     redis.call('RPUSH', base .. 'ready:' .. math.min(string.byte(f[5], 2) or 5, 10), id .. '.failure')
     wake(base .. 'wake')
@@ -33,7 +34,7 @@ end
 -- `before`: what was left until now
 local function count_flow(groups, now, flow, id, begun, ended, before, later)
   local base, open = base_of(groups), 1
-  if begun ~= ended or begun == 0 then open = redis.call('HINCRBY', flow, 'open', begun - ended) end
+  if begun ~= ended or begun == 0 then open = add(flow, 'open', begun - ended) end
   if later ~= '' then
     redis.call('HSET', flow, 'later', later)
     redis.call('SADD', base .. 'unfolding', id)

@@ -20,7 +20,7 @@ local function flow_goes_on(groups, now, id, jobs, kinds, outputs)
     if #those > 0 then letters_of(states, those, letter) end
   end
   many('HSET', flow, results)
-  if ended > #by.s then redis.call('HINCRBY', flow, 'bad', ended - #by.s) end
+  if ended > #by.s then add(flow, 'bad', ended - #by.s) end
   local begun, list = 0, stop and '' or freed_by(flow, freeing, later)
   if list ~= '' then begun, list = unfold(groups, flow, id, list) end
   count_flow(groups, now, flow, id, begun, ended, later, list)

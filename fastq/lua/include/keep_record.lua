@@ -3,8 +3,8 @@ local function keep_record(done, now, ttl, id, record)
   if ttl < 1 then return end
   local lives = math.max(1000, ttl)
   local width = math.max(250, math.floor(lives / 4))
-  local number = math.floor(now / width)
-  local name, expires = string.format('%d:%d', lives, number), (number + 1) * width + lives
+  local nth = math.floor(now / width)
+  local name, expires = string.format('%d:%d', lives, nth), (nth + 1) * width + lives
   redis.call('HSET', done .. ':' .. name, id, record)
   redis.call('PEXPIREAT', done .. ':' .. name, expires)
   redis.call('ZADD', done, expires, name)

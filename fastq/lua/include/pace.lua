@@ -2,7 +2,8 @@
 -- runs at 1 again; fastq/broker/memory.py holds the same in Python (class Pace)
 local function pace_of(pace, since, recovery)
   if not pace then return false end
-  local p = {pace = tonumber(pace), since = tonumber(since), recovery = tonumber(recovery)}
+  local p = {pace = math.min(1, number(pace, 1)), since = number(since), recovery = number(recovery)}
+  if p.recovery <= 0 then return false end
   p.span = (1 - p.pace) * p.recovery
   p.whole = p.span * (p.pace + p.span / (2 * p.recovery))
   return p

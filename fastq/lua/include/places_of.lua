@@ -9,7 +9,7 @@ local function places_of(id, hint, there)
     end
   end
   if how ~= 'look' then
-    local lists, entries, skipped = {}, 0, tonumber(redis.call('HGET', ghosts, id) or 0)
+    local lists, entries, skipped = {}, 0, number(redis.call('HGET', ghosts, id))
     for i = LEVELS, #KEYS do
       local count = #redis.call('LPOS', KEYS[i], id, 'COUNT', 0)
       for _ = 1, count do lists[#lists + 1] = KEYS[i] end

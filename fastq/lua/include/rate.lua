@@ -5,12 +5,12 @@ local function parts_of(r)
   local parts, all = {}, redis.call('HGETALL', r.state)
   r.total, r.gone = 0, {}
   for i = 1, #all, 2 do
-    local ends = tonumber(all[i]) -- the other fields have names
+    local ends = string.find(all[i], '^%d+$') and number(all[i]) -- the other fields have names
     if ends and ends + r.c <= r.now then
       r.gone[#r.gone + 1] = all[i]
     elseif ends then
-      parts[#parts + 1] = {ends, tonumber(all[i + 1])}
-      r.total = r.total + tonumber(all[i + 1])
+      parts[#parts + 1] = {ends, number(all[i + 1])}
+      r.total = r.total + number(all[i + 1])
     end
   end
   table.sort(parts, function(x, y) return x[1] < y[1] end)
@@ -25,21 +25,21 @@ local function rate_at(state, now, kind, a, b, c)
     r.raw, r.pace = -c, pace
     -- what another rule had lent counts as one empty bucket: a changed rule is in force from its change on
     if saved[1] then
-      local passed = pace and flow(pace, now) - flow(pace, tonumber(saved[1])) or now - saved[1]
-      r.raw = math.max(-c, math.min(b + c, saved[2]) - passed)
+      local passed = pace and flow(pace, now) - flow(pace, number(saved[1])) or now - number(saved[1])
+      r.raw = math.max(-c, math.min(b + c, number(saved[2])) - passed)
     end
     r.debt = math.max(0, r.raw)
     r.left = math.max(0, math.floor((b - r.debt) / a))
   elseif kind == 'window' then
     local saved = redis.call('HMGET', state, 'total', 'oldest', 'pace', 'since', 'recovery')
     r.pace = pace_of(saved[3], saved[4], saved[5])
-    r.total, r.oldest = tonumber(saved[1] or 0), tonumber(saved[2] or 0)
+    r.total, r.oldest = number(saved[1]), number(saved[2])
     if r.oldest + c <= now then parts_of(r) end
     r.left = math.max(0, math.max(1, math.floor(a * pace_at(r.pace, now))) - r.total)
   elseif kind == 'fixed' then
     local saved = redis.call('HMGET', state, 'start', 'count', 'pace', 'since', 'recovery')
     r.pace = pace_of(saved[3], saved[4], saved[5])
-    r.count = tonumber(saved[1] or -1) == b and tonumber(saved[2]) or 0
+    r.count = number(saved[1], -1) == b and number(saved[2]) or 0
     r.left = math.max(0, math.max(1, math.floor(a * pace_at(r.pace, now))) - r.count)
   end
   return r

@@ -13,8 +13,7 @@ local function take_oldest(first, jobs, own)
   local ghosts, skipped = KEYS[first], 0
   for i = first + 12, first + 2, -1 do
     local id = redis.call('LPOP', KEYS[i])
-    while id and redis.call('HEXISTS', ghosts, id) == 1 do
-      if redis.call('HINCRBY', ghosts, id, -1) < 1 then redis.call('HDEL', ghosts, id) end
+    while id and is_ghost(ghosts, id) do
       skipped = skipped + 1
       if skipped >= MOST_SKIPPED then return end
       id = redis.call('LPOP', KEYS[i])

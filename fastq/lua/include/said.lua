@@ -4,10 +4,10 @@ local function say_again(text, done, first)
   local reply = {1}
   for position, why, detail in string.gmatch(text, '(%d+) (%S+) (%S+)') do
     if why == 'full' then
-      for n = position, position + detail - 1 do reply[#reply + 1] = {n, why, ''} end
+      for n = position, position + math.min(number(detail), (#ARGV - first + 1) / 8) - 1 do reply[#reply + 1] = {n, why, ''} end
     else
-      if detail == '-' then detail = why == 'finished' and find_record(done, ARGV[first + 8 * position]) or '' end
-      reply[#reply + 1] = {tonumber(position), why, detail}
+      if detail == '-' then detail = why == 'finished' and find_record(done, ARGV[first + 8 * position] or '') or '' end
+      reply[#reply + 1] = {number(position), why, detail}
     end
   end
   return reply

@@ -13,10 +13,10 @@ local function spend(r, n)
     if #r.gone > 0 then redis.call('HDEL', r.state, unpack(r.gone)) end
     local part = (math.floor(r.now / r.b) + 1) * r.b
     local oldest = r.total > 0 and r.oldest or part
-    redis.call('HINCRBY', r.state, part, n)
+    add(r.state, part, n)
     redis.call('HSET', r.state, 'total', r.total + n, 'oldest', oldest)
     ends = part + r.c
   end
   if r.pace then ends = math.max(ends, r.pace.since + r.pace.span) end
-  redis.call('PEXPIREAT', r.state, math.ceil(ends / 1000))
+  redis.call('PEXPIREAT', r.state, math.min(math.ceil(ends / 1000), 1e15))
 end

@@ -5,13 +5,13 @@ local MOVES = {started = true, progress = true, retried = true} -- the other eve
 
 -- kind: the event of these jobs, but for those that `kinds` names
 local function tell(awaited, events, now, kind, ids, kinds)
-  local all, told, seen = tonumber(redis.call('HGET', awaited, '*') or 0) > now, {}, false
+  local all, told, seen = number(redis.call('HGET', awaited, '*')) > now, {}, false
   for from = 1, #ids, 5000 do
     local over = {}
     for i, names in ipairs(redis.call('HMGET', awaited, unpack(ids, from, math.min(from + 4999, #ids)))) do
       local id = ids[from + i - 1]
       if all or (names and string.find(names, '!', 1, true)) then
-        redis.call('XADD', events, 'MAXLEN', '~', 10000, '*', kinds and kinds[id] or kind, id)
+        redis.pcall('XADD', events, 'MAXLEN', '~', 10000, '*', kinds and kinds[id] or kind, id)
         seen = true
       end
       if names and not MOVES[kind] then

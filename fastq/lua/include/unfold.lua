@@ -1,10 +1,13 @@
+local MOST_NODES = 10000000 -- of a workflow, as an id has seven digits for them
+
 -- the first nodes of a list like `3*2,7-9,20-40/2`, in order, how often each is named in that part, and the rest of the list
 local function first_of(list, most)
   local nodes, times, from, looks = {}, {}, 1, 0
   while from <= #list and #nodes < most and looks < 2000 do
     local first, last, step, count, after = string.match(list, '^,*(%d+)%-?(%d*)/?(%d*)%*?(%d*)()', from)
     if not first then return nodes, times, '' end
-    first, last, step, count = tonumber(first), tonumber(last) or tonumber(first), tonumber(step) or 1, tonumber(count) or 1
+    first, step, count = math.min(number(first), MOST_NODES), math.max(number(step, 1), 1), math.min(number(count, 1), MOST_NODES)
+    last = math.min(number(last, first), MOST_NODES)
     local stop = math.min(last, first + (most - #nodes - 1) * step)
     for n = first, stop, step do
       if not times[n] then nodes[#nodes + 1] = n end
@@ -53,7 +56,7 @@ local function unfold(groups, flow, id, list)
       local letter = letters and string.sub(letters, node + 1, node + 1) or redis.call('GETRANGE', states, node, node)
       if letter == 'w' then
         ripe[#ripe + 1] = node
-      elseif letter == 'g' and redis.call('HINCRBY', flow, 'p' .. node, -times[node]) == 0 then
+      elseif letter == 'g' and add(flow, 'p' .. node, -times[node]) == 0 then
         done[#done + 1] = 'c' .. node
         redis.call('SETRANGE', states, node, 'G')
       end
