@@ -51,6 +51,8 @@ class AsyncCluster(AsyncConnection):
         topology: what is known of the cluster; shared with others by :meth:`split`.
     """
 
+    in_order = False  # a slot may have moved between two commands, and the first one of them be sent again
+
     def __init__(
         self,
         endpoint: Endpoint,

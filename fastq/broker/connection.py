@@ -165,6 +165,9 @@ class AsyncConnection:
         response_timeout: seconds without any reply, while one is due, after which the connection counts as dead.
     """
 
+    in_order = True
+    """Whether what one connect has sent never arrives out of order."""
+
     def __init__(self, endpoint: Endpoint, *, connect_timeout: float = 5.0, response_timeout: float = 10.0) -> None:
         self.endpoint = endpoint
         self.clock = Clock()

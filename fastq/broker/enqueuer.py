@@ -17,6 +17,12 @@ from fastq.errors import BrokerUnavailable, FastQError, QueueFull
 __all__ = ["AsyncEnqueuer", "ReplicatedEnqueuer", "SplitEnqueuer"]
 
 
+PART = 125
+"""Jobs that are enough for a call while others are under way."""
+MOST_ALOFT = 4
+"""Calls under way beyond which jobs wait for the next flight."""
+
+
 class _Waiting:
     """Jobs of one caller on their way, at most one call's worth."""
 
@@ -123,7 +129,8 @@ class AsyncEnqueuer:
     """The producer of one event loop.
 
     What is enqueued in one tick of the loop, and while a flight is under way, shares the next flight: a few calls in
-    one write. Bounded: with ``limit`` jobs waiting, :meth:`submit` waits for room, and raises QueueFull at its
+    one write. As soon as :data:`PART` jobs wait they leave, also behind others over the same connection: Redis stores them while
+    the next ones are made. Bounded: with ``limit`` jobs waiting, :meth:`submit` waits for room, and raises QueueFull at its
     deadline.
 
     Args:
@@ -131,6 +138,9 @@ class AsyncEnqueuer:
         timeout: seconds after which a job that Redis has not confirmed is given up with BrokerUnavailable.
         limit: most jobs waiting in this process.
     """
+
+    _overlaps = True
+    """Whether jobs may leave while others of the flight have not been answered."""
 
     def __init__(self, connection: AsyncConnection, *, timeout: float = 5.0, limit: int = 10_000) -> None:
         self._connection = connection
@@ -141,7 +151,10 @@ class AsyncEnqueuer:
         self._queue: list[_Waiting] = []
         self._waiting = 0  # jobs in the queue
         self._flying = False
-        self._aloft = 0
+        self._boarding = False  # a flight that has not taken off; its first calls may have
+        self._aloft = 0  # calls without a reply
+        self._sound = False  # no call of this flight has failed so far
+        self._epoch = 0  # the connection that this flight goes over
         self._calls: list[_Call] = []
         self._room: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
@@ -170,7 +183,9 @@ class AsyncEnqueuer:
         self._waiting += len(jobs)
         if not self._flying:
             self._flying = True
-            self._loop.call_soon(self._take_off)
+            self._board()
+        elif self._waiting >= PART and self._sound and self._aloft < MOST_ALOFT:
+            self._send_off()
         return future
 
     async def _wait_for_room(self, deadline: float) -> None:
@@ -188,16 +203,49 @@ class AsyncEnqueuer:
 
     # -- a flight: callbacks only, no task on the way that works -----------------------------
 
+    def _board(self) -> None:
+        """Begin a flight; it takes off when the event loop has let everybody come who is about to."""
+        self._boarding, self._calls = True, []
+        self._begin_on(self._connection)
+        self._loop.call_soon(self._take_off)
+
+    def _begin_on(self, connection: AsyncConnection) -> None:
+        self._sound = self._overlaps and connection.in_order and connection.connected
+        self._epoch = connection.connects
+
     def _take_off(self) -> None:
+        self._boarding = False
+        if self._aloft:
+            if self._queue and self._sound:
+                self._send_off()
+        elif not all(call.over for call in self._calls):
+            self._start_repair()
+        elif not self._queue:
+            self._next_flight()  # they have gone, and are back already
+        elif self._connection.connected:
+            self._begin_on(self._connection)
+            self._send(self._taken())
+        else:
+            self._taken()
+            self._start_repair()
+
+    def _send_off(self) -> None:
+        """Send what waits behind the calls that are under way, over the same connection."""
+        connection = self._connection
+        if connection.connected and connection.connects == self._epoch:
+            self._send(self._taken())
+        else:  # those under way may have to be sent again, and no newer one may overtake them
+            self._sound = False
+
+    def _taken(self) -> list[_Call]:
+        """What waits, as calls of this flight."""
         members, self._queue, self._waiting = self._queue, [], 0
         if self._room is not None:
             self._room.set()
             self._room = None
-        self._calls = list(self._group(members))
-        if self._connection.connected:
-            self._send()
-        else:
-            self._start_repair()
+        calls = list(self._group(members))
+        self._calls = [call for call in self._calls if not call.over] + calls
+        return calls
 
     def _group(self, members: list[_Waiting]) -> Iterator[_Call]:
         by_target: dict[Target, list[_Waiting]] = {}
@@ -216,16 +264,20 @@ class AsyncEnqueuer:
                 size += member.size
             yield _Call(target, group[first:], self._numbers, self._landed)
 
-    def _send(self) -> None:
+    def _send(self, calls: list[_Call]) -> None:
         self.round_trips += 1
-        self._aloft = len(self._calls)
         try:
-            for call in self._calls:
+            for call in calls:
                 self._connection.post(call.command, call)
+                self._aloft += 1
         except BrokerUnavailable:
-            self._start_repair()
+            self._sound = False
+            if not self._aloft and not self._boarding:
+                self._start_repair()
 
     def _landed(self, call: _Call, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self._sound = False
         if isinstance(reply, hiredis.ReplyError):
             if is_noscript(reply) or isinstance(error := error_of(reply, self._shown), BrokerUnavailable):
                 call.renumber(self._numbers)
@@ -234,7 +286,7 @@ class AsyncEnqueuer:
         elif not isinstance(reply, Exception):
             call.settle(call.command.decode(reply))
         self._aloft -= 1
-        if self._aloft:
+        if self._aloft or self._boarding:
             return
         if all(call.over for call in self._calls):
             self._next_flight()
@@ -242,11 +294,10 @@ class AsyncEnqueuer:
             self._start_repair()
 
     def _next_flight(self) -> None:
-        self._calls = []
         if self._queue:
-            self._loop.call_soon(self._take_off)
+            self._board()
         else:
-            self._flying = False
+            self._flying, self._sound, self._calls = False, False, []
 
     # -- the rare ways: first connect, lost connection, unknown script ------------------------
 
@@ -326,13 +377,15 @@ class ReplicatedEnqueuer(AsyncEnqueuer):
         replication: how many, and for how long they are waited for.
     """
 
+    _overlaps = False
+
     def __init__(
         self, connection: AsyncConnection, replication: Replication, *, timeout: float = 5.0, limit: int = 10_000
     ) -> None:
         super().__init__(connection, timeout=timeout + replication.timeout_ms / 1_000, limit=limit)
         self._replication = replication
 
-    def _send(self) -> None:
+    def _send(self, calls: list[_Call]) -> None:  # noqa: ARG002 - all there are, as none follows
         self._start_repair()  # call by call: what WAIT says is true of what has been answered before
 
     async def _carry_out(self, call: _Call) -> None:
