@@ -65,10 +65,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --cluster: what uses the shared server, but for what is about one server (its mark says why)."""
     if config.getoption("--cluster"):
-        one_server = [item for item in items if item.get_closest_marker("one_server")]
-        config.hook.pytest_deselected(items=one_server)
-        items[:] = [item for item in items if item not in one_server]
+        left = [item for item in items if _is_for_clusters(item)]
+        config.hook.pytest_deselected(items=[item for item in items if not _is_for_clusters(item)])
+        items[:] = left
+
+
+def _is_for_clusters(item: pytest.Item) -> bool:
+    return "redis_server" in getattr(item, "fixturenames", ()) and item.get_closest_marker("one_server") is None
 
 
 def pytest_report_header() -> str:

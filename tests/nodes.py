@@ -199,23 +199,38 @@ class Cluster:
         return moved
 
 
+EVERYWHERE = frozenset(
+    {"TIME", "KEYS", "INFO", "CONFIG", "CLIENT", "ACL", "SLOWLOG", "PUBSUB", "DBSIZE", "DEBUG", "BGSAVE"}
+)
+"""Commands that look at a server, or set it: over a cluster at each of its masters."""
+
+
 def oracle(url: str) -> Any:
-    """redis-py's client of a cluster: keys are looked for on all of its nodes, as on one server."""
+    """redis-py's client of a cluster: keys, clients, counts and settings are looked for on all of its masters, as on one server."""
     from redis.backoff import NoBackoff
     from redis.cluster import ClusterNode, RedisCluster
     from redis.retry import Retry
 
     class Oracle(RedisCluster):
-        def time(self) -> tuple[int, int]:
-            replies: Any = super().time(target_nodes=RedisCluster.RANDOM)
-            seconds, micros = next(iter(replies.values())) if isinstance(replies, dict) else replies
-            return int(seconds), int(micros)
-
-        def keys(self, pattern: str = "*") -> list[bytes]:  # type: ignore[override]
-            return list(super().keys(pattern, target_nodes=RedisCluster.PRIMARIES))
+        def execute_command(self, *args: Any, **options: Any) -> Any:
+            if str(args[0]).split()[0].upper() not in EVERYWHERE or "target_nodes" in options:
+                return super().execute_command(*args, **options)
+            ask = super().execute_command
+            return _as_one([ask(*args, target_nodes=node, **options) for node in self.get_primaries()])
 
     hosts = [ClusterNode(*host) for host in parse_url(url).nodes]
     return Oracle(startup_nodes=hosts, socket_timeout=None, retry=Retry(NoBackoff(), 0), protocol=2)
+
+
+def _as_one(replies: list[Any]) -> Any:
+    """What one server would have said: lists and counts of all together, and the first word of what is no count."""
+    first = replies[0]
+    if isinstance(first, dict):
+        names = dict.fromkeys(name for reply in replies for name in reply)
+        return {name: _as_one([reply[name] for reply in replies if name in reply]) for name in names}
+    if isinstance(first, list):
+        return [item for reply in replies for item in reply]
+    return sum(replies) if isinstance(first, int | float) and not isinstance(first, bool) else first
 
 
 def raw_slots(client: Any) -> list[Any]:

@@ -92,6 +92,11 @@ class AsyncCluster(AsyncConnection):
         return self._topology.settled and any(link.connected for link in self._links.values())
 
     @property
+    def reconnects(self) -> int:
+        """How often a connection was lost or made anew; a first one to a node brings no news."""
+        return self.connects - len(self._counted)
+
+    @property
     def silent(self) -> float:
         """Seconds for which the slowest node's answer has been due."""
         return max((link.silent for link in self._links.values()), default=0.0)
@@ -216,6 +221,10 @@ class AsyncCluster(AsyncConnection):
         self._watch_over(loop)
 
     # -- commands -------------------------------------------------------------------------------
+
+    def place(self, key: bytes) -> Any:
+        """The node that owns a key, as far as is known; None: nobody is known to."""
+        return self._topology.place(key)
 
     def send(
         self, command: Command[Any], *, by_text: bool = False, near: Command[Any] | None = None

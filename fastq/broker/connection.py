@@ -201,6 +201,11 @@ class AsyncConnection:
         return self._wire is not None
 
     @property
+    def reconnects(self) -> int:
+        """How often it has connected anew: what was learnt from Redis before may be out of date."""
+        return max(self.connects - 1, 0)
+
+    @property
     def silent(self) -> float:
         """Seconds for which an answer has been due."""
         wire = self._wire
@@ -348,8 +353,20 @@ class AsyncConnection:
             raise unreachable(self.endpoint, "not connected")
         self._write(self._wire, pack(command), waiter)
 
-    def send(self, command: Command[Any], *, by_text: bool = False) -> asyncio.Future[Any]:
+    def place(self, key: bytes) -> Any:  # noqa: ARG002 - a cluster's
+        """What tells apart the servers that keys are on: commands of one place fail together. None where there is one server."""
+        return None
+
+    def send(
+        self,
+        command: Command[Any],
+        *,
+        by_text: bool = False,
+        near: Command[Any] | None = None,  # noqa: ARG002
+    ) -> asyncio.Future[Any]:
         """Write a command now and return the future of its bare reply (an error reply is a value).
+
+        ``near``: in a cluster, a command without a key goes where this one goes.
 
         Raises:
             BrokerUnavailable: there is no connection; nothing was sent.

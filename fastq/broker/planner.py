@@ -66,6 +66,11 @@ class Planner:
 
     # -- reading ----------------------------------------------------------------------------------
 
+    @property
+    def listed(self) -> bytes:
+        """The key that :meth:`changes` reads."""
+        return self._global.schedules
+
     def changes(self) -> Command[Changes]:
         """How often the schedules of each queue were changed."""
         return raw("HGETALL", self._global.schedules, decode=_changes)

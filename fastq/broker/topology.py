@@ -184,6 +184,10 @@ class Topology:
             raise BrokerUnavailable(f"no node of {self._endpoint.shown} serves slot {slot}")
         return node
 
+    def place(self, key: bytes) -> Node | None:
+        """Who owns a key, if anybody is known to."""
+        return self._owners[slot_of(key)] if self._owners else None
+
     def asked(self) -> Iterator[Node]:
         """Whom to ask for the layout, one after the other: those first that nothing speaks against."""
         known = list(self.masters)

@@ -25,7 +25,7 @@ from fastq.retry import Exponential
 from fastq.service import Service, Step
 from fastq.values import check_queue_name
 
-__all__ = ["Leadership", "Link", "Roster", "resilient"]
+__all__ = ["Leadership", "Link", "Roster", "chunks", "resilient"]
 
 T = TypeVar("T")
 log = logging.getLogger("fastq.scheduler")
@@ -39,6 +39,9 @@ TRUST = 4.0
 RENEW = 1.5
 """Seconds between two renewals: two may fail before the trust ends."""
 
+PATIENT = 2.0
+"""Seconds that the lease's node is given to answer in a cluster: less than the trust, so that who leads does not cease to."""
+
 STANDBY = 0.25
 """Seconds between two tries of a standby."""
 
@@ -50,6 +53,9 @@ CHUNK = 100
 
 _FASTEST_FAIR = 0.1
 """Seconds: Redis's TIME is learnt only from a reply that came within it, else the clock would be late by the delay."""
+
+CALM = 5.0
+"""Seconds without a failure after which a cluster is told as back: while one node is away, the others answer."""
 
 _BACKOFF = Exponential(base=0.1, factor=2, max_delay=5, jitter="equal")
 """After an error that is no outage: a loop that stands still makes jobs late."""
@@ -65,8 +71,10 @@ class Link:
         self.connection = connection
         self.metrics = metrics
         self._quiet = quiet
-        self._connects = 0
+        self._reconnects = 0
         self._down_since: float | None = None
+        self._failed_at = -math.inf
+        self._calm = CALM if connection.endpoint.nodes else 0.0
         self._troubled: dict[str, str] = {}  # queue and action -> the error that was told
 
     def now_ms(self) -> int:
@@ -90,6 +98,8 @@ class Link:
     async def ask(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """Send commands in one write; their replies in order, an error that one of them caused in its reply's place.
 
+        In a cluster they are for queues on one node (:class:`fastq.scheduler.shards.Shards`).
+
         Raises:
             BrokerUnavailable: some of them may have run.
         """
@@ -97,7 +107,7 @@ class Link:
         if not connection.connected:
             await connection.connect()
         self.metrics.count("round_trips")
-        sent = [connection.send(command) for command in commands]
+        sent = [connection.send(command, near=commands[-1]) for command in commands]
         replies: list[Any] = []
         for command, future in zip(commands, sent, strict=True):
             try:
@@ -124,7 +134,7 @@ class Link:
     def outage(self, error: BrokerUnavailable) -> float:
         """Tell an outage, once; seconds until the next try, growing to one second."""
         self.metrics.count("redis_errors")
-        now = time.monotonic()
+        now = self._failed_at = time.monotonic()
         first = self._down_since is None
         if self._down_since is None:
             self._down_since = now
@@ -133,11 +143,10 @@ class Link:
         return min(max((now - self._down_since) / 2, 0.05), 1.0) * random.uniform(0.5, 1.0)
 
     def _answered(self) -> None:
-        if self._connects != self.connection.connects:
-            if self._connects:
-                self.metrics.count("reconnects")
-            self._connects = self.connection.connects
-        if self._down_since is not None:
+        if self._reconnects != self.connection.reconnects:
+            self.metrics.count("reconnects")
+            self._reconnects = self.connection.reconnects
+        if self._down_since is not None and time.monotonic() - self._failed_at >= self._calm:
             level = logging.DEBUG if self._quiet else logging.INFO
             log.log(level, "redis is back", extra=fields(seconds=round(time.monotonic() - self._down_since, 1)))
             self._down_since = None
@@ -171,7 +180,7 @@ class Leadership:
     @property
     def epoch(self) -> tuple[int, int]:
         """Changes when what was learnt from Redis may be out of date: a new term, a new connection."""
-        return self._term, self._link.connection.connects
+        return self._term, self._link.connection.reconnects
 
     def follow(self, name: str, step: Step, *, link: Link | None = None, jitter: float = 0.0) -> Service:
         """A service whose step runs only while this scheduler leads."""
@@ -186,7 +195,13 @@ class Leadership:
     async def step(self) -> float:
         """Take or renew the lease, and learn Redis's time."""
         asked = time.monotonic()
-        leads, clock = await self._link.call_all([lead(self._key, self.name, round(LEASE * 1_000)), raw("TIME")])
+        try:
+            async with asyncio.timeout(PATIENT if self._link.connection.endpoint.nodes else None):
+                leads, clock = await self._link.call_all(
+                    [lead(self._key, self.name, round(LEASE * 1_000)), raw("TIME")]
+                )
+        except (TimeoutError, BrokerUnavailable) as error:
+            raise self._goes_on(error) from None
         if time.monotonic() - asked < _FASTEST_FAIR:
             self._link.connection.clock.learn(clock)
         if leads:
@@ -198,6 +213,17 @@ class Leadership:
             log.info("scheduler stands by", extra=fields(scheduler=self.name))
         self.answered = True
         return RENEW if leads else STANDBY
+
+    def _goes_on(self, error: Exception) -> BrokerUnavailable:
+        """In a cluster the lease's node may be away and the others not: who led goes on, as nobody can take the lease either.
+
+        Should another one lead all the same: see the module's head.
+        """
+        if self._leads and self._link.connection.endpoint.nodes:
+            self._lead_until(time.monotonic() + TRUST)
+        if isinstance(error, BrokerUnavailable):
+            return error
+        return BrokerUnavailable(f"no answer from {self._link.connection.endpoint.shown} within {PATIENT} s")
 
     def _lead_until(self, trusted_until: float) -> None:
         resumed = not self.leading
@@ -235,6 +261,13 @@ def resilient(name: str, step: Step, link: Link, *, jitter: float = 0.0) -> Serv
     return Service(name, turn, jitter=jitter, backoff=_BACKOFF)
 
 
+def chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    """Groups for one write each."""
+    stream = iter(items)
+    while chunk := list(islice(stream, CHUNK)):
+        yield chunk
+
+
 class Roster:
     """The queues to serve: those that this process knows of, and those that anybody has announced in Redis.
 
@@ -259,12 +292,6 @@ class Roster:
         if self._take_in(await self._link.call(raw("SMEMBERS", self._listed))):
             self.on_new()
         return LIST_QUEUES
-
-    def chunks(self) -> Iterator[list[QueueKeys]]:
-        """The queues in groups for one write each."""
-        stream = iter(list(self.queues.values()))
-        while chunk := list(islice(stream, CHUNK)):
-            yield chunk
 
     def _take_in(self, listed: Iterable[bytes]) -> bool:
         """Whether one is new."""

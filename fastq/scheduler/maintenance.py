@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import re
@@ -19,7 +18,8 @@ from fastq.config import Settings
 from fastq.errors import BrokerError, BrokerUnavailable
 from fastq.job import ErrorInfo, WorkerCard, culprits, encode
 from fastq.logs import fields
-from fastq.scheduler.link import Leadership, Link, Roster
+from fastq.scheduler.link import Leadership, Link, Roster, chunks
+from fastq.scheduler.shards import PATIENCE, Shards
 
 __all__ = ["Promoter", "Pruner", "Recoverer", "Unparker", "Waker"]
 
@@ -65,6 +65,10 @@ PRODUCER_IDLE_MS = 3_600_000
 _TIME = raw("TIME", decode=lambda reply: int(reply[0]) * 1_000 + int(reply[1]) // 1_000)
 
 
+def _key(keys: QueueKeys) -> bytes:
+    return keys.jobs
+
+
 # -- promote ------------------------------------------------------------------------------------
 
 
@@ -85,6 +89,7 @@ class Promoter:
         self._noticed: set[str] = set()  # apart from `_due`, which a look that is under way replaces
         self._epoch = (0, 0)
         self._look_at = 0.0
+        self._shards = Shards(link, late=self.service.wake)
 
     def notice(self, queue: str) -> None:
         """The due set of this queue has a new head."""
@@ -100,28 +105,36 @@ class Promoter:
         """One batch of each queue that has something due; seconds until the next is."""
         if self._epoch != self._leadership.epoch or time.monotonic() >= self._look_at:
             self._epoch = self._leadership.epoch
-            await self._look()
+            self._look_at = time.monotonic() + LOOK
+            queues = self._roster.queues
+            self._due = {queue: due for queue, due in self._due.items() if queue in queues}
+            await self._shards.each(queues.values(), _key, self._look)
         while self._noticed:
             self._due[self._noticed.pop()] = 0.0
-        now = time.monotonic()
-        for queue in [queue for queue, due in self._due.items() if due <= now]:
-            keys = self._roster.queues.get(queue)
-            self._due[queue] = math.inf if keys is None else await self._promote(keys)
-            if not self._leadership.leading:
-                break
+        await self._shards.each(self._ready(), _key, self._promote_each)
         return min([self._look_at, *self._due.values()]) - time.monotonic()
 
-    async def _look(self) -> None:
-        self._look_at = time.monotonic() + LOOK
-        found: dict[str, float] = {}
-        for chunk in self._roster.chunks():
+    def _ready(self) -> list[QueueKeys]:
+        """Those that have something due; when they have again is not known until they are looked at."""
+        now = time.monotonic()
+        ready = [queue for queue, due in self._due.items() if due <= now]
+        self._due.update(dict.fromkeys(ready, math.inf))
+        return [self._roster.queues[queue] for queue in ready if queue in self._roster.queues]
+
+    async def _look(self, queues: list[QueueKeys]) -> None:
+        """When each of these queues has something due, as of now."""
+        for chunk in chunks(queues):
             heads: list[Command[Any]] = [raw("ZRANGE", keys.due, 0, 0, "WITHSCORES") for keys in chunk]
             now_ms, *replies = await self._link.ask([_TIME, *heads])
             at = time.monotonic()
             for keys, head in zip(chunk, replies, strict=True):
                 is_due = self._link.went_well("promote", keys.queue, head) and len(head) > 0
-                found[keys.queue] = at + (float(head[1]) - now_ms) / 1_000 if is_due else math.inf
-        self._due = found
+                self._due[keys.queue] = at + (float(head[1]) - now_ms) / 1_000 if is_due else math.inf
+
+    async def _promote_each(self, queues: list[QueueKeys]) -> None:
+        for keys in queues:
+            if self._leadership.leading:
+                self._due[keys.queue] = await self._promote(keys)
 
     async def _promote(self, keys: QueueKeys) -> float:
         """When the queue is due again."""
@@ -144,50 +157,51 @@ class Waker:
 
     def __init__(self, leadership: Leadership, link: Link, roster: Roster, promoter: Promoter) -> None:
         self.service = leadership.follow("wake", self.step, link=link)
-        self._links = [link]
+        self._link = link
         self._roster = roster
         self._promoter = promoter
+        self._links: dict[bytes, Link] = {}  # in a cluster: of each list
+        self._pops = Shards(link, place=lambda key: key, patience=WAIT + PATIENCE)
 
     async def step(self) -> float:
         """Blocking pops for a while: one over all lists, or one over each in a cluster, where they are in several slots."""
         lists = {keys.due_wake: keys.queue for keys in self._roster.queues.values()}
         if not lists:
             return WAIT
-        links = self._split(len(lists))
-        if len(links) == 1:
-            await self._pop(links[0], lists, WAIT)
+        if not self._link.connection.endpoint.nodes:
+            await self._pop(self._link, lists, WAIT)
             return 0.0
         until = time.monotonic() + WAIT
-        pops = [self._pop_until(until, *each) for each in zip(links, lists.items(), strict=False)]
-        for ended in await asyncio.gather(*pops, return_exceptions=True):
-            if ended is not None:
-                raise ended
-        return 0.0
 
-    def _split(self, count: int) -> list[Link]:
-        """So many links, if one does not do for all."""
-        first = self._links[0]
-        if len(self._links) < count:
-            more = first.connection.split(count - len(self._links) + 1)[1:]
-            self._links += [Link(connection, first.metrics, quiet=True) for connection in more]
-        return self._links
+        async def pop(of: list[bytes]) -> None:
+            for key in of:
+                while (left := until - time.monotonic()) > 0.01:  # a timeout of 0 means for ever
+                    await self._pop(self._link_to(key), {key: lists[key]}, left)
 
-    async def _pop_until(self, until: float, link: Link, of: tuple[bytes, str]) -> None:
-        while (left := until - time.monotonic()) > 0.01:  # a timeout of 0 means for ever
-            await self._pop(link, dict([of]), left)
+        waiting = await self._pops.each(lists, bytes, pop)
+        return SHORTEST if len(waiting) == len(lists) else 0.0
+
+    def _link_to(self, key: bytes) -> Link:
+        """The link for the pops on one list; those of lists that have gone are closed at the end."""
+        if key not in self._links:
+            other = self._link.connection.split(2)[1]
+            self._links[key] = Link(other, self._link.metrics, quiet=True)
+        return self._links[key]
 
     async def _pop(self, link: Link, lists: dict[bytes, str], seconds: float) -> None:
         try:
             popped: list[bytes] | None = await link.call(raw("BLPOP", *lists, seconds))
-        except BrokerUnavailable:
-            self._promoter.look_again()  # a token may have been on its way here
+        except BrokerUnavailable:  # a token may have been on its way here
+            if len(lists) > 1:
+                self._promoter.look_again()
+            self._promoter.notice(next(iter(lists.values())))
             raise
         if popped is not None:
             self._promoter.notice(lists[popped[0]])
 
     async def close(self) -> None:
         """Close the connections."""
-        for link in self._links:
+        for link in (self._link, *self._links.values()):
             await link.connection.close()
 
 
@@ -232,30 +246,37 @@ class Recoverer:
         self._period = min(max(settings.lease / 5, 0.5), 3.0)
         self._heartbeat = settings.lease / 3
         self._patience = max(self._heartbeat, 1.5 * self._period)
-        self._seen = (0, 0.0, 0.0)  # the last look: in which term, and when by our monotonic clock and by Redis's
-        self._not_before = -math.inf
+        # By place: the last look, in which term, and when by our monotonic clock and by Redis's; and when to act again.
+        self._seen: dict[Any, tuple[int, float, float]] = {}
+        self._not_before: dict[Any, float] = {}
+        self._wait = self._period
+        self._shards = Shards(link)
 
     async def step(self) -> float:
         """Look at the leases of every queue and act on those that are out; seconds until the next look."""
-        wait = self._period
-        for chunk in self._roster.chunks():
-            leases = await self._look(chunk)
+        self._wait = self._period
+        await self._shards.each(self._roster.queues.values(), _key, self._care_for)
+        return max(self._wait, SHORTEST)
+
+    async def _care_for(self, queues: list[QueueKeys]) -> None:
+        place = self._link.connection.place(queues[0].workers) if queues else None
+        for chunk in chunks(queues):
+            leases = await self._look(chunk, place)
             for keys, workers in leases.ahead:
                 await self._clamp(keys, workers)
             if leases.foreign:  # they would fill each look, and hide the leases that have run out
                 log.warning("leases of nobody removed", extra=fields(count=len(leases.foreign)))
                 await self._link.ask([raw("ZREM", keys.workers, name) for keys, name in leases.foreign])
-            wait = min(wait, leases.next_in)
-            patient = self._not_before - time.monotonic()
+            self._wait = min(self._wait, leases.next_in)
+            patient = self._not_before.get(place, -math.inf) - time.monotonic()
             if patient > 0:
-                wait = min(wait, patient) if leases.expired else wait
+                self._wait = min(self._wait, patient) if leases.expired else self._wait
                 continue
             for keys, worker in leases.expired:
                 if self._leadership.leading:
                     await self._recover(keys, worker)
-        return max(wait, SHORTEST)
 
-    async def _look(self, chunk: Sequence[QueueKeys]) -> _Leases:
+    async def _look(self, chunk: Sequence[QueueKeys], place: Any) -> _Leases:
         now = self._link.now_ms()
         soon = now + round(self._period * 1_000)
         far = (
@@ -266,21 +287,21 @@ class Recoverer:
             looks.append(raw("ZRANGE", keys.workers, "-inf", soon, "BYSCORE", "LIMIT", 0, 100, "WITHSCORES"))
             looks.append(raw("ZRANGE", keys.workers, f"({far}", "+inf", "BYSCORE", "LIMIT", 0, 100))
         now_ms, *replies = await self._link.ask([_TIME, *looks])
-        self._mind_silence(now_ms / 1_000)
+        self._mind_silence(now_ms / 1_000, place)
         leases = _Leases([], [], [], self._period)
         for keys, out, ahead in zip(chunk, replies[::2], replies[1::2], strict=True):
             if self._link.went_well("recover", keys.queue, out):
                 leases = leases.plus(keys, out, ahead, now_ms)
         return leases
 
-    def _mind_silence(self, redis_now: float) -> None:
+    def _mind_silence(self, redis_now: float, place: Any) -> None:
         term, _ = self._leadership.epoch
-        now, (seen_in, local, remote) = time.monotonic(), self._seen
-        self._seen = term, now, redis_now
+        now, (seen_in, local, remote) = time.monotonic(), self._seen.get(place, (0, 0.0, 0.0))
+        self._seen[place] = term, now, redis_now
         silence = max(now - local, redis_now - remote)
         if seen_in == term and silence <= self._patience:
             return
-        self._not_before = now + self._heartbeat
+        self._not_before[place] = now + self._heartbeat
         if seen_in == term:
             said = fields(seconds=round(silence, 1), wait=round(self._heartbeat, 1))
             log.warning("redis or scheduler stood still, workers are given time", extra=said)
@@ -362,18 +383,22 @@ class Unparker:
         self.service = leadership.follow("unpark", self.step)
         self._link = link
         self._roster = roster
+        self._shards = Shards(link)
+        self._more = False
 
     async def step(self) -> float:
         """One batch of each queue; seconds until the next look."""
-        more = False
-        for chunk in self._roster.chunks():
-            for keys, unparked in zip(
-                chunk, await self._link.ask([unpark_due(keys, UNPARK_BATCH) for keys in chunk]), strict=True
-            ):
+        self._more = False
+        await self._shards.each(self._roster.queues.values(), _key, self._unpark)
+        return SHORTEST if self._more else UNPARK
+
+    async def _unpark(self, queues: list[QueueKeys]) -> None:
+        for chunk in chunks(queues):
+            replies = await self._link.ask([unpark_due(keys, UNPARK_BATCH) for keys in chunk])
+            for keys, unparked in zip(chunk, replies, strict=True):
                 if self._link.went_well("unpark_due", keys.queue, unparked) and unparked.moved:
                     log.debug("unparked", extra=fields(queue=keys.queue, jobs=unparked.moved))
-                    more = more or unparked.moved >= UNPARK_BATCH
-        return SHORTEST if more else UNPARK
+                    self._more = self._more or unparked.moved >= UNPARK_BATCH
 
 
 # -- prune --------------------------------------------------------------------------------------
@@ -389,14 +414,18 @@ class Pruner:
         self._roster = roster
         self._dead_max_age_ms = round(settings.dead_max_age * 1_000)
         self._cursors: dict[str, bytes] = {}  # where the round over a queue's producers goes on
+        self._shards = Shards(link)
 
     async def step(self) -> float:
         """One bounded round over all queues."""
-        for keys in list(self._roster.queues.values()):
+        await self._shards.each(self._roster.queues.values(), _key, self._prune_each)
+        return PRUNE
+
+    async def _prune_each(self, queues: list[QueueKeys]) -> None:
+        for keys in queues:
             calls = 0
             while calls < PRUNE_CALLS and self._leadership.leading and await self._prune(keys):
                 calls += 1
-        return PRUNE
 
     async def _prune(self, keys: QueueKeys) -> bool:
         """Whether there is more to do."""

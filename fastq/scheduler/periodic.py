@@ -26,7 +26,8 @@ from fastq.broker.views import text_of
 from fastq.cron import SKIP_GRACE, Schedule, due_ticks
 from fastq.errors import BrokerError, BrokerUnavailable
 from fastq.logs import fields
-from fastq.scheduler.link import CHUNK, Leadership, Link, resilient
+from fastq.scheduler.link import CHUNK, Leadership, Link, chunks, resilient
+from fastq.scheduler.shards import Shards
 from fastq.timetable import Definition, decode_definition, job_id
 
 __all__ = ["Entry", "Ticker"]
@@ -129,6 +130,10 @@ def _newest(schedule: Schedule, after: float, now: float) -> list[float]:
     return ticks[::-1]
 
 
+def _key(entry: Entry) -> bytes:
+    return entry.keys.schedules
+
+
 class Agenda:
     """The entries of all queues by name, and in the order in which they are due."""
 
@@ -205,6 +210,9 @@ class Ticker:
         self._changes: dict[str, int] = {}
         self._looked = -math.inf
         self._loaded = -math.inf
+        self._outdated = True
+        self._lists, self._loads, self._ticking = (Shards(link, late=self.service.wake) for _ in range(3))
+        self._traces = Shards(link)
 
     @property
     def upcoming(self) -> list[tuple[str, float]]:
@@ -233,25 +241,37 @@ class Ticker:
         """Take in what was changed; at most one command a second when nothing was."""
         loop = asyncio.get_running_loop().time()
         if self._epoch != self._leadership.epoch:
-            self._epoch = self._leadership.epoch
-            self._changes.clear()
-            self.agenda = Agenda()
+            (term, _), self._epoch = self._epoch, self._leadership.epoch
+            self._outdated = True
+            if term != self._epoch[0]:
+                self.agenda = Agenda()  # another scheduler may have fired meanwhile
         elif loop - self._looked < NAP * 0.9:
             return
         self._looked = loop
+        await self._lists.each([self._planner.listed], lambda key: key, self._take_in)
+
+    async def _take_in(self, _: object) -> None:
         changes = await self._link.call(self._planner.changes())
         if self._source not in changes.sources:  # a Redis that came back empty
             await self._declare_again()
             changes = await self._link.call(self._planner.changes())
+        if self._outdated:
+            self._outdated = False
+            self.agenda = Agenda()
+            self._changes.clear()
+        loop = asyncio.get_running_loop().time()
         if loop - self._loaded > RELOAD:
             self._loaded = loop
             self._changes.clear()
         for queue in self.agenda.queues.keys() - changes.queues.keys():
             del self.agenda.queues[queue]
-        for queue, count in changes.queues.items():
-            if self._changes.get(queue) != count:
-                await self._load(queue)
-                self._changes[queue] = count
+        changed = [(queue, count) for queue, count in changes.queues.items() if self._changes.get(queue) != count]
+        await self._loads.each(changed, lambda each: self._planner.keys(each[0]).schedules, self._load_each)
+
+    async def _load_each(self, changed: Sequence[tuple[str, int]]) -> None:
+        for queue, count in changed:
+            await self._load(queue)
+            self._changes[queue] = count
 
     async def _load(self, queue: str) -> None:
         keys = self._planner.keys(queue)
@@ -294,7 +314,9 @@ class Ticker:
         """Fire what is due; seconds until the next tick."""
         await self._look()
         while self._leadership.leading and (due := self.agenda.take(self._now(), CHUNK)):
-            await self._serve(due)
+            for entry in await self._ticking.each(due, _key, self._serve):
+                entry.due = self._now() + RETRY
+                self.agenda.put(entry)
             await self._look()
         return min(max(self.agenda.next_due() - self._now(), 0.001), NAP)
 
@@ -402,13 +424,15 @@ class Ticker:
 
     async def trace(self) -> float:
         """Write down how the runs since the last look ended."""
-        for entries in list(self.agenda.queues.values()):
-            waiting = [entry for entry in entries.values() if entry.open]
-            for start in range(0, len(waiting), CHUNK):
-                chunk = waiting[start : start + CHUNK]
+        waiting = [entry for entries in self.agenda.queues.values() for entry in entries.values() if entry.open]
+        await self._traces.each(waiting, _key, self._trace)
+        return TRACE
+
+    async def _trace(self, waiting: Sequence[Entry]) -> None:
+        for _, entries in itertools.groupby(waiting, lambda entry: entry.keys.queue):
+            for chunk in chunks(entries):
                 for entry in chunk:
                     entry.open = False  # a tick that is fired meanwhile sets it again
                 alive = await self._link.call(trace(chunk[0].keys, [entry.name for entry in chunk]))
                 for entry, count in zip(chunk, alive, strict=True):
                     entry.open = entry.open or count > 0
-        return TRACE

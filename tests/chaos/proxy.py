@@ -7,12 +7,14 @@ are to suffer. A lost reply is the worst kind: Redis has run the script and answ
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Self
 
 from fastq.broker import scripts
+from fastq.broker.url import parse_url
 
 PASS, DROP, HOLD = "pass", "drop", "hold"
 Rule = Callable[[list[str]], str]
@@ -58,7 +60,7 @@ class Line:
                     return
                 self.dropping = []
             if not self.silent:
-                self.client.write(data)
+                self.client.write(self.proxy.renamed(data))
 
     async def run(self) -> None:
         halves = [asyncio.ensure_future(half) for half in (self.up(), self.down())]
@@ -73,10 +75,15 @@ class Line:
 
 
 class FaultProxy:
-    """Listens on a free port and relays to a server on a unix socket. ``rule`` may be replaced at any time."""
+    """Listens on a free port and relays to a server; before a cluster on a port per node, which it tells instead of the node's own.
 
-    def __init__(self, socket_path: str) -> None:
-        self._path = socket_path
+    ``rule`` may be replaced at any time.
+    """
+
+    def __init__(self, url: str) -> None:
+        endpoint = parse_url(url)
+        self._nodes = list(endpoint.nodes)
+        self._to: list[str | tuple[str, int]] = [*self._nodes] or [endpoint.path or (endpoint.host, endpoint.port)]
         self.rule: Rule = lambda names: PASS
         self.seen: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
@@ -85,14 +92,23 @@ class FaultProxy:
         """Seconds by which every reply is late."""
         self._lines: set[Line] = set()
         self._clients: set[asyncio.StreamWriter] = set()
-        self._port = 0
+        self._listeners: list[asyncio.Server] = []
+        self._ports: list[int] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
 
     @property
     def url(self) -> str:
         """Where clients are to connect."""
-        return f"redis://127.0.0.1:{self._port}/0"
+        if not self._nodes:
+            return f"redis://127.0.0.1:{self._ports[0]}/0"
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in self._ports) + "/"
+
+    def renamed(self, data: bytes) -> bytes:
+        """A node's reply in which the nodes (of the layout, of a redirection) are where this proxy listens for them."""
+        for (_, port), own in zip(self._nodes, self._ports, strict=False):
+            data = data.replace(b":%d\r\n" % port, b":%d\r\n" % own)
+        return data
 
     def judge(self, names: list[str]) -> str:
         """What the rule says; counts what went through."""
@@ -112,11 +128,14 @@ class FaultProxy:
         while self.held:
             self._loop.call_soon_threadsafe(self.held.pop().open.set)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, to: str | tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self._clients.add(writer)
         line = None
         try:
-            line = Line(self, (reader, writer), await asyncio.open_unix_connection(self._path))
+            there = await (asyncio.open_unix_connection(to) if isinstance(to, str) else asyncio.open_connection(*to))
+            line = Line(self, (reader, writer), there)
             self._lines.add(line)
             await line.run()
         except OSError:
@@ -127,12 +146,15 @@ class FaultProxy:
             self._lines.discard(line)  # type: ignore[arg-type]
 
     async def _open(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self._port = self._server.sockets[0].getsockname()[1]
+        for to in self._to:
+            listener = await asyncio.start_server(functools.partial(self._serve, to), "127.0.0.1", 0)
+            self._listeners.append(listener)
+            self._ports.append(int(listener.sockets[0].getsockname()[1]))
 
     async def _close(self) -> None:
         """Ends every line as its client would: a task that is cancelled while it connects leaves an open socket behind."""
-        self._server.close()
+        for listener in self._listeners:
+            listener.close()
         while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for writer in self._clients:
                 writer.transport.abort()

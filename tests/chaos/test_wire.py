@@ -25,7 +25,7 @@ LOST = 200  # replies of each script
 
 @pytest.fixture
 def proxy(redis_server: EmbeddedServer, redis_url: str) -> Iterator[FaultProxy]:
-    with FaultProxy(str(redis_server.socket_path)) as proxy:
+    with FaultProxy(redis_server.url) as proxy:
         yield proxy
 
 

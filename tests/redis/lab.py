@@ -43,6 +43,7 @@ class Lab:
     """Calls with short arguments, and `keys()`: everything that the queue has in Redis."""
 
     def __init__(self, url: str, raw: Any, queue: str = "default") -> None:
+        self.url = url
         self.raw = raw
         self.conn = SyncConnection.to(parse_url(url))
         self.q = QueueKeys("fastq", queue)

@@ -173,7 +173,7 @@ async def test_everybody_is_slowed_down(redis_url: str) -> None:
 
 async def test_lost_replies_of_penalize(redis_server: Any, redis_url: str) -> None:
     """The caller is told, and calls again: halved once."""
-    with FaultProxy(str(redis_server.socket_path)) as proxy:
+    with FaultProxy(redis_server.url) as proxy:
         async with application(proxy.url) as app:
             limiter = app.limiter("api", rate="10/s", adaptive=True)
             await limiter.penalize(0.01)

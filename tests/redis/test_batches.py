@@ -370,8 +370,7 @@ async def test_eager_jobs_are_a_batch_of_their_own(shop: Shop, lab: Lab) -> None
 
 def batch_verb(lab: Lab, *words: str) -> Any:
     """`fastq batch` on this server."""
-    path = lab.raw.connection_pool.connection_kwargs["path"]
-    return CliRunner().invoke(verbs["batch"], [*words, "--redis-url", f"unix://{path}"], standalone_mode=False)
+    return CliRunner().invoke(verbs["batch"], [*words, "--redis-url", lab.url], standalone_mode=False)
 
 
 async def test_the_command_line_tells_and_ends(shop: Shop, lab: Lab) -> None:

@@ -26,6 +26,8 @@ from tests.conftest import MakeServer, connect, eventually
 from tests.redis.lab import Lab, envelope
 from tests.redis.movers import QUOTED, Run, both, refusal
 
+pytestmark = pytest.mark.one_server("one connection to one server; what a cluster's do is in test_cluster.py")
+
 # -- each reply to its caller ---------------------------------------------------------------------------
 
 
@@ -265,7 +267,7 @@ def test_a_blocking_connection_says_so_and_connects_anew(redis_url: str, raw: An
 def test_nothing_is_repeated_by_itself(redis_server: EmbeddedServer, lab: Lab) -> None:
     """Finding 1 of the fault list: only the caller knows whether a command may run twice."""
     lab.enqueue("known", sequence=1)  # the proxy knows the script by its SHA-1, not by its text
-    with FaultProxy(str(redis_server.socket_path)) as proxy:
+    with FaultProxy(redis_server.url) as proxy:
         proxy.rule = lambda names: "drop"
         connection = SyncConnection(parse_url(proxy.url))
         for sequence in range(2, 52):
@@ -347,7 +349,7 @@ def test_dropping_and_sending_without_a_connection(redis_url: str, run: Run) -> 
 def test_a_half_open_connection_is_given_up_after_the_response_timeout(make_server: MakeServer, run: Run) -> None:
     """F-30: the peer is gone and nobody says so. The next call finds the way again."""
     server = make_server()
-    with FaultProxy(str(server.socket_path)) as proxy:
+    with FaultProxy(server.url) as proxy:
 
         async def main() -> None:
             connection = AsyncConnection(parse_url(proxy.url), response_timeout=0.2)

@@ -23,6 +23,8 @@ from tests.conftest import MakeServer, connect, eventually
 from tests.redis.lab import envelope
 from tests.redis.movers import QUOTED, SECRET, Run, both, closed_port, refusal
 
+pytestmark = pytest.mark.one_server("what one server says; what a cluster says is in test_cluster.py")
+
 
 def test_nobody_listens(run: Run, tmp_path: Path) -> None:
     """One line: where, why, what to do."""

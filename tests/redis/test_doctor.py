@@ -18,7 +18,7 @@ from tests.nodes import Cluster
 
 @pytest.fixture
 def connection(redis_url: str) -> Iterator[SyncConnection]:
-    made = SyncConnection(parse_url(redis_url))
+    made = SyncConnection.to(parse_url(redis_url))
     yield made
     made.close()
 

@@ -17,6 +17,8 @@ from fastq.broker.url import parse_url
 from tests.conftest import MakeServer, eventually_async
 from tests.redis.lab import Lab, envelope
 
+pytestmark = pytest.mark.one_server("the network between one connection and one server")
+
 
 class SlowNetwork:
     """Relays to a server; while it is `late`, what clients send is kept, even when they have hung up, until `deliver`."""

@@ -248,7 +248,7 @@ def test_run_campaigns_again_after_a_loss(redis_url: str, raw: Any) -> None:
 
 async def test_lost_replies_change_nothing(redis_server: Any, redis_url: str, raw: Any) -> None:
     """The lease was taken, renewed, given up; the reply never came."""
-    with FaultProxy(str(redis_server.socket_path)) as proxy:
+    with FaultProxy(redis_server.url) as proxy:
         async with application(proxy.url) as app:
             leader = app.leader("report", ttl=1.0)
             await (await leader.acquire()).release()  # the script is known

@@ -30,7 +30,7 @@ class Lossy:
 
     def __init__(self, proxy: FaultProxy) -> None:
         self.proxy = proxy
-        self.connection = SyncConnection(parse_url(proxy.url))
+        self.connection = SyncConnection.to(parse_url(proxy.url))
 
     def lose(self, command: Command[object]) -> None:
         self.proxy.rule = lambda names: "drop"
@@ -56,7 +56,7 @@ def lossy(redis_server: EmbeddedServer, lab: Lab) -> Iterator[Lossy]:
     ):
         lab.call(command)
     lab.raw.flushdb()
-    with FaultProxy(str(redis_server.socket_path)) as proxy:
+    with FaultProxy(redis_server.url) as proxy:
         lossy = Lossy(proxy)
         yield lossy
         lossy.connection.close()

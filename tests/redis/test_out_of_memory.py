@@ -51,7 +51,7 @@ def test_enqueue_is_refused_with_its_own_error_and_leaves_nothing(full: Lab) -> 
 
 
 async def test_the_asynchronous_mover_says_the_same(full: Lab) -> None:
-    connection = AsyncConnection(parse_url(f"unix://{full.raw.connection_pool.connection_kwargs['path']}"))
+    connection = AsyncConnection(parse_url(full.url))
     with pytest.raises(BrokerOutOfMemory):
         await connection.call(full.enqueue_command(NewJob("new", E)))
     assert connection.connects == 1

@@ -104,8 +104,8 @@ class Rig:
             *(service.stop(1.0 if service.name != "wake" else 0.0) for service in self.services.values())
         )
         await self.leadership.give_up()
-        for connection in self.connections:
-            await connection.close()
+        await self.waker.close()
+        await self.connections[0].close()
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ async def test_a_new_head_of_the_due_set_wakes_the_scheduler(rig: Rig, lab: Lab)
 
 async def test_a_notice_during_a_look_is_not_lost(rig: Rig, lab: Lab) -> None:
     await rig.leadership.step()
-    look = asyncio.create_task(rig.promoter._look())
+    look = asyncio.create_task(rig.promoter._look(list(rig.roster.queues.values())))
     await asyncio.sleep(0)  # the look is under way
     rig.promoter.notice("default")
     await look
@@ -373,9 +373,9 @@ async def test_many_jobs_of_many_workers_come_back_in_batches(rig: Rig, lab: Lab
 async def test_a_lease_is_recovered_when_it_runs_out_not_at_the_next_look(redis_url: str, lab: Lab) -> None:
     rig = Rig(redis_url, lease=15)  # a look each 3 s
     async with rig.running("lead", "recover"):
-        rig.recoverer._not_before = -math.inf
+        rig.recoverer._not_before.clear()
         await eventually_async(lambda: rig.recoverer.service.runs >= 1)
-        rig.recoverer._not_before = -math.inf
+        rig.recoverer._not_before.clear()
         lab.take("a")
         end = lab.now() + 600
         lab.raw.zadd(lab.q.workers, {"w": end})
@@ -406,14 +406,15 @@ async def test_nobody_is_recovered_after_a_silence(
     lose(lab, "a")
     await rig.leadership.step()
     await rig.recoverer.step()
-    rig.recoverer._not_before = -math.inf
-    term, local, remote = rig.recoverer._seen
+    rig.recoverer._not_before.clear()
     ours = stood_still.startswith("this")
-    rig.recoverer._seen = (term, local - 2, remote) if ours else (term, local, remote - HOUR / 1_000)
+    back, set_forward = (2, 0) if ours else (0, HOUR / 1_000)
+    for place, (term, local, remote) in rig.recoverer._seen.items():
+        rig.recoverer._seen[place] = term, local - back, remote - set_forward
     await rig.recoverer.step()
     assert lab.ready() == []
     assert events(caplog, "redis or scheduler stood still, workers are given time")
-    rig.recoverer._not_before = -math.inf
+    rig.recoverer._not_before.clear()
     await rig.recoverer.step()
     assert lab.ready() == ["a"]
     await rig.close()

@@ -116,7 +116,7 @@ async def test_a_consumer_touches_nothing_of_a_newer_layout(redis_url: str, raw:
 
 def test_the_doctor_names_it(connection: SyncConnection, raw: Any) -> None:
     raw.set(KEY, 2)
-    (finding,) = (each for each in connection.run(examine("fastq")) if each.name == "schema")
+    (finding,) = (each for each in connection.run(examine("fastq", connection.endpoint)) if each.name == "schema")
     assert finding.level == "fault"
     assert "upgrade" in finding.fix
     raw.delete(KEY)
@@ -241,7 +241,7 @@ def newer(enqueued_at: int, extra: Extra | None = None) -> bytes:
 
 
 def stored(app: fastq.FastQ, **jobs: bytes) -> None:
-    connection = SyncConnection(app.endpoint())
+    connection = SyncConnection.to(app.endpoint())
     connection.call(
         enqueue(app.keys("default"), 5, "p", connection.clock.now_us(), [NewJob(i, e) for i, e in jobs.items()])
     )

@@ -44,7 +44,7 @@ def make_app(url: str, keys: str = KEYS, **settings: Any) -> tuple[fastq.FastQ, 
 
 def put(app: fastq.FastQ, queue: str = "default", **jobs: bytes) -> None:
     """What somebody with a connection to Redis can do."""
-    connection = SyncConnection(app.endpoint())
+    connection = SyncConnection.to(app.endpoint())
     connection.connect()
     command = enqueue(app.keys(queue), 5, "p", connection.clock.now_us(), [NewJob(i, e) for i, e in jobs.items()])
     connection.call(command)
@@ -384,7 +384,7 @@ async def test_only_schedules_of_the_code_are_signed(redis_url: str, raw: Any) -
 
     rig = Rig(redis_url, app, signing_keys=KEYS)
     (ours,) = (each.definition for each in declared_by(app, "jobs:app"))
-    connection = SyncConnection(app.endpoint())
+    connection = SyncConnection.to(app.endpoint())
     connection.run(Planner("fastq").put("default", msgspec.structs.replace(ours, name="theirs", source="")))
     connection.close()
     async with rig.running("lead", "periodic", "declare"), working(app) as shop:

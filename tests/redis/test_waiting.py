@@ -242,7 +242,7 @@ async def test_a_connection_that_the_network_has_forgotten(
 ) -> None:
     """Half-open: no message comes and nobody is told (F-30); the sign of life that is missing tells it."""
     monkeypatch.setattr("fastq.waiting.RENEW", 0.1)
-    with FaultProxy(str(redis_server.socket_path)) as proxy:
+    with FaultProxy(redis_server.url) as proxy:
         caller = fastq.FastQ(proxy.url, response_timeout=0.3, enqueue_timeout=0.5)
         job = await caller.enqueue("add", 1, 2)
         waiting = asyncio.ensure_future(job.result(timeout=20))

@@ -34,7 +34,8 @@ def make_app(url: str, **settings: Any) -> FastQ:
 
 async def blocked(shop: Workshop) -> None:
     """Until the worker waits in Redis."""
-    while b"blocked_clients:1" not in await shop.helper.call(command("INFO", "clients")):
+    there = command("EXISTS", shop.app.keys("default").jobs)
+    while b"blocked_clients:1" not in (await shop.helper.call_many([there, command("INFO", "clients")]))[1]:
         await asyncio.sleep(0.001)
 
 
@@ -43,6 +44,14 @@ async def armed(shop: Workshop) -> None:
     await blocked(shop)
     while not shop.loop._waker.armed:
         await asyncio.sleep(0.001)
+
+
+def transport_of(shop: Workshop, connection: Any) -> Any:
+    """Of a connection; in a cluster, of that to the queue's node."""
+    node = connection.place(shop.app.keys("default").jobs)
+    wire = (connection if node is None else connection._links[node])._wire
+    assert wire is not None
+    return wire.transport
 
 
 async def test_an_idle_worker_gets_the_job_with_the_token(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,10 +84,7 @@ async def test_jobs_of_a_lost_reply_of_the_waiting_reserve_are_found(redis_url: 
 
     async with working(app) as shop:
         await armed(shop)
-        wire = shop.waker._wire
-        assert wire is not None
-        assert wire.transport is not None
-        wire.transport.pause_reading()
+        transport_of(shop, shop.waker).pause_reading()
         await note.enqueue(1)
         while raw.scard(app.keys("default").running(shop.name)) < 2:  # the worker's own mark, and the job
             await asyncio.sleep(0.001)
@@ -211,14 +217,12 @@ async def test_a_job_that_comes_back_before_the_reply_to_its_outcome_runs_once_m
         while not runs:
             await asyncio.sleep(0.001)
         await armed(shop)
-        wire = shop.connection._wire
-        assert wire is not None
-        assert wire.transport is not None
-        wire.transport.pause_reading()
+        transport = transport_of(shop, shop.connection)
+        transport.pause_reading()
         first.set()
         while len(runs) < 2:
             await asyncio.sleep(0.001)
-        wire.transport.resume_reading()
+        transport.resume_reading()
         for _ in range(5):
             await shop.ended(await other.enqueue())
         assert runs == [1, 2]
