@@ -22,13 +22,13 @@ from fastq.fleet import Fleet
 from fastq.flows import Flows
 from fastq.handle import Bulk, JobHandle
 from fastq.job import TASK_NAME, Envelope
+from fastq.partitions import check_partition, parse_partitions, partition_for, queue_of, served, spread
 from fastq.queues import Queues
 from fastq.registry import Tasks
 from fastq.routes import route
 from fastq.schedules import Scheduling
 from fastq.sender import Sender
 from fastq.task import Call, JobOptions, TaskOptions, check_options, make_once
-from fastq.values import check_queue_name
 
 if TYPE_CHECKING:
     from fastq.broker.inspector import Inspector
@@ -94,6 +94,9 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
         self._endpoint: Endpoint | None = None
         self._queue_keys: dict[str, QueueKeys] = {}
         self._routed: dict[str, str] = {}
+        self.partitions: dict[str, int] = {}
+        self.listed: frozenset[str] = frozenset()
+        self._count_partitions()
         self._sender = Sender(self)
         self._inspector: Inspector | None = None
         self.endpoint()  # a bad URL is told here, not at the first call
@@ -104,6 +107,7 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
         self._endpoint = self._inspector = None
         self._queue_keys.clear()
         self._routed.clear()
+        self._count_partitions()
         self.endpoint()
 
     # -- inside handlers ------------------------------------------------------------------
@@ -275,7 +279,7 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
         if self._inspector is None:
             from fastq.broker.inspector import Inspector
 
-            self._inspector = Inspector(self.settings.prefix)
+            self._inspector = Inspector(self.settings.prefix, partitions=self.partitions)
         return self._inspector
 
     # -- the broker -------------------------------------------------------------------------------
@@ -291,17 +295,44 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
             self._endpoint = parse_url(url)
         return self._endpoint
 
+    def _split_queue(self, name: str, count: int) -> None:
+        super()._split_queue(name, count)
+        self._count_partitions()
+
+    def _count_partitions(self) -> None:
+        """Queue -> how many partitions its jobs are spread over, of those that are split; the setting comes first."""
+        counts = self.split | parse_partitions(self.settings.partitions)
+        self.partitions = {name: count for name, count in counts.items() if count > 1}
+        self._inspector = None
+
+    def partition(self, queue: str, key: str) -> str:
+        """Where a job with this id, or unique key, lies: a partition of the queue, or the queue itself if it is not split."""
+        count = self.partitions.get(queue)
+        return queue if count is None else partition_for(queue, count, key)
+
+    def spread(self, queue: str) -> tuple[str, ...]:
+        """The partitions that the jobs of a queue are spread over; the queue itself if it is not split, or is a partition."""
+        return spread(queue, self.partitions.get(queue, 1))
+
+    def served(self, queue: str) -> list[str]:
+        """What a worker serves who serves this queue: it, its partitions, and those of another number (``listed``)."""
+        return served(queue, self.partitions.get(queue, 1), self.listed)
+
     def keys(self, queue: str) -> QueueKeys:
-        """The key names of a queue."""
+        """The key names of a queue, or of a partition of one."""
         keys = self._queue_keys.get(queue)
         if keys is None:
-            keys = self._queue_keys[queue] = QueueKeys(self.settings.prefix, check_queue_name(queue))
+            keys = self._queue_keys[queue] = QueueKeys(self.settings.prefix, check_partition(queue))
         return keys
 
     def bound(self, queue: str) -> Bound | None:
-        """How many pending jobs a queue may have; None: any number."""
-        found = self.bounds.get(queue)
-        return None if found is None else Bound(*found, round(self.settings.result_ttl * 1_000))
+        """How many pending jobs a queue may have; None: any number. A partition has its share of those of its queue."""
+        whole = queue_of(queue)
+        found = self.bounds.get(whole)
+        if found is None:
+            return None
+        most = -(-found[0] // self.partitions.get(whole, 1))
+        return Bound(most, found[1], round(self.settings.result_ttl * 1_000))
 
     def sealer(self) -> Callable[[str, str, bytes], bytes] | None:
         """What signs an envelope, given its queue and id; None: jobs are not signed (setting ``signing_keys``).

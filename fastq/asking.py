@@ -29,6 +29,7 @@ class Asking:
 
     settings: Settings
     tasks: dict[str, Task[..., Any]]
+    partitions: dict[str, int]
     _sender: Sender
 
     if TYPE_CHECKING:  # what the application has
@@ -36,6 +37,14 @@ class Asking:
         @property
         def inspector(self) -> Inspector:
             """The operations."""
+            ...
+
+        def partition(self, queue: str, key: str) -> str:
+            """Where a job with this id lies."""
+            ...
+
+        def served(self, queue: str) -> list[str]:
+            """A queue and its partitions."""
             ...
 
         def run(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
@@ -82,8 +91,8 @@ class Asking:
             if status is not None and status.state == "success":
                 return status.result
         """
-        if queue is None:
-            status = await self.get_status(job_id)
+        if queue is None or queue in self.partitions:
+            status = await self.get_status(job_id, queue=queue)
             if status is None or status.state.final:
                 return status
             queue = status.queue
@@ -91,8 +100,8 @@ class Asking:
 
     def wait_for_sync(self, job_id: str, *, timeout: float | None = None, queue: str | None = None) -> JobStatus | None:
         """:meth:`wait_for` from blocking code; all threads share one connection that listens."""
-        if queue is None:
-            status = self.get_status_sync(job_id)
+        if queue is None or queue in self.partitions:
+            status = self.get_status_sync(job_id, queue=queue)
             if status is None or status.state.final:
                 return status
             queue = status.queue
@@ -121,7 +130,7 @@ class Asking:
             async for event in app.events(queue="emails"):
                 print(event.kind, event.job_id)
         """
-        return self._watches.events(queue or self.settings.default_queue, "*")
+        return self._watches.events(self.served(queue or self.settings.default_queue), "*")
 
     def events_sync(self, *, queue: str | None = None) -> Iterator[Event]:
         """:meth:`events` from blocking code: a loop over it waits for the next one."""
@@ -133,7 +142,7 @@ class Asking:
 
     def job_events(self, job_id: str, *, queue: str) -> AsyncIterator[Event]:
         """What happens to one job; see :meth:`fastq.JobHandle.events`."""
-        return self._watches.events(queue, check_id(job_id))
+        return self._watches.events([self.partition(queue, check_id(job_id))], job_id)
 
     @functools.cached_property
     def _watches(self) -> Watches:

@@ -14,6 +14,7 @@ from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.views import text_of
 from fastq.errors import InvalidOption, UnknownBatch
 from fastq.job import Extra, decode_envelope, encode
+from fastq.partitions import queue_of
 from fastq.workflow import Signature
 from fastq.workflow_handle import Home
 
@@ -258,10 +259,10 @@ def callback(batch_id: str, which: str, queue: str, call: Signature) -> bytes:
         raise InvalidOption(f"a batch calls task.s(…) or task.si(…) at its end, not {call!r:.100}")
     args: tuple[Any, ...] = call.args if call.immutable else (batch_id, *call.args)
     its_own, data = call.source.node(args, call.kwargs, call.options, -1)
-    if its_own != queue:
+    if its_own != (whole := queue_of(queue)):
         raise InvalidOption(
-            f"the callback {call.source.name!r} of a batch runs in the batch's queue {queue!r}, and its task names "
-            f"{its_own!r}: say {call.source.name}.options(queue={queue!r}).s(…)"
+            f"the callback {call.source.name!r} of a batch runs in the batch's queue {whole!r}, and its task names "
+            f"{its_own!r}: say {call.source.name}.options(queue={whole!r}).s(…)"
         )
     envelope = decode_envelope(data)
     extra = msgspec.structs.replace(envelope.extra or Extra(), takes=None, expires_at=None)

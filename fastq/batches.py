@@ -13,6 +13,7 @@ from fastq.broker.keys import GlobalKeys
 from fastq.errors import InvalidOption
 from fastq.handle import Bulk
 from fastq.job import Seconds, decode_envelope, new_id, seconds
+from fastq.partitions import queue_of
 from fastq.sender import Sender
 from fastq.task import Call, JobOptions, Producer, Task
 from fastq.workflow import Signature
@@ -183,7 +184,8 @@ class Batching:
 
             status = await app.batch(batch_id).status()
         """
-        return Batch(cast(Home, self), batch_id, queue)
+        home = cast(Home, self)
+        return Batch(home, batch_id, None if queue in home.partitions else queue)
 
 
 class Filling:
@@ -193,10 +195,12 @@ class Filling:
         self, home: Home, name: str, callbacks: Mapping[str, Signature | None], result_ttl: Seconds | None
     ) -> None:
         task = home.tasks.get(name) if isinstance(name, str) else None
-        queue = home.queue_of(str(name), task.defaults.queue if task else None)
+        whole = home.queue_of(str(name), task.defaults.queue if task else None)
         ttl = home.result_ttl() if result_ttl is None else seconds("result_ttl", result_ttl)
         self.home = home
-        self.result = BatchResult(home, new_id(), queue)
+        batch_id = new_id()
+        queue = home.partition(whole, batch_id)  # all of it in one, where its counts are
+        self.result = BatchResult(home, batch_id, queue)
         self.eager = home._sender.eager
         self.opened = self.eager  # jobs that run where they are enqueued leave nothing in Redis
         self._name = name
@@ -237,7 +241,15 @@ class Filling:
             call = self._task._call(args, kwargs)
         # A NamedTuple's own __new__ takes twice as long, and this is done once per job.
         job = tuple.__new__(NewJob, (f"{self.result.id}-{number}", *call.job[1:]))
-        return tuple.__new__(Call, (call.queue, call.priority, job, *call[3:]))
+        queue = call.queue
+        if self.home.partitions and queue_of(queue) == queue_of(self._queue):
+            if job.unique:
+                raise InvalidOption(
+                    f"task {self._name!r} is unique, and queue {queue_of(queue)!r} is split: a batch lies in one partition, "
+                    "and unique jobs lie where their keys lead: use enqueue_many, or a queue of its own"
+                )
+            queue = self._queue
+        return tuple.__new__(Call, (queue, call.priority, job, *call[3:]))
 
     def open(self) -> Operation[None]:
         """What begins it."""

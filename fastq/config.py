@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from fastq.errors import ConfigError, FastQError, did_you_mean, mask_url, safe_text
+from fastq.partitions import parse_partitions, partitions_text
 from fastq.routes import parse_routes, queues_text, routes_text
 from fastq.values import (
     DURATION_UNITS,
@@ -115,6 +116,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     routes: Annotated[
         str,
         _text("Queues by task name, before those of the tasks themselves: `tasks.send_email=emails,report*=reports`."),
+    ] = ""
+    partitions: Annotated[
+        str,
+        _text("Queues split over a cluster, and into how many parts: `mail=4,reports=2`. Before what the code says."),
     ] = ""
     schedules: Annotated[str, _text("Schedules, as JSON; in a file a table each: `[schedules.x]`.")] = ""
     default_timeout: Annotated[
@@ -294,6 +299,9 @@ def _read(field: _Field, raw: object, origin: str) -> object:
             raw = routes_text(raw)
             for _, queue in parse_routes(raw):
                 check_queue_name(queue)
+        elif field.name == "partitions":
+            raw = partitions_text(raw)
+            parse_partitions(raw)
         elif field.name == "schedules" and not isinstance(raw, str):
             raw = msgspec.json.encode(raw).decode()  # what the environment would hold; fastq.timetable reads it
         elif field.choices:

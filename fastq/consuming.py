@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastq.broker.keys import QueueKeys
 from fastq.broker.url import Endpoint
 from fastq.config import Settings
+from fastq.errors import InvalidOption
 from fastq.task import Task
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Consuming:
 
     settings: Settings
     tasks: dict[str, Task[..., Any]]
+    partitions: dict[str, int]
 
     if TYPE_CHECKING:  # what the application has
 
@@ -34,6 +36,10 @@ class Consuming:
             """The key names of a queue."""
             ...
 
+        def spread(self, queue: str) -> tuple[str, ...]:
+            """Its partitions."""
+            ...
+
         def opener(self, now_ms: Callable[[], int]) -> Callable[[str, str, bytes], Envelope] | None:
             """What reads an envelope."""
             ...
@@ -43,7 +49,7 @@ class Consuming:
 
         Raises:
             InvalidQueueName: it cannot be the name of a queue.
-            InvalidOption: an impossible prefetch.
+            InvalidOption: an impossible prefetch, or a queue that is split into partitions: name one of them, ``"mail:0"``.
 
         Example::
 
@@ -54,6 +60,11 @@ class Consuming:
         """
         from fastq.consumer import Consumer
 
+        if (count := self.partitions.get(queue or self.settings.default_queue)) is not None:
+            raise InvalidOption(
+                f"queue {queue or self.settings.default_queue!r} is split into {count} partitions, and a consumer takes from one: name it, "
+                f"{', '.join(map(repr, self.spread(queue or self.settings.default_queue)[:2]))} and so on, each with a consumer of its own"
+            )
         return Consumer(self, queue or self.settings.default_queue, prefetch=prefetch)
 
     async def process_one(self, handler: Callable[[Message], Awaitable[Any]], queue: str | None = None) -> bool:

@@ -8,6 +8,7 @@ from fastq.broker.url import Endpoint
 from fastq.config import Settings
 from fastq.errors import ConfigError
 from fastq.limiter.options import JobLimits
+from fastq.partitions import queue_of
 from fastq.task import Task
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Fleet:
             ConfigError: one of them does not exist, or an option does not fit the handler.
         """
         found = self.tasks[task]
+        queue = queue_of(queue)
         asked = [(f"queue:{queue}", self.queue_limits.get(queue)), (f"task:{task}", found.defaults.limits)]
         if not any(options for _, options in asked):
             return []

@@ -9,9 +9,9 @@ from fastq.arguments import encode_untyped
 from fastq.broker.commands import Operation
 from fastq.errors import InvalidOption, UnknownTask
 from fastq.job import TASK_NAME
+from fastq.partitions import check_partition
 from fastq.registry import Tasks
 from fastq.task import Producer, Task, TaskOptions, check_options, make_node
-from fastq.values import check_queue_name
 from fastq.workflow import Chain, Flow, Group, OnError, Signature, Work, chord, spawning
 from fastq.workflow_handle import Home, Workflow
 
@@ -107,7 +107,8 @@ class Flows:
     def get_workflow(self, workflow_id: str, *, queue: str | None = None) -> Workflow:
         """A workflow that was started, by its id. ``queue``: default is the setting ``default_queue``."""
         app = cast(Producer, self)
-        return Workflow(app, workflow_id, check_queue_name(queue or app.queue_of("", None)))
+        name = check_partition(queue or app.queue_of("", None))
+        return Workflow(app, workflow_id, app.partition(name, workflow_id))
 
     def spawning(self, job_id: str, queue: str, name: str, work: Work, *, join: bool) -> Operation[list[str]]:
         """What :meth:`fastq.JobContext.spawn` does."""

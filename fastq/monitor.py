@@ -23,7 +23,7 @@ from fastq import logs
 from fastq.board import Board, ChildContext, Slot, SlotState, exit_text
 from fastq.broker.commands import Command, extend, raw, recover
 from fastq.broker.connection import SyncConnection
-from fastq.broker.keys import QueueKeys
+from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint, parse_url
 from fastq.config import Settings
 from fastq.errors import BrokerError, ConfigError, ExitCode
@@ -32,6 +32,7 @@ from fastq.job import ErrorInfo, culprits, encode
 from fastq.launch import Launch
 from fastq.logs import fields
 from fastq.metrics import WorkerMetrics
+from fastq.partitions import parse_partitions, served
 from fastq.values import parse_queues
 
 __all__ = ["Keeper", "main", "serve_http"]
@@ -65,7 +66,9 @@ class Keeper:
         self._board = board
         self._settings = settings
         self._metrics = metrics
-        self._queues = [QueueKeys(settings.prefix, name) for name in parse_queues(settings.queues).names]
+        self._keys: dict[str, QueueKeys] = {}
+        self._served: list[str] = []
+        self._serve(())
         # An answer that takes longer than a third of a lease is too late: better to connect anew in time.
         patience = min(settings.response_timeout, max(settings.lease / 3, 0.5))
         self._connection = SyncConnection.to(endpoint, connect_timeout=patience, response_timeout=patience)
@@ -111,6 +114,23 @@ class Keeper:
             log.warning("redis may lose jobs", extra=fields(fix=warning))
         self._examined = True
 
+    @property
+    def _queues(self) -> list[QueueKeys]:
+        return [self._keys[name] for name in self._served]
+
+    def _look_for_partitions(self) -> None:
+        """The code that splits queues is not known here; workers announce what they serve."""
+        listed: set[bytes] = self._connection.call(raw("SMEMBERS", GlobalKeys(self._settings.prefix).queues))
+        self._serve(name.decode("utf-8", "replace") for name in listed)
+
+    def _serve(self, listed: Iterable[str]) -> None:
+        names, counts = tuple(listed), parse_partitions(self._settings.partitions)
+        queues = parse_queues(self._settings.queues).names
+        self._served = [name for queue in queues for name in served(queue, counts.get(queue, 1), names)]
+        for name in self._served:
+            if name not in self._keys:
+                self._keys[name] = QueueKeys(self._settings.prefix, name)
+
     def _starting(self) -> bool:
         return any(slot.state in (SlotState.STARTING, SlotState.BOOTED) for slot in self._board)
 
@@ -120,6 +140,7 @@ class Keeper:
         if not workers or not due:
             return
         lease_ms = round(self._settings.lease * 1_000)
+        self._look_for_partitions()
         self._connection.call_many([extend(q, lease_ms, workers) for q in self._queues])
         self._extended = workers
         self._extend_at = now + self._settings.lease / 3
@@ -139,6 +160,7 @@ class Keeper:
         started = slot.running_ids()
         ready = dead = 0
         if worker:
+            self._look_for_partitions()
             charged = self._culprits(started)
             for keys in self._queues:
                 more = 1

@@ -26,6 +26,7 @@ from fastq.job import TASK_NAME, JobPriority, Seconds, check_priority, seconds
 from fastq.limiter.options import JOB_LIMITS, JobLimits, read_job_limits
 from fastq.many import MOST
 from fastq.once import IDEMPOTENT_TTL, Unique, as_unique, unique_key
+from fastq.partitions import check_count
 from fastq.retry import RetryPolicy, RetryRule, as_policy, attempts_in_all
 from fastq.task import AsyncTask, BatchTask, Producer, SyncTask, Task, TaskOptions, UniqueOption
 from fastq.timetable import CronTrigger, ScheduleOptions, Written, definition, read_table
@@ -74,6 +75,7 @@ class Tasks:
         self.periodic: dict[str, Periodic] = {}
         self.queue_limits: dict[str, JobLimits] = {}
         self.bounds: dict[str, tuple[int, str]] = {}  # queue -> max_pending, when_full
+        self.split: dict[str, int] = {}  # queue -> partitions, as the code says
         self.written: dict[str, Written] = {}
         self._bound: Producer | None = None
 
@@ -102,6 +104,8 @@ class Tasks:
                 raise TaskDefinitionError(f"queue {name!r} was given other limits before: {self.queue_limits[name]}")
         for name, bound in other.bounds.items():
             self._bind_queue(name, bound)
+        for name, count in other.split.items():
+            self._split_queue(name, count)
         self.written.update(other.written)
         other._bound = self._bound
 
@@ -257,6 +261,7 @@ class Tasks:
         limits: Sequence[str | Limiter] = (),
         max_pending: int | None = None,
         when_full: Literal["raise", "wait", "drop_oldest"] = "raise",
+        partitions: int | None = None,
     ) -> None:
         """Set what holds for all jobs of a queue, whatever their task.
 
@@ -269,6 +274,9 @@ class Tasks:
             when_full: what becomes of one more: ``"raise"``: ``QueueFull``; ``"wait"``: the caller waits for room, and
                 gets ``QueueFull`` after the setting ``enqueue_timeout``; ``"drop_oldest"``: the oldest pending job of the
                 lowest priority is cancelled in its favour, unless all have a higher priority than it: ``QueueFull``.
+            partitions: 2 to 64: its jobs are spread over so many parts, each with an order of its own, which lie on different
+                masters of a cluster; ``max_pending`` is shared out among them. The setting ``partitions`` comes before this.
+                See docs/high_availability.md for when to, and how the number is changed.
 
         Raises:
             TaskDefinitionError: an option makes no sense, or the queue was given others before.
@@ -302,6 +310,15 @@ class Tasks:
                     f"queue {name!r}: max_pending={max_pending!r:.100} must be a whole number from 1 to {_MOST_PENDING:,}"
                 )
             self._bind_queue(name, (max_pending, when_full))
+        if partitions is not None:
+            try:
+                self._split_queue(name, check_count(name, partitions))
+            except ConfigError as error:
+                raise TaskDefinitionError(str(error)) from None
+
+    def _split_queue(self, name: str, count: int) -> None:
+        if self.split.setdefault(name, count) != count:
+            raise TaskDefinitionError(f"queue {name!r} was given {self.split[name]} partitions before, and now {count}")
 
     def _bind_queue(self, name: str, bound: tuple[int, str]) -> None:
         if self.bounds.setdefault(name, bound) != bound:

@@ -23,6 +23,7 @@ from fastq.config import Settings
 from fastq.errors import BatchClosed, BrokerError, DuplicateJob, FastQError, InvalidOption, JobIdReused, QueueFull
 from fastq.handle import Bulk, JobHandle, StatusReader
 from fastq.job import state_of
+from fastq.partitions import queue_of
 from fastq.task import Call
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class Home(StatusReader, Protocol):
 
     def bound(self, queue: str) -> Bound | None:
         """How many pending jobs it may have."""
+        ...
+
+    def spread(self, queue: str) -> tuple[str, ...]:
+        """Its partitions, or itself."""
         ...
 
     def sealer(self) -> Seal | None:
@@ -492,4 +497,7 @@ def _timeouts(settings: Settings, replication: Replication | None) -> dict[str, 
 
 
 def _announcement(app: Home, queue: str) -> Command[int]:
-    return raw("SADD", GlobalKeys(app.settings.prefix).queues, queue, decode=int)
+    """Of a partition, all of its queue: whoever serves it is to know of them before they have jobs."""
+    whole = queue_of(queue)
+    names = (queue,) if whole == queue else (whole, *app.spread(whole))
+    return raw("SADD", GlobalKeys(app.settings.prefix).queues, *names, decode=int)

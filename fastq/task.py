@@ -44,6 +44,7 @@ from fastq.job import (
 )
 from fastq.many import Many
 from fastq.once import IDEMPOTENT_TTL, Unique, Until, as_unique, key_of, unique_key
+from fastq.partitions import id_for, queue_of
 from fastq.retry import RetryRule, attempts_in_all
 from fastq.values import check_queue_name
 from fastq.workflow import Signature
@@ -131,6 +132,9 @@ class Call(NamedTuple):
 class Producer(Home, Protocol):
     """Who sends jobs: the application. ``R`` of the handles is for the type checker only."""
 
+    partitions: dict[str, int]
+    """Of the queues that are split, into how many partitions."""
+
     def max_body(self) -> int:
         """Most bytes of a body."""
         ...
@@ -210,6 +214,8 @@ def make_call(
             data = encode(Envelope(priority, PLAIN, task, body, now, 0, Extra(expires_at=now + round(expires * 1_000))))
         # A NamedTuple's own __new__ takes twice as long, and this is done once per job.
         job = tuple.__new__(NewJob, (plain_id or new_id(), data, 0, "", False, _NOT_ONCE))
+        if producer.partitions:
+            queue = producer.partition(queue, job.id)
         return tuple.__new__(Call, (queue, priority, job, False, None, ()))
     check_queue_name(queue)
     priority = check_priority(options.get("priority", defaults.priority))
@@ -218,6 +224,8 @@ def make_call(
     job_id = check_id(options["job_id"]) if chosen else new_id()
     envelope = Envelope(priority, PLAIN, task, body, now, 0, _extra(defaults, options, now, due))
     job = NewJob(job_id, encode(envelope), due, chosen=chosen)
+    if producer.partitions:
+        queue = producer.partition(queue, job_id)
     replicated = _replicated(options["durability"]) if "durability" in options else None
     return Call(queue, priority, job, False, replicated, check_tags(options["tags"]) if "tags" in options else ())
 
@@ -284,7 +292,7 @@ def make_once(
         kept = producer.result_ttl() if kept is None else seconds("result_ttl", kept)
         call = make_call(task, body, defaults, options | {"result_ttl": max(kept, ttl)}, producer)
         once = Once("both", round(ttl * 1_000))
-        return call._replace(job=call.job._replace(unique="~" + key, once=once))
+        return _placed(call._replace(job=call.job._replace(unique="~" + key, once=once)), producer)
     if rule is None:
         return make_call(task, body, defaults, options, producer)
     if rule.until == "while_running":
@@ -296,7 +304,26 @@ def make_once(
     most_ms = 0 if rule.at_most is None else round(seconds("at_most", rule.at_most) * 1_000)
     once = Once(rule.hold, ttl_ms, "replace" if rule.replaces else "keep", most_ms)
     job = call.job._replace(unique=unique_key(task, rule, arguments()), once=once)
-    return call._replace(job=job, strict=rule.on_duplicate == "raise")
+    return _placed(call._replace(job=job, strict=rule.on_duplicate == "raise"), producer)
+
+
+def _placed(call: Call, producer: Producer) -> Call:
+    """The same call in the partition of its unique key: with an id that leads there, too.
+
+    Raises:
+        InvalidOption: it has an id of its caller's.
+    """
+    queue = queue_of(call.queue)
+    count = producer.partitions.get(queue)
+    if count is None:
+        return call
+    if call.job.chosen:
+        raise InvalidOption(
+            f"job_id={call.job.id!r} together with a unique or idempotency key: queue {queue!r} is split into {count} "
+            "partitions, and the two may lead to different ones: give one of them"
+        )
+    where = producer.partition(queue, call.job.unique)
+    return call._replace(queue=where, job=call.job._replace(id=id_for(queue, count, where, new_id)))
 
 
 class Owner(Protocol):

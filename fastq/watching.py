@@ -11,8 +11,8 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -113,23 +113,25 @@ class Watches:
         self._home = home
         self._streams: dict[tuple[asyncio.AbstractEventLoop, str], Stream] = {}
 
-    async def events(self, queue: str, target: str) -> AsyncIterator[Event]:
-        """The events of a job, up to its last one, or of a queue (``ALL``)."""
-        async with self._feed(queue, target) as feed:
+    async def events(self, queues: Sequence[str], target: str) -> AsyncIterator[Event]:
+        """The events of a job, up to its last one, or of a queue (``ALL``), which may have several partitions."""
+        async with AsyncExitStack() as stack:
+            feed = Feed(target)
+            for queue in queues:
+                await stack.enter_async_context(self._fed(feed, queue))
             async for event in feed.events():
                 yield event
 
     @asynccontextmanager
-    async def _feed(self, queue: str, target: str) -> AsyncIterator[Feed]:
+    async def _fed(self, feed: Feed, queue: str) -> AsyncIterator[None]:
         key = (asyncio.get_running_loop(), queue)
         stream = self._streams.get(key)
         if stream is None or stream.pid != os.getpid():
             stream = self._streams[key] = Stream(self._home, queue)
-        feed = Feed(target)
         stream.feeds.append(feed)
         try:
-            await stream.begin(target)
-            yield feed
+            await stream.begin(feed.target)
+            yield
         finally:
             stream.feeds.remove(feed)
             if not stream.feeds and self._streams.get(key) is stream:

@@ -366,7 +366,8 @@ class Start:
         self.id = os.urandom(12).hex()
         self._roots = graph.roots
         self._nodes, queues = _encoded(graph)
-        self.queue = check_queue_name(queue) if queue else _one_queue(queues)
+        whole = check_queue_name(queue) if queue else _one_queue(queues)
+        self.queue = self.home.partition(whole, self.id)  # all of it in one: its jobs begin and end each other
         seal = self.home.sealer()
         if seal is not None:
             self._nodes = _sealed(self._nodes, seal, self.queue, self.id)

@@ -26,6 +26,10 @@ class Home(Protocol):
         """The key names of a queue."""
         ...
 
+    def partition(self, queue: str, key: str) -> str:
+        """Where a job with this id, or unique key, lies: a partition of the queue, or the queue itself."""
+        ...
+
     def prefix(self) -> str:
         """The first part of every key."""
         ...

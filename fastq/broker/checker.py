@@ -18,8 +18,7 @@ import msgspec
 from fastq.broker.commands import Command, Operation, raw
 from fastq.broker.keys import PAD, GlobalKeys, QueueKeys, describe
 from fastq.broker.views import text_of
-from fastq.errors import InvalidQueueName
-from fastq.values import check_queue_name
+from fastq.partitions import check_partition, is_partition, queue_of
 
 __all__ = ["Checked", "Fault", "check"]
 
@@ -133,11 +132,11 @@ def check(prefix: str, queues: Iterable[str] | None = None, *, repair: bool = Fa
     found = Checked()
     announced: set[str] = set(map(text_of, (yield raw("SMEMBERS", GlobalKeys(prefix).queues))))
     space = yield from _key_space(prefix, found)
-    wanted = {check_queue_name(name) for name in queues} if queues is not None else None
+    wanted = {check_partition(name) for name in queues} if queues is not None else None
     if wanted is not None:
-        found.faults = [fault for fault in found.faults if fault.queue in wanted]
-    for name in sorted(wanted if wanted is not None else announced | set(space)):
-        if not _is_queue(name):
+        found.faults = [fault for fault in found.faults if wanted & {fault.queue, queue_of(fault.queue)}]
+    for name in sorted(announced | set(space) | (wanted or set())):
+        if not is_partition(name) or (wanted is not None and not wanted & {name, queue_of(name)}):
             continue
         found.queues += 1
         if name in space and name not in announced:
@@ -161,14 +160,14 @@ def _key_space(prefix: str, found: Checked) -> Operation[Space]:
     """Every key under the prefix: one of ours, of its type, with an end if it should have one."""
     space: Space = {}
     doubtful: list[bytes] = []
-    ours = re.compile(re.escape(prefix) + r":(?:\{([^}:]+)\}:(running:|parked:by:)?(.*)|[^{].*)\Z", re.DOTALL)
+    ours = re.compile(re.escape(prefix) + r":(?:\{([^}/]+)\}:(running:|parked:by:)?(.*)|[^{].*)\Z", re.DOTALL)
     cursor = b"0"
     while True:
         cursor, names = yield raw("SCAN", cursor, "MATCH", f"{prefix}:*", "COUNT", SCAN)
         found.keys += len(names)
         for name in names:
             match = ours.match(text_of(name))
-            if match and match[1] and _is_queue(match[1]):
+            if match and match[1] and is_partition(match[1]):
                 space.setdefault(match[1], {}).setdefault(match[2] or "", []).append(match[3].encode())
         doubtful += [name for name, why in (yield from _look_at_keys(names)) if why]
         if cursor == b"0" or len(doubtful) > MOST_FAULTS:
@@ -202,14 +201,6 @@ def _verdict(name: bytes, kind: str, ttl: int) -> tuple[str, str] | None:
     if kind != info.type:
         return "type", f"{kind}, not {info.type}"
     return ("endless", "") if info.lifetime == "ttl" and ttl == -1 else None
-
-
-def _is_queue(name: str) -> bool:
-    try:
-        check_queue_name(name)
-    except InvalidQueueName:
-        return False
-    return True
 
 
 def _announce(prefix: str, name: str, *, repair: bool) -> Operation[Fault]:

@@ -15,6 +15,7 @@ from fastq.broker.keys import PRIORITIES, QueueKeys
 from fastq.broker.pauses import Pause, paused
 from fastq.broker.views import QueueInfo, clock, leases_of
 from fastq.job import JobPriority, JobState, JobStatus, WorkerCard
+from fastq.partitions import queue_of
 
 __all__ = ["Cause", "Explanation", "explain"]
 
@@ -80,7 +81,7 @@ def _ended(status: JobStatus) -> Cause:
 
 def _held_up(inspector: Inspector, status: JobStatus) -> Operation[list[Cause]]:
     q = inspector.keys(status.queue)
-    info: QueueInfo | None = yield from inspector.queue(status.queue)
+    info: QueueInfo | None = yield from inspector.queue(queue_of(status.queue))
     now, leases, cards, leader = yield [clock(), leases_of(q), raw("HGETALL", q.info), raw("GET", inspector.leader_key)]
     causes: list[Cause] = []
     if info is not None and info.paused:

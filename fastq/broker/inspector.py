@@ -4,29 +4,30 @@ Every method returns an :data:`~fastq.broker.commands.Operation`, which both mov
 
     info = connection.run(Inspector("fastq").queue("default"))
 
+A queue that is split into partitions is one queue here: its name means all of them, ``mail:3`` means one. What is told of a
+single job names the partition.
+
 Reads are bounded (A-07): pages have at most 200 entries, nothing walks the key space, and what can grow without end is
 counted or cut, never fetched whole. An id or a queue that nobody knows is ``None``, ``"unknown"`` or an empty list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from fastq.broker import commands, flows
 from fastq.broker.commands import Command, Operation, raw
-from fastq.broker.keys import PAD, GlobalKeys, QueueKeys
+from fastq.broker.keys import GlobalKeys, QueueKeys
+from fastq.broker.pages import PAGE, jobs_of, letters_of
 from fastq.broker.pauses import Pause, paused, suspend_task, unpause
 from fastq.broker.views import (
-    BUCKETS,
     Found,
     Look,
     QueueInfo,
     WorkerInfo,
     clock,
-    dead_status,
-    finished_statuses,
     fresh,
     leases_of,
     letter_of,
@@ -34,29 +35,24 @@ from fastq.broker.views import (
     look_at,
     merged,
     oldest_age,
-    scored,
     status_of,
     text_of,
-    unfinished,
+    whole,
     with_progress,
     worker_info,
 )
-from fastq.errors import BrokerReplyError, InvalidOption, InvalidQueueName, UndecodableJob, did_you_mean
+from fastq.errors import BrokerReplyError, InvalidOption, UndecodableJob, did_you_mean
 from fastq.job import DeadLetter, Envelope, JobRecord, JobState, JobStatus, decode_envelope, encode, is_id
-from fastq.values import check_queue_name
+from fastq.partitions import check_partition, is_partition, partition_for, queue_of, served
 
 __all__ = ["PAGE", "Inspector", "QueueInfo", "Replayed", "WorkerInfo"]
 
 T = TypeVar("T")
 
-PAGE = 200
-"""Most entries of one page."""
-
 _CHUNK = 50  # envelopes fetched or replayed at once: at 1 MiB each this process holds 50 MiB for a moment
 _STEP = 500  # entries deleted by one script call
 _QUEUES = 40  # queues looked at in one round trip
 _TRIES = 10  # times that a set of workers may change under an operation's feet
-_LOOKS = 20_000  # finished records looked at for one page; deeper pages are empty
 
 
 class Replayed(NamedTuple):
@@ -73,10 +69,14 @@ class Inspector:
     Args:
         prefix: the first part of every key.
         result_ttl: seconds that the record of a cancelled job is kept when the job does not say.
+        partitions: of the queues that are split, into how many; those that are announced are found without.
     """
 
-    def __init__(self, prefix: str, *, result_ttl: float = 3_600.0) -> None:
+    def __init__(
+        self, prefix: str, *, result_ttl: float = 3_600.0, partitions: Mapping[str, int] | None = None
+    ) -> None:
         self._prefix = prefix
+        self._partitions = partitions if partitions is not None else {}
         self._global = GlobalKeys(prefix)
         self._result_ttl = result_ttl
 
@@ -86,37 +86,53 @@ class Inspector:
         return self._global.leader
 
     def keys(self, queue: str) -> QueueKeys:
-        """The key names of a queue. Raises InvalidQueueName."""
-        return self._keys(queue)
+        """The key names of a queue, or of a partition of one. Raises InvalidQueueName."""
+        return QueueKeys(self._prefix, check_partition(queue))
 
-    def _keys(self, queue: str) -> QueueKeys:
-        return QueueKeys(self._prefix, check_queue_name(queue))
+    def parts(self, queue: str | None) -> Operation[list[QueueKeys]]:
+        """The queue and its partitions; a partition alone; None: all that there are. Raises InvalidQueueName."""
+        if queue is not None and check_partition(queue) != queue_of(queue):
+            return [self.keys(queue)]
+        return self._parts_of(queue, (yield from self._listed()))
+
+    def _parts_of(self, queue: str | None, listed: Sequence[str]) -> list[QueueKeys]:
+        names: Iterable[str] = listed
+        if queue is not None:
+            names = served(queue, self._partitions.get(queue, 1), listed) if queue == queue_of(queue) else (queue,)
+        return [self.keys(name) for name in names]
+
+    def _listed(self) -> Operation[list[str]]:
+        """What is announced: queues and partitions."""
+        return sorted(filter(is_partition, map(text_of, (yield raw("SMEMBERS", self._global.queues)))))
 
     # -- queues and workers ---------------------------------------------------------------------
 
     def queues(self) -> Operation[list[str]]:
         """The names of all queues that were ever enqueued to, sorted."""
-        names = yield raw("SMEMBERS", self._global.queues)
-        return sorted(filter(_is_queue_name, map(text_of, names)))
+        return sorted({queue_of(name) for name in (yield from self._listed())})
 
     def queue(self, name: str) -> Operation[QueueInfo | None]:
-        """What there is in one queue; None when nobody ever used it.
+        """What there is in one queue, all of its partitions together, or in one of them; None when nobody ever used it.
 
         Raises:
             InvalidQueueName: it cannot be the name of a queue.
         """
-        keys = self._keys(name)
-        known = yield raw("SISMEMBER", self._global.queues, name)
-        info = (yield from self._infos([keys]))[0]
-        return info if known or info != QueueInfo(name=name) else None
+        check_partition(name)
+        listed = yield from self._listed()
+        parts = self._parts_of(name, listed)
+        info = whole(name, (yield from self._infos(parts)))
+        known = any(q.queue in listed for q in parts)
+        return info if known or info != whole(name, [QueueInfo(name=q.queue) for q in parts]) else None
 
     def overview(self) -> Operation[list[QueueInfo]]:
-        """What there is in every queue: three round trips for up to 40 queues."""
-        names = yield from self.queues()
-        infos: list[QueueInfo] = []
-        for chunk in _chunks(names, _QUEUES):
-            infos += yield from self._infos([self._keys(name) for name in chunk])
-        return infos
+        """What there is in every queue: three round trips for up to 40 queues and partitions."""
+        listed = yield from self._listed()
+        queues = {name: self._parts_of(name, listed) for name in sorted(set(map(queue_of, listed)))}
+        found: list[QueueInfo] = []
+        for chunk in _chunks([q for parts in queues.values() for q in parts], _QUEUES):
+            found += yield from self._infos(chunk)
+        infos = iter(found)
+        return [whole(name, list(islice(infos, len(parts)))) for name, parts in queues.items()]
 
     def _infos(self, queues: Sequence[QueueKeys]) -> Operation[list[QueueInfo]]:
         questions = [look_at(q) for q in queues]
@@ -145,17 +161,15 @@ class Inspector:
 
     def workers(self, queue: str | None = None) -> Operation[list[WorkerInfo]]:
         """The workers of one queue or of all, those whose lease has run out included."""
-        names = [queue] if queue is not None else (yield from self.queues())
         found: dict[str, WorkerInfo] = {}
-        for name in names:
-            q = self._keys(name)
+        for q in (yield from self.parts(queue)):
             now, leases = yield [clock(), leases_of(q)]
             if not leases:
                 continue
             sizes: list[Command[int]] = [raw("SCARD", q.running(worker)) for worker in leases]
             cards, *held = yield [raw("HMGET", q.info, *leases), *sizes]
             for (worker, until), card, size in zip(leases.items(), cards, held, strict=True):
-                info = worker_info(worker, name, (until - now) / 1_000, max(size - 1, 0), card)
+                info = worker_info(worker, queue_of(q.queue), (until - now) / 1_000, max(size - 1, 0), card)
                 found[worker] = merged(found[worker], info) if worker in found else info
         return sorted(found.values(), key=lambda worker: (worker.host, worker.pid, worker.id))
 
@@ -181,7 +195,12 @@ class Inspector:
     def _workflow(self, flow: str, queue: str | None) -> Operation[tuple[QueueKeys, flows.FlowView] | None]:
         """The workflow of this id, if it is one's."""
         if flows.is_flow(flow):
-            for q in [self._keys(name) for name in ([queue] if queue is not None else (yield from self.queues()))]:
+            first = self._first(flow, queue)
+            for q in first:
+                view = yield from flows.view(q, flow)
+                if view is not None:
+                    return q, view
+            for q in (yield from self._others(first, queue)):
                 view = yield from flows.view(q, flow)
                 if view is not None:
                     return q, view
@@ -226,8 +245,9 @@ class Inspector:
         """The last lines that a job has logged."""
         if not is_id(job_id):
             return []
-        lines = yield raw("LRANGE", self._keys(queue).logs(job_id), 0, -1)
-        return [text_of(line) for line in lines]
+        parts = (yield from self.parts(queue)) if queue in self._partitions else [self.keys(queue)]
+        found = yield [raw("LRANGE", q.logs(job_id), 0, -1) for q in parts]
+        return [text_of(line) for lines in found for line in lines]
 
     def retry(self, job_id: str, queue: str | None = None) -> Operation[str]:
         """Run a job now: a failed one is replayed, a scheduled one is made due.
@@ -252,9 +272,26 @@ class Inspector:
         """Where a job is; of several queues that know the id, one where it is still to run."""
         if not is_id(job_id):
             return None
-        names = [queue] if queue is not None else (yield from self.queues())
+        first = self._first(job_id, queue)
+        found = yield from self._best(first, job_id)
+        if found is not None:
+            return found
+        return (yield from self._best((yield from self._others(first, queue)), job_id))
+
+    def _first(self, key: str, queue: str | None) -> list[QueueKeys]:
+        """Where a job of a queue is asked for first: where its id leads."""
+        if queue is None:
+            return []
+        return [self.keys(partition_for(queue, self._partitions.get(check_partition(queue), 1), key))]
+
+    def _others(self, asked: Sequence[QueueKeys], queue: str | None) -> Operation[list[QueueKeys]]:
+        """Where else it may be: it has a schedule's id, say, or was enqueued before the number of partitions was changed."""
+        before = {q.base for q in asked}
+        return [q for q in (yield from self.parts(queue)) if q.base not in before]
+
+    def _best(self, parts: Sequence[QueueKeys], job_id: str) -> Operation[Found | None]:
         best: Found | None = None
-        for chunk in _chunks([self._keys(name) for name in names], _QUEUES):
+        for chunk in _chunks(parts, _QUEUES):
             for found in (yield from self._ask(chunk, job_id)):
                 if best is None or (best.over and not found.over):
                     best = found
@@ -289,130 +326,14 @@ class Inspector:
         Raises:
             InvalidOption: there is no such state.
         """
-        q, page = self._keys(queue), _page(offset, limit)
-        pages = {
-            JobState.PENDING: self._pending,
-            JobState.SCHEDULED: self._scheduled,
-            JobState.PARKED: self._parked,
-            JobState.RUNNING: self._running,
-            JobState.FAILED: self._failed,
-        }
         wanted = _state(state)
-        if wanted is JobState.WAITING:
-            return []
-        if wanted in pages:
-            return (yield from pages[wanted](q, page))
-        return (yield from self._finished(q, wanted, page))
-
-    def _pending(self, q: QueueKeys, page: range) -> Operation[list[JobStatus]]:
-        counts = yield [raw("LLEN", level) for level in q.levels]
-        ranges: list[Command[Any]] = []
-        before = 0
-        for level, count in zip(q.levels, counts, strict=True):
-            first, last = max(page.start - before, 0), min(page.stop - before, count) - 1
-            if first <= last:
-                ranges.append(raw("LRANGE", level, first, last))
-            before += count
-        ids = [job_id for ids in (yield ranges) for job_id in ids] if ranges else []
-        return (yield from self._with_envelopes(q, JobState.PENDING, [(job_id, {}) for job_id in dict.fromkeys(ids)]))
-
-    def _scheduled(self, q: QueueKeys, page: range) -> Operation[list[JobStatus]]:
-        pairs = yield raw("ZRANGE", q.due, page.start, page.stop - 1, "WITHSCORES", decode=scored)
-        rows = [(job_id, {"due_at": due / 1_000}) for job_id, due in pairs]
-        return (yield from self._with_envelopes(q, JobState.SCHEDULED, rows))
-
-    def _parked(self, q: QueueKeys, page: range) -> Operation[list[JobStatus]]:
-        rows: list[tuple[bytes, dict[str, Any]]] = []
-        skip = page.start
-        for name in (yield raw("ZRANGE", q.parked, 0, PAGE - 1)):
-            limit = text_of(name)
-            size = yield raw("ZCARD", q.parked_by(limit))
-            if skip >= size:
-                skip -= size
-                continue
-            last = skip + len(page) - len(rows) - 1
-            rows += [(job_id, {"limit": limit}) for job_id in (yield raw("ZRANGE", q.parked_by(limit), skip, last))]
-            skip = 0
-            if len(rows) >= len(page):
-                break
-        return (yield from self._with_envelopes(q, JobState.PARKED, rows))
-
-    def _running(self, q: QueueKeys, page: range) -> Operation[list[JobStatus]]:
-        workers = list((yield leases_of(q)))
-        rows: list[tuple[bytes, dict[str, Any]]] = []
-        skip = page.start
-        for worker in workers:
-            size = max((yield raw("SCARD", q.running(worker))) - 1, 0)
-            if skip >= size:
-                skip -= size
-                continue
-            ids = yield from self._members(q.running(worker), skip + len(page) - len(rows))
-            rows += [(job_id, {"worker": worker}) for job_id in ids[skip:]]
-            skip = 0
-            if len(rows) >= len(page):
-                break
-        return (yield from self._with_envelopes(q, JobState.RUNNING, rows[: len(page)]))
-
-    def _members(self, key: bytes, enough: int) -> Operation[list[bytes]]:
-        """At least ``enough`` job ids of a set, or all."""
-        found: dict[bytes, None] = {}
-        cursor = b"0"
-        while True:
-            cursor, ids = yield raw("SSCAN", key, cursor, "COUNT", PAGE)
-            found.update(dict.fromkeys(job_id for job_id in ids if job_id != PAD.encode()))
-            if len(found) >= enough or cursor == b"0":
-                return list(found)
-
-    def _with_envelopes(
-        self, q: QueueKeys, state: JobState, rows: Sequence[tuple[bytes, dict[str, Any]]]
-    ) -> Operation[list[JobStatus]]:
-        """The jobs of these ids; those that have gone meanwhile, and ghosts, are left out."""
-        jobs: list[JobStatus] = []
-        for chunk in _chunks(rows, _CHUNK):
-            envelopes = yield raw("HMGET", q.jobs, *(job_id for job_id, _ in chunk))
-            jobs += [
-                unfinished(q.queue, text_of(job_id), state, data, **more)
-                for (job_id, more), data in zip(chunk, envelopes, strict=True)
-                if data is not None
-            ]
-        return jobs
-
-    def _failed(self, q: QueueKeys, page: range) -> Operation[list[JobStatus]]:
-        return [dead_status(letter) for letter in (yield from self._letters(q, page))]
-
-    def _finished(self, q: QueueKeys, state: JobState, page: range) -> Operation[list[JobStatus]]:
-        names = yield raw("ZRANGE", q.done, 0, BUCKETS - 1, "REV")
-        found: list[JobStatus] = []
-        looks = 0
-        for name in names:
-            cursor = b"0"
-            while looks < _LOOKS:
-                cursor, pairs = yield raw("HSCAN", q.bucket(text_of(name)), cursor, "COUNT", PAGE)
-                looks += len(pairs) // 2
-                found += finished_statuses(q.queue, pairs, state)
-                if len(found) >= page.stop:
-                    return found[page.start : page.stop]
-                if cursor == b"0":
-                    break
-        return found[page.start : page.stop]
+        return (yield from jobs_of((yield from self.parts(queue)), wanted, _page(offset, limit)))
 
     # -- dead letters -------------------------------------------------------------------------------
 
     def dead(self, queue: str, offset: int = 0, limit: int = 50) -> Operation[list[DeadLetter]]:
         """A page of a dead-letter queue, the latest death first."""
-        return (yield from self._letters(self._keys(queue), _page(offset, limit)))
-
-    def _letters(self, q: QueueKeys, page: range) -> Operation[list[DeadLetter]]:
-        pairs = yield raw("ZRANGE", q.dead, page.start, page.stop - 1, "REV", "WITHSCORES", decode=scored)
-        letters: list[DeadLetter] = []
-        for chunk in _chunks(pairs, _CHUNK):
-            ids = [job_id for job_id, _ in chunk]
-            envelopes, errors = yield [raw("HMGET", q.dead_jobs, *ids), raw("HMGET", q.dead_errors, *ids)]
-            letters += [
-                letter_of(q.queue, text_of(job_id), envelope or b"", error or b"", died)
-                for (job_id, died), envelope, error in zip(chunk, envelopes, errors, strict=True)
-            ]
-        return letters
+        return (yield from letters_of((yield from self.parts(queue)), _page(offset, limit)))
 
     def dead_show(self, job_id: str, queue: str | None = None) -> Operation[DeadLetter | None]:
         """One dead letter; None when there is none of this id."""
@@ -436,15 +357,26 @@ class Inspector:
         fails at once is not sent back again. An envelope that cannot be read stays where it is. ``dry_run`` only counts.
         Interrupted between two batches, it may be called again.
         """
-        q, total = self._keys(queue), Replayed(0, [], [])
+        parts, total = (yield from self.parts(queue)), Replayed(0, [], [])
         now = yield clock()
         if ids is not None:
             wanted = list(dict.fromkeys(ids))
-            known = [job_id.encode() for job_id in wanted if is_id(job_id)]
-            for chunk in _chunks(known, _CHUNK):
-                total = _sum(total, (yield from self._replay_some(q, chunk, now, dry_run=dry_run)))
-            return _sum(total, Replayed(0, [], [job_id for job_id in wanted if not is_id(job_id)]))
-        skip = 0  # what stays where it is
+            left = [job_id for job_id in wanted if is_id(job_id)]
+            for q in parts:
+                missing: list[str] = []
+                for chunk in _chunks([job_id.encode() for job_id in left], _CHUNK):
+                    some = yield from self._replay_some(q, chunk, now, dry_run=dry_run)
+                    missing += some.missing
+                    total = _sum(total, some._replace(missing=[]))
+                left = missing  # they may be in another partition
+            return total._replace(missing=[*left, *(job_id for job_id in wanted if not is_id(job_id))])
+        for q in parts:
+            most = None if limit is None else limit - total.replayed
+            total = _sum(total, (yield from self._replay_oldest(q, most, now, dry_run=dry_run)))
+        return total
+
+    def _replay_oldest(self, q: QueueKeys, limit: int | None, now: int, *, dry_run: bool) -> Operation[Replayed]:
+        skip, total = 0, Replayed(0, [], [])  # skip: what stays where it is
         while limit is None or total.replayed < limit:
             size = _CHUNK if limit is None else min(_CHUNK, limit - total.replayed)
             chunk = yield raw("ZRANGE", q.dead, "-inf", now, "BYSCORE", "LIMIT", skip, size)
@@ -476,60 +408,71 @@ class Inspector:
         self, queue: str, ids: Iterable[str] | None = None, older_than: float | None = None
     ) -> Operation[int]:
         """Delete dead letters: these ids, those that died more than ``older_than`` seconds ago, or all there are now."""
-        q, count = self._keys(queue), 0
+        parts, count = (yield from self.parts(queue)), 0
         if ids is not None:
             for chunk in _chunks([job_id for job_id in ids if is_id(job_id)], _STEP):
-                count += yield commands.discard(q, ids=chunk)
+                count += sum((yield [commands.discard(q, ids=chunk) for q in parts]))
             return count
         now: int = yield clock()
         before = now - round((older_than or 0) * 1_000)
-        while deleted := (yield commands.discard(q, before_ms=before, limit=_STEP)):
-            count += deleted
+        for q in parts:
+            while deleted := (yield commands.discard(q, before_ms=before, limit=_STEP)):
+                count += deleted
         return count
 
     # -- a whole queue ------------------------------------------------------------------------------
 
     def pause(self, queue: str) -> Operation[bool]:
         """Workers take nothing more from this queue; what runs goes on. False when it was paused already."""
-        now = yield clock()
-        reply = yield raw("SET", self._keys(queue).paused, now, "NX")
-        return reply is not None
+        parts, now = (yield from self.parts(queue)), (yield clock())
+        replies = yield [raw("SET", q.paused, now, "NX") for q in parts]
+        return any(reply is not None for reply in replies)
 
     def resume(self, queue: str) -> Operation[bool]:
         """Undo :meth:`pause` and wake a worker. False when it was not paused."""
-        q = self._keys(queue)
-        deleted, waiting = yield [raw("DEL", q.paused), raw("LLEN", q.wake)]
-        if not waiting:
-            yield raw("RPUSH", q.wake, "1")
-        return bool(deleted)
+        parts = yield from self.parts(queue)
+        replies = yield [raw(word, key) for q in parts for word, key in (("DEL", q.paused), ("LLEN", q.wake))]
+        unheard = [q for q, waiting in zip(parts, replies[1::2], strict=True) if not waiting]
+        if unheard:
+            yield [raw("RPUSH", q.wake, "1") for q in unheard]
+        return any(replies[::2])
 
     def pause_task(self, pause: Pause, queues: Iterable[str]) -> Operation[bool]:
         """Workers start no job that ``pause`` means in these queues; what runs goes on. False when all were paused already."""
-        changed = yield [suspend_task(self._keys(queue), pause) for queue in queues]
-        return any(changed)
+        parts = yield from self._parts_of_all(queues)
+        return any((yield [suspend_task(q, pause) for q in parts]))
 
     def resume_task(self, pause: Pause, queues: Iterable[str]) -> Operation[bool]:
         """Undo :meth:`pause_task`: the jobs that were put aside are pending again. False when none was paused."""
         changed = False
-        for queue in queues:
+        for q in (yield from self._parts_of_all(queues)):
             left = 1
             while left:
-                was, _, left = yield unpause(self._keys(queue), pause)
+                was, _, left = yield unpause(q, pause)
                 changed = changed or was
         return changed
 
     def paused_tasks(self, queues: Iterable[str] | None = None) -> Operation[dict[str, list[Pause]]]:
         """Queue -> what of it is paused; queues without a pause are left out."""
-        names = list((yield from self.queues()) if queues is None else queues)
-        found = (yield [paused(self._keys(queue)) for queue in names]) if names else []
-        return {queue: pauses for queue, pauses in zip(names, found, strict=True) if pauses}
+        parts = (yield from self.parts(None)) if queues is None else (yield from self._parts_of_all(queues))
+        found = (yield [paused(q) for q in parts]) if parts else []
+        by_queue: dict[str, dict[str, Pause]] = {}
+        for q, pauses in zip(parts, found, strict=True):
+            by_queue.setdefault(queue_of(q.queue), {}).update((pause.name, pause) for pause in pauses)
+        return {queue: list(pauses.values()) for queue, pauses in by_queue.items() if pauses}
+
+    def _parts_of_all(self, queues: Iterable[str]) -> Operation[list[QueueKeys]]:
+        listed = yield from self._listed()
+        return [q for queue in queues for q in self._parts_of(check_partition(queue), listed)]
 
     def purge(self, queue: str) -> Operation[int]:
         """Delete the pending, scheduled and parked jobs of a queue, for good. Returns how many."""
-        q, count, more = self._keys(queue), 0, True
-        while more:
-            deleted, more = yield commands.purge(q, _STEP)
-            count += deleted
+        count = 0
+        for q in (yield from self.parts(queue)):
+            more = True
+            while more:
+                deleted, more = yield commands.purge(q, _STEP)
+                count += deleted
         return count
 
 
@@ -550,14 +493,6 @@ def _state(name: str) -> JobState:
         raise InvalidOption(
             f"state={name!r:.100} is none of {', '.join(states)}{did_you_mean(str(name), states)}"
         ) from None
-
-
-def _is_queue_name(text: str) -> bool:
-    try:
-        check_queue_name(text)
-    except InvalidQueueName:
-        return False
-    return True
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

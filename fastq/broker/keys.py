@@ -208,15 +208,11 @@ def describe(key: str) -> KeyInfo | None:
 
 
 class QueueKeys:
-    """The key names of one queue, built once.
+    """The key names of one queue, or of one partition of it (``mail:3``, see :mod:`fastq.partitions`), built once."""
 
-    ``partition`` is the place for splitting one hot queue over a cluster: its keys then carry ``{queue:n}``.
-    """
-
-    def __init__(self, prefix: str, queue: str, partition: int | None = None) -> None:
-        tag = queue if partition is None else f"{queue}:{partition}"
+    def __init__(self, prefix: str, queue: str) -> None:
         self.queue = queue
-        self.base = f"{prefix}:{{{tag}}}:"
+        self.base = f"{prefix}:{{{queue}}}:"
         self.jobs = self._name("jobs")
         self.ready = tuple(self._name(f"ready:{priority}") for priority in range(PRIORITIES))
         self.levels = self.ready[::-1]  # highest priority first, as the scripts take them
@@ -387,7 +383,8 @@ _PAGE = """\
 <!-- printed by `python -m fastq.broker.keys`; do not edit -->
 
 `fastq` is the prefix (setting `prefix`). `{q}` is the queue's name in braces, as in `fastq:{default}:jobs`: the hash tag
-keeps a queue in one slot of a cluster. `{l}` is a limiter, as in `fastq:{limit/stripe_api}:rule`; the key of its one
+keeps a queue in one slot of a cluster. A queue that is split has these keys once more for each partition, as in
+`fastq:{default:0}:jobs`; its schedules are under its own name alone. `{l}` is a limiter, as in `fastq:{limit/stripe_api}:rule`; the key of its one
 partition is `~all`, and one that does not fit into a key name is `~` and its hash. A limit in `parked` is `<limiter>/<key>`, a paused task `~paused/<task>`.
 `{n}` is a leader or a lock, as in `fastq:{lease/leader/daily_report}:lease`. Times are milliseconds of Redis's clock
 since the epoch unless they say µs.

@@ -13,9 +13,9 @@ import msgspec
 
 from fastq.broker.commands import Command, Operation, limit_state, override_rule, penalize, raw, reset_limit
 from fastq.broker.keys import GlobalKeys, LimitKeys, QueueKeys
-from fastq.errors import ConfigError, InvalidQueueName
+from fastq.errors import ConfigError
 from fastq.limits import Rule, Terms, check_limiter_id, partition_name, size_of
-from fastq.values import check_queue_name
+from fastq.partitions import is_partition, queue_of
 
 __all__ = ["Holder", "LimitInfo", "LimitInspector"]
 
@@ -159,7 +159,8 @@ class LimitInspector:
             counts: Sequence[int] = (yield [_count(q, limit) for limit in chosen]) if chosen else ()
             for limit, count in zip(chosen, counts, strict=True):
                 queues = found.setdefault(limit.partition("/")[0], {})
-                queues[queue] = queues.get(queue, 0) + count
+                whole = queue_of(queue)
+                queues[whole] = queues.get(whole, 0) + count
         return found
 
 
@@ -168,8 +169,5 @@ def _count(q: QueueKeys, limit: str) -> Command[Any]:
 
 
 def _names(reply: Iterable[bytes]) -> Iterable[str]:
-    for name in sorted(reply):
-        try:
-            yield check_queue_name(name.decode("utf-8", "replace"))
-        except InvalidQueueName:
-            continue  # written by somebody else
+    names = (name.decode("utf-8", "replace") for name in sorted(reply))
+    return filter(is_partition, names)  # others were written by somebody else

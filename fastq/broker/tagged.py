@@ -19,8 +19,8 @@ def cancel_tag(inspector: Inspector, name: str, queue: str | None = None, *, ter
     """Cancel every job with this tag that has not ended; see :meth:`fastq.FastQ.cancel_tag`. Returns how many."""
     check_tag(name)
     count = 0
-    for each in [queue] if queue is not None else (yield from inspector.queues()):
-        q, cursor = inspector.keys(each), b"0"
+    for q in (yield from inspector.parts(queue)):
+        cursor = b"0"
         while True:
             cursor, rows = yield raw("ZSCAN", q.tag(name), cursor, "COUNT", CHUNK)
             count += yield from _cancel_some(inspector, q, name, rows[::2], terminate=terminate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     ``ready`` holds the priorities that have jobs; a cancelled job stays counted there until a worker has skipped it,
     ``pending`` is without those. ``parked`` jobs wait for a limit. ``running`` also counts what a worker has reserved and not started. ``finished``
     counts the records kept (``result_ttl``). ``oldest_age``: seconds that the next jobs have been ready, or due.
+    ``partitions``: what there is in each, where the queue is split; the rest is in the queue's home.
     """
 
     name: str
@@ -49,6 +51,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool = False
     oldest_age: float | None = None
     workers: int = 0
+    partitions: list[QueueInfo] = []
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,11 +204,35 @@ def worker_info(worker: str, queue: str, lease_left: float, running: int, card: 
     )
 
 
+def whole(name: str, parts: Sequence[QueueInfo]) -> QueueInfo:
+    """A queue from what is in its partitions, its home among them."""
+    if len(parts) == 1:
+        return parts[0]
+    ready: Counter[int] = Counter()
+    for part in parts:
+        ready.update(part.ready)
+    ages = [part.oldest_age for part in parts if part.oldest_age is not None]
+    return QueueInfo(
+        name=name,
+        pending=sum(part.pending for part in parts),
+        ready=dict(sorted(ready.items())),
+        scheduled=sum(part.scheduled for part in parts),
+        parked=sum(part.parked for part in parts),
+        running=sum(part.running for part in parts),
+        dead=sum(part.dead for part in parts),
+        finished=sum(part.finished for part in parts),
+        paused=any(part.paused for part in parts),
+        oldest_age=max(ages, default=None),
+        workers=max(part.workers for part in parts),
+        partitions=[part for part in parts if part.name != name],
+    )
+
+
 def merged(one: WorkerInfo, other: WorkerInfo) -> WorkerInfo:
     """The same worker, seen from two of its queues."""
     return msgspec.structs.replace(
         one,
-        queues=one.queues + other.queues,
+        queues=list(dict.fromkeys(one.queues + other.queues)),
         running=one.running + other.running,
         lease_left=min(one.lease_left, other.lease_left),
     )

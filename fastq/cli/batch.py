@@ -67,8 +67,7 @@ def batch(session: Session, batch_id: str | None, queue: str | None, watch: bool
     Without an id they are listed. The id of its n-th job, from 0, is BATCH_ID-n. Exit status 1 when it has ended, and not as success.
     """
     inspector = session.inspector
-    names = [session.known_queue(queue)] if queue else session.run(inspector.queues())
-    queues = [inspector.keys(name) for name in names]
+    queues = session.run(inspector.parts(session.known_queue(queue) if queue else None))
     if batch_id is None:
         if watch or action:
             raise click.UsageError("--watch, --cancel and --close need the id of a batch", click.get_current_context())

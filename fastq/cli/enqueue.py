@@ -19,6 +19,7 @@ from fastq.errors import (
     UnknownTask,
 )
 from fastq.job import PLAIN, TASK_NAME, Envelope, Extra, check_id, check_priority, encode, new_id, state_of
+from fastq.partitions import parse_partitions, partition_for
 from fastq.values import check_queue_name, parse_duration, parse_queues
 
 __all__ = ["verbs"]
@@ -86,8 +87,10 @@ def enqueue(
     seconds = parse_duration(delay)
     if seconds > LONGEST:
         raise InvalidOption(f"delay={delay!r} must be at most 366 days")
-    q, delay_ms = QueueKeys(settings.prefix, chosen), round(seconds * 1_000)
+    delay_ms = round(seconds * 1_000)
     new = NewJob(check_id(job_id) if job_id else new_id(), b"", delay_ms, chosen=job_id is not None)
+    chosen = partition_for(chosen, parse_partitions(settings.partitions).get(chosen, 1), new.id)
+    q = QueueKeys(settings.prefix, chosen)
     session.agree()  # also: its clock is Redis's from here on
     envelope = envelope_of(name, body, check_priority(priority), session.connection.clock.now_ms(), delay_ms)
     if settings.signing_keys:

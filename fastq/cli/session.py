@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from fastq.errors import ConfigError, FastQError, did_you_mean
+from fastq.partitions import parse_partitions
 
 if TYPE_CHECKING:
     from fastq.broker.commands import Operation
@@ -82,7 +83,10 @@ class Session:
         """The operations."""
         from fastq.broker.inspector import Inspector
 
-        return Inspector(self.settings.prefix, result_ttl=self.settings.result_ttl)
+        settings = self.settings
+        return Inspector(
+            settings.prefix, result_ttl=settings.result_ttl, partitions=parse_partitions(settings.partitions)
+        )
 
     def run(self, operation: Operation[T]) -> T:
         """Drive an operation.

@@ -14,6 +14,7 @@ from fastq.broker.views import QueueInfo, WorkerInfo
 from fastq.cli.session import NotFound, Session, as_json, with_session
 from fastq.cli.table import duration, rows
 from fastq.errors import did_you_mean, safe_text
+from fastq.partitions import queue_of
 
 __all__ = ["look", "verbs", "worker_lines"]
 
@@ -37,16 +38,22 @@ def look(inspector: Inspector) -> Operation[Look]:
 @click.argument("queues", metavar="[QUEUE]...", nargs=-1)
 @with_session
 def status(session: Session, queues: tuple[str, ...]) -> None:
-    """Queues, workers and the scheduler at a glance."""
+    """Queues, workers and the scheduler at a glance.
+
+    A queue that is split into partitions is one line; named, it is followed by a line for each of them.
+    """
     infos, workers, leader = session.run(look(session.inspector))
-    known = [info.name for info in infos]
+    by_name = {info.name: info for whole in infos for info in (whole, *whole.partitions)}
+    known = list(by_name)
     for name in queues:
         if name not in known:
             raise NotFound(f"no queue {name!r}{did_you_mean(name, known)}")
     if queues:
-        infos = [info for info in infos if info.name in queues]
-        workers = [worker for worker in workers if set(worker.queues) & set(queues)]
+        infos = [info for name, info in by_name.items() if name in queues]
+        workers = [worker for worker in workers if set(worker.queues) & set(map(queue_of, queues))]
     value = {"queues": infos, "workers": workers, "scheduler": leader}
+    if queues:  # of what was asked for, each partition
+        infos = [row for info in infos for row in (info, *info.partitions)]
     session.answer(value, _lines(infos, workers, leader))
 
 

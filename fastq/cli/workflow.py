@@ -97,8 +97,8 @@ def workflow(session: Session, workflow_id: str, queue: str | None, action: str 
     The numbers in brackets are those of its jobs: the id of job 3 is WORKFLOW_ID.3.
     """
     inspector = session.inspector
-    names = [session.known_queue(queue)] if queue else session.run(inspector.queues())
-    place = session.run(_find([inspector.keys(name) for name in names], workflow_id))
+    queues = session.run(inspector.parts(session.known_queue(queue) if queue else None))
+    place = session.run(_find(queues, workflow_id))
     if place is None:
         raise NotFound(f"no workflow {safe_text(workflow_id)!r}: there was none of this id, or its result_ttl is over")
     if action == "cancel":

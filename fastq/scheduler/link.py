@@ -21,9 +21,9 @@ from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.errors import BrokerError, BrokerUnavailable, InvalidQueueName
 from fastq.logs import fields
 from fastq.metrics import WorkerMetrics
+from fastq.partitions import check_partition
 from fastq.retry import Exponential
 from fastq.service import Service, Step
-from fastq.values import check_queue_name
 
 __all__ = ["Leadership", "Link", "Roster", "chunks", "resilient"]
 
@@ -301,7 +301,7 @@ class Roster:
         before = len(self.queues)
         for name in sorted(names - self.queues.keys()):
             try:
-                self.queues[name] = QueueKeys(self._prefix, check_queue_name(name))
+                self.queues[name] = QueueKeys(self._prefix, check_partition(name))
             except InvalidQueueName:
                 continue  # written by somebody else: fastq has no such queue
         return len(self.queues) > before

@@ -108,7 +108,8 @@ def scheduler_name() -> str:
 def queues_of(app: FastQ) -> set[str]:
     """The queues that the settings and the registered tasks name."""
     named = {app.queue_of(task.name, task.defaults.queue) for task in app.tasks.values()}
-    return named.union(parse_queues(app.settings.queues).names)
+    named.update(parse_queues(app.settings.queues).names)
+    return {each for queue in named for each in app.served(queue)}
 
 
 class _Scheduler:

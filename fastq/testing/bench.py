@@ -23,6 +23,7 @@ from fastq.context import JobContext
 from fastq.errors import BrokerError, BrokerUnavailable, FastQError, InvalidOption
 from fastq.job import ErrorInfo, WorkerCard, encode
 from fastq.metrics import STATUSES, WorkerMetrics, aggregate, count_limits_in
+from fastq.partitions import queue_of
 from fastq.values import QueueOrder, parse_queues
 from fastq.worker.loop import WorkerLoop
 
@@ -187,11 +188,12 @@ class Bench:
 
     def __init__(self, app: FastQ, queues: tuple[str, ...], name: str, faults: Faults) -> None:
         self.app = app
-        self.keys: list[QueueKeys] = [app.keys(queue) for queue in queues]
+        served = dict.fromkeys(name for queue in queues for name in app.served(queue))
+        self.keys: list[QueueKeys] = [app.keys(name) for name in served]
         self._board = Board(1)
         slot = self._board.claim("worker")
         assert slot is not None
-        self.metrics = WorkerMetrics(slot, queues=queues, tasks=app.tasks)
+        self.metrics = WorkerMetrics(slot, queues=set(map(queue_of, queues)), tasks=app.tasks)
         self._name = name
         self._lives = 0
         self._queues = queues

@@ -361,7 +361,8 @@ class Kit:
 
     def _queues(self) -> list[str]:
         listed: list[bytes] = self._call(raw("SMEMBERS", GlobalKeys(self.app.settings.prefix).queues))
-        return sorted({name.decode() for name in listed} | set(parse_queues(self.app.settings.queues).names))
+        names = {name.decode() for name in listed} | set(parse_queues(self.app.settings.queues).names)
+        return sorted({each for name in names for each in self.app.served(name)})
 
     def _jobs(self, queue: str) -> Iterator[Enqueued]:
         keys = self.app.keys(queue)

@@ -39,6 +39,7 @@ from fastq.errors import (
 )
 from fastq.job import ErrorInfo, Extra, JobRecord, JobState, delay_of, encode
 from fastq.metrics import NOT_RUN, STATUSES, WorkerMetrics
+from fastq.partitions import queue_of
 from fastq.worker import soft, threads
 from fastq.worker.ending import (
     MESSAGE_LIMIT,
@@ -112,10 +113,10 @@ class Executor:
         self.give_back: Callable[[JobContext], None] = _nothing_to_give_back
         queues = tuple(batches)
         self.plans = {
-            name: Plan(task, app, {queue: metrics.series(queue, name) for queue in queues})
+            name: Plan(task, app, {queue: metrics.series(queue_of(queue), name) for queue in queues})
             for name, task in app.tasks.items()
         }
-        self._other = {queue: metrics.series(queue, "other") for queue in queues}
+        self._other = {queue: metrics.series(queue_of(queue), "other") for queue in queues}
         self.gathering = Gathering(self, metrics, slots)
         self.stops = Stops(self)
 

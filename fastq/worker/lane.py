@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+import random
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from fastq._core import forget
@@ -17,19 +18,33 @@ if TYPE_CHECKING:
     from fastq.values import QueueOrder
     from fastq.worker.executor import Executor
 
-__all__ = ["Lane", "key_of", "lanes_of"]
+__all__ = ["Lane", "Turns", "key_of", "lanes_of"]
 
 Opener = Callable[[str, str, bytes], Envelope]
 
 
 class Lane:
-    """One queue of this worker: its keys, the outcomes to settle, the jobs held in it."""
+    """One queue of this worker, or a partition of one: its keys, the outcomes to settle, the jobs held in it."""
 
-    __slots__ = ("asked_at", "batch", "doubt", "held", "hungry", "keys", "name", "opener", "plain", "sent", "weight")
+    __slots__ = (
+        "asked_at",
+        "batch",
+        "doubt",
+        "held",
+        "hungry",
+        "keys",
+        "name",
+        "opener",
+        "plain",
+        "rank",
+        "sent",
+        "weight",
+    )
 
-    def __init__(self, keys: QueueKeys, weight: int, opener: Opener | None = None) -> None:
+    def __init__(self, keys: QueueKeys, rank: int, weight: float, opener: Opener | None = None) -> None:
         self.keys = keys
         self.name = keys.queue
+        self.rank = rank  # in strict order; partitions of one queue share it
         self.weight = weight
         self.batch = Batch()
         self.sent: Batch | None = None  # written, its reply not seen yet
@@ -97,8 +112,34 @@ def key_of(raw_id: bytes) -> str | bytes:
     return raw_id.decode() if raw_id.isascii() and len(raw_id) <= ID_MOST else raw_id
 
 
+class Turns:
+    """In which order a worker turns to its lanes: the strict one, or shuffled by weight: a lane is first in proportion to it.
+
+    Partitions of one queue take turns by chance: each time another one is the first of them.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], *, weighted: bool) -> None:
+        self._lanes = lanes
+        self._weighted = weighted
+        self._split = len({lane.rank for lane in lanes}) < len(lanes)
+        self._random = random.Random()
+
+    def __call__(self) -> Sequence[Lane]:
+        """The order of this turn."""
+        if len(self._lanes) == 1 or not (self._weighted or self._split):
+            return self._lanes
+        if self._weighted:
+            return sorted(self._lanes, key=lambda lane: self._random.random() ** (1.0 / lane.weight), reverse=True)
+        return sorted(self._lanes, key=lambda lane: (lane.rank, self._random.random()))
+
+
 def lanes_of(app: FastQ, order: QueueOrder, now_ms: Callable[[], int]) -> list[Lane]:
-    """A lane for each queue that a worker serves."""
+    """A lane for each queue that a worker serves, and for each partition of one; they share its rank and its weight."""
     weights = order.weights or (0,) * len(order.names)
     opener = app.opener(now_ms)
-    return [Lane(app.keys(name), weight, opener) for name, weight in zip(order.names, weights, strict=True)]
+    lanes: dict[str, Lane] = {}
+    for rank, (queue, weight) in enumerate(zip(order.names, weights, strict=True)):
+        names = app.served(queue)
+        for name in names:
+            lanes.setdefault(name, Lane(app.keys(name), rank, weight / len(names), opener))
+    return list(lanes.values())

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from fastq._core import take_in
 from fastq.app import FastQ
@@ -40,7 +40,7 @@ from fastq.metrics import WorkerMetrics
 from fastq.values import QueueOrder
 from fastq.worker.cancels import Cancels
 from fastq.worker.executor import Executor
-from fastq.worker.lane import Lane, key_of, lanes_of
+from fastq.worker.lane import Lane, Turns, key_of, lanes_of
 from fastq.worker.pauses import Pauses
 from fastq.worker.plan import slots
 from fastq.worker.reports import Reports
@@ -99,7 +99,7 @@ class WorkerLoop:
         self._incarnation = 0
         self._lanes = lanes_of(app, order, connection.clock.now_ms)
         self._by_name = {lane.name: lane for lane in self._lanes}
-        self._weighted = order.weights is not None
+        self._in_turn = Turns(self._lanes, weighted=order.weights is not None)
         self._event = asyncio.Event()
         batches = self._batches = {lane.name: lane.batch for lane in self._lanes}
         self.executor = Executor(app, metrics, batches, connection.clock.now_ms, self._after_outcomes, slots(app))
@@ -207,7 +207,7 @@ class WorkerLoop:
             await self._sleep()
             return
         now = time.monotonic()
-        for lane in self._order():
+        for lane in self._in_turn():
             ask = min(want, RESERVE_MOST) if lane.hungry or now - lane.asked_at > GLANCE else 0
             if ask > 0 or wanting or len(lane.batch):
                 want -= await self._turn(lane, max(ask, 0))
@@ -222,12 +222,6 @@ class WorkerLoop:
             self._waker.wait()
             await self._event.wait()
         self._event.clear()
-
-    def _order(self) -> Sequence[Lane]:
-        """The lanes in strict order, or shuffled by weight: a lane is first in proportion to its weight."""
-        if not self._weighted or len(self._lanes) == 1:
-            return self._lanes
-        return sorted(self._lanes, key=lambda lane: self._random.random() ** (1.0 / lane.weight), reverse=True)
 
     def _want(self) -> int:
         """How many jobs to reserve now: the free slots, and the surplus that will start at once."""

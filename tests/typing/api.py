@@ -55,6 +55,8 @@ def isolated(path: str) -> int:
 assert_type(isolated.enqueue_sync("x"), fastq.JobHandle[int])
 
 app.queue("emails", max_pending=10_000, when_full="drop_oldest")
+app.queue("emails", partitions=4)
+app.queue("emails", partitions="4")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 app.queue("emails", max_pending=1, when_full="explode")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 

@@ -42,19 +42,19 @@ def names(q: QueueKeys) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("partition", [None, 0, 15])
-def test_all_keys_of_a_queue_carry_its_hash_tag(partition: int | None) -> None:
+@pytest.mark.parametrize("name", ["mail", "mail:0", "mail:15"])
+def test_all_keys_of_a_queue_carry_its_hash_tag(name: str) -> None:
     """One slot of a cluster: every script is legal there."""
-    tag = "{mail}" if partition is None else f"{{mail:{partition}}}"
-    found = names(QueueKeys("app:x", "mail", partition))
+    tag = f"{{{name}}}"
+    found = names(QueueKeys("app:x", name))
     assert len(found) == len(set(found))
     assert all(name.startswith(f"app:x:{tag}:") for name in found)
     assert all(name.count("{") == name.count("}") == 1 for name in found)
 
 
-@pytest.mark.parametrize("partition", [None, 3])
-def test_every_name_is_in_the_table(partition: int | None) -> None:
-    described = {info.pattern for name in names(QueueKeys("fastq", "q", partition)) if (info := describe(name))}
+@pytest.mark.parametrize("queue", ["q", "q:3"])
+def test_every_name_is_in_the_table(queue: str) -> None:
+    described = {info.pattern for name in names(QueueKeys("fastq", queue)) if (info := describe(name))}
     described |= {info.pattern for key in vars(GlobalKeys("fastq")).values() if (info := describe(key.decode()))}
     lease = LeaseKeys("fastq", "leader", "a report")
     described |= {info.pattern for key in (lease.lease, lease.wake) if (info := describe(key.decode()))}

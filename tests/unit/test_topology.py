@@ -53,7 +53,7 @@ def test_keys_of_one_call_share_a_slot() -> None:
     limit, lease = LimitKeys("fastq", "api", "tenant-42"), LeaseKeys("fastq", "leader", "daily")
     assert len({slot_of(key) for key in (limit.rule, limit.state, limit.slots, limit.wake, limit.given("t"))}) == 1
     assert slot_of(lease.lease) == slot_of(lease.wake)
-    q = QueueKeys("fastq", "mail", partition=3)
+    q = QueueKeys("fastq", "mail:3")
     assert {slot_of(key) for key in (q.jobs, *q.ready, q.running("w"), q.flow("x"))} == {slot_of("mail:3")}
     assert slot_of(GlobalKeys("fastq").queues) != slot_of(q.jobs)
 
