@@ -110,7 +110,7 @@ class Keeper:
             return
         from fastq.broker.doctor import startup_warnings
 
-        for warning in self._connection.run(startup_warnings()):
+        for warning in self._connection.run(startup_warnings(self._settings.prefix, self._connection.endpoint)):
             log.warning("redis may lose jobs", extra=fields(fix=warning))
         self._examined = True
 

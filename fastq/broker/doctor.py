@@ -10,14 +10,12 @@ import ipaddress
 import re
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
 
-import msgspec
-
-from fastq.broker import scripts
-from fastq.broker.commands import Command, Operation, raw, status
+from fastq.broker import masters, scripts
+from fastq.broker.commands import Operation, raw, status
 from fastq.broker.inspector import Inspector
 from fastq.broker.keys import QueueKeys
+from fastq.broker.masters import Finding, Level, Probe, allowed, at, config
 from fastq.broker.schema import look
 from fastq.broker.url import Endpoint
 from fastq.broker.views import QueueInfo, WorkerInfo
@@ -25,7 +23,6 @@ from fastq.errors import BrokerReplyError, SchemaMismatch
 
 __all__ = ["Finding", "Level", "examine", "startup_warnings"]
 
-Level = Literal["ok", "warn", "fault"]
 Info = Mapping[str, str]
 Version = tuple[int, ...]
 
@@ -53,75 +50,69 @@ NEEDED = ("BLPOP", "RPUSH", "SADD", "SMEMBERS", "TIME")
 _CALL = re.compile(r"redis\.call\('([A-Z]+)'")
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """One thing looked at. ``fix`` is the line to change, empty when there is nothing to do."""
-
-    level: Level
-    name: str
-    message: str
-    fix: str = ""
-
-
 def examine(prefix: str, endpoint: Endpoint | None = None) -> Operation[list[Finding]]:
-    """Look at the server, at what this user may do on it, and at the fleet that uses it.
+    """Look at the server, or at each master of a cluster, at what this user may do there, and at the fleet that uses it.
 
     Args:
         prefix: the first part of every key.
-        endpoint: how it was reached; without it nothing is said about passwords.
+        endpoint: how it was reached; without it nothing is said about passwords, and a cluster is looked at as one server.
     """
-    findings: list[Finding] = []
-    info = yield from _info()
-    findings += _server(info) if info else (yield from _hello())
-    findings += [
-        *_role(info, endpoint),
-        *_persistence(info),
-        *(yield from _fsync(info)),
-        *_eviction(info),
-        *_memory(info),
-    ]
-    findings += _clients(info)
-    findings += yield from _access(endpoint)
-    findings += yield from _clock()
-    findings += yield from _latency()
-    if not any(finding.level == "fault" for finding in _role(info, endpoint)):
+    if endpoint is not None and endpoint.nodes:
+        findings = yield from masters.examine(
+            prefix, endpoint, lambda master: _machine(master.endpoint(endpoint), master.probe)
+        )
+    else:
+        findings = yield from _machine(endpoint)
+    if not any(finding.level == "fault" and finding.name in ("role", "cluster") for finding in findings):
         findings += yield from _schema(prefix)
         findings += yield from _scripts(prefix)
         findings += yield from _fleet(prefix)
     return findings
 
 
-def startup_warnings() -> Operation[list[str]]:
-    """One line for each reason why jobs may be lost on this server, with the line to change; what cannot be seen is not
-    warned of.
+def startup_warnings(prefix: str, endpoint: Endpoint | None = None) -> Operation[list[str]]:
+    """One line for each reason why jobs may be lost on this server, or on a master of this cluster, with the line to change;
+    what cannot be seen is not warned of.
     """
-    info = yield from _info()
-    findings = [*_server(info), *_persistence(info), *_eviction(info)] if info else []
+    if endpoint is not None and endpoint.nodes:
+        findings = yield from masters.of_each(prefix, endpoint, lambda master: _durability(master.probe))
+    else:
+        findings = yield from _durability()
     lasting = [finding for finding in findings if finding.level != "ok" and finding.name != "security"]
     return [f"{finding.message}: {finding.fix}" for finding in lasting]
+
+
+def _machine(endpoint: Endpoint | None, near: Probe = None) -> Operation[list[Finding]]:
+    """One server."""
+    info = yield from _info(near)
+    findings = _server(info) if info else (yield from _hello(near))
+    findings += [
+        *_role(info, clustered=near is not None),
+        *_persistence(info),
+        *(yield from _fsync(info, near)),
+        *_eviction(info),
+        *_memory(info),
+    ]
+    findings += _clients(info)
+    findings += yield from _access(endpoint, near)
+    findings += yield from _clock(near)
+    findings += yield from _latency(near)
+    return findings
+
+
+def _durability(near: Probe = None) -> Operation[list[Finding]]:
+    info = yield from _info(near)
+    return [*_server(info), *_persistence(info), *_eviction(info)] if info else []
 
 
 # -- asking -------------------------------------------------------------------------------------
 
 
-def _allowed(command: Command[Any]) -> Operation[Any]:
-    """The reply; None when this user may not ask, or this server does not know how."""
-    try:
-        return (yield command)
-    except BrokerReplyError:
-        return None
-
-
-def _info() -> Operation[dict[str, str]]:
+def _info(near: Probe = None) -> Operation[dict[str, str]]:
     """INFO as a mapping; empty when it is forbidden."""
-    reply = yield from _allowed(raw("INFO"))
+    reply = yield from allowed(raw("INFO"), near)
     lines = (reply or b"").decode("utf-8", "replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
-
-
-def _config(name: str) -> Operation[str | None]:
-    """One directive of the server's configuration; None when it is forbidden."""
-    reply = yield from _allowed(raw("CONFIG", "GET", name))
-    return reply[1].decode("utf-8", "replace") if reply and len(reply) > 1 else None
 
 
 def _unseen(name: str, what: str) -> Finding:
@@ -136,9 +127,9 @@ def _server(info: Info) -> list[Finding]:
     return list(_version(kind, info.get("valkey_version") or info.get("redis_version", "")))
 
 
-def _hello() -> Operation[list[Finding]]:
+def _hello(near: Probe = None) -> Operation[list[Finding]]:
     """Without INFO: the greeting names the server, too."""
-    reply = yield from _allowed(raw("HELLO"))
+    reply = yield from allowed(raw("HELLO"), near)
     words = iter(reply if isinstance(reply, list) else [])
     said = {key: value for key, value in zip(words, words, strict=False) if isinstance(value, bytes)}
     kind = "Valkey" if said.get(b"server") == b"valkey" else "Redis"
@@ -166,14 +157,10 @@ def _vulnerable(kind: str, version: Version) -> bool:
     return version < line[0] if line else version < PATCHED[kind][-1]
 
 
-def _role(info: Info, endpoint: Endpoint | None = None) -> Iterator[Finding]:
+def _role(info: Info, *, clustered: bool = False) -> Iterator[Finding]:
     if info.get("role", "master") != "master":
         yield Finding("fault", "role", "this is a replica and takes no writes", "name the primary in the URL")
-    if info.get("cluster_enabled", "0") != "1":
-        return
-    if endpoint is not None and endpoint.nodes:
-        yield Finding("ok", "cluster", "the URL names a cluster; one of its nodes was looked at")
-    else:
+    if info.get("cluster_enabled", "0") == "1" and not clustered:
         message = "this is one node of a cluster, and most queues are on others"
         yield Finding("fault", "cluster", message, "use redis+cluster://host:port,host:port")
 
@@ -195,10 +182,10 @@ def _persistence(info: Info) -> Iterator[Finding]:
         yield Finding("fault", "snapshot", message, "make room on its disk (or in memory, to fork); its log says more")
 
 
-def _fsync(info: Info) -> Operation[list[Finding]]:
+def _fsync(info: Info, near: Probe = None) -> Operation[list[Finding]]:
     if info.get("aof_enabled") != "1":
         return []
-    value = yield from _config("appendfsync")
+    value = yield from config("appendfsync", near)
     if value is None:
         return [Finding("ok", "fsync", "cannot see appendfsync (CONFIG is forbidden)")]
     if value == "no":
@@ -246,7 +233,7 @@ def _clients(info: Info) -> Iterator[Finding]:
         yield Finding("ok", "clients", f"{now} of {most} connections in use")
 
 
-def _access(endpoint: Endpoint | None) -> Operation[list[Finding]]:
+def _access(endpoint: Endpoint | None, near: Probe = None) -> Operation[list[Finding]]:
     """Who else can reach it: a Redis open to the world is taken over within minutes."""
     if endpoint is None:
         return []
@@ -257,8 +244,8 @@ def _access(endpoint: Endpoint | None) -> Operation[list[Finding]]:
     fix = "requirepass, or a user per application (ACL SETUSER), and the password in the URL"
     if not _is_loopback(endpoint.host):
         return [Finding("fault", "access", f"{endpoint.host} asks for no password", fix)]
-    protected = yield from _config("protected-mode")
-    bind = yield from _config("bind")
+    protected = yield from config("protected-mode", near)
+    bind = yield from config("bind", near)
     if protected is None or bind is None:
         return [Finding("warn", "access", "no password, and cannot see whether others can reach it", fix)]
     closed = protected == "yes" or (bind != "" and all(_is_loopback(name.lstrip("-")) for name in bind.split()))
@@ -279,9 +266,9 @@ def _is_loopback(host: str) -> bool:
 # -- the way to it ----------------------------------------------------------------------------------
 
 
-def _clock() -> Operation[list[Finding]]:
+def _clock(near: Probe = None) -> Operation[list[Finding]]:
     before = time.time()
-    seconds, micros = yield raw("TIME")
+    seconds, micros = yield from at(raw("TIME"), near)
     offset = int(seconds) + int(micros) / 1e6 - (before + time.time()) / 2
     if abs(offset) <= CLOCK:
         return [Finding("ok", "clock", f"{offset * 1_000:+.0f} ms from this host's")]
@@ -289,11 +276,11 @@ def _clock() -> Operation[list[Finding]]:
     return [Finding("warn", "clock", message, "run an NTP client on both hosts")]
 
 
-def _latency() -> Operation[list[Finding]]:
+def _latency(near: Probe = None) -> Operation[list[Finding]]:
     times = []
     for _ in range(PINGS):
         begun = time.perf_counter()
-        yield raw("PING")
+        yield from at(raw("PING"), near)
         times.append(time.perf_counter() - begun)
     median = sorted(times)[len(times) // 2]
     shown = f"a round trip takes {median * 1_000:.2f} ms (worst of {PINGS}: {max(times) * 1_000:.2f} ms)"
