@@ -38,6 +38,7 @@ from fastq.errors import BrokerError, BrokerReplyError, UndecodableJob
 from fastq.job import WorkerCard, encode, read_envelope
 from fastq.metrics import WorkerMetrics
 from fastq.values import QueueOrder
+from fastq.worker.beside import Beside
 from fastq.worker.cancels import Cancels
 from fastq.worker.executor import Executor
 from fastq.worker.lane import Lane, Turns, key_of, lanes_of
@@ -170,10 +171,10 @@ class WorkerLoop:
     async def run(self) -> None:
         """Serve until stopped; returns with nothing held in Redis, unless Redis stays away."""
         self._runs.begin_here()
-        loops = self._tick(), self._waker.run(), self._cancels.run(), self._pauses.run()
-        background = [asyncio.create_task(each) for each in loops]
+        beside = Beside(self._event.set, self._tick(), self._waker.run(), self._cancels.run(), self._pauses.run())
         try:
             while not self._over():
+                beside.check()
                 try:
                     if self._unsure:
                         await self._find_out()
@@ -185,11 +186,9 @@ class WorkerLoop:
                     await self._after_error(error)
             await self._goodbye()
         finally:
-            for task in background:
-                task.cancel()
             self._turnstile.close()
             self.executor.close()
-            await asyncio.gather(*background, self._reports.close(), return_exceptions=True)
+            await asyncio.gather(beside.close(), self._reports.close(), return_exceptions=True)
             await self._connection.close()
             await self._waker.close()
 

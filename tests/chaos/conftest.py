@@ -13,6 +13,15 @@ import pytest
 
 from tests.process.fleet import Fleet
 
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long and has a quicker brother is left to `make chaos`."""
+    if "CHAOS_SCALE" not in os.environ:
+        lengthy = [item for item in items if item.get_closest_marker("at_length")]
+        config.hook.pytest_deselected(items=lengthy)
+        items[:] = [item for item in items if item not in lengthy]
+
+
 FIGURES = pytest.StashKey[list[str]]()
 
 

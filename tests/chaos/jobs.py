@@ -77,11 +77,17 @@ async def quiet(key: str, seconds: float = 0.0) -> None:
     """Notes nothing: its arguments may be whatever a foreign producer wrote."""
 
 
+def pay(key: str) -> int:
+    """What must not happen twice."""
+    note("p", key)
+    return os.getpid()
+
+
 @tasks.task(idempotent=3_600, max_attempts=2, retry=0)
 async def charged(key: str, gate: str, job: fastq.JobContext) -> int:
     """Charges once, whatever kills its worker after that; what it returns is the process that charged."""
     note("s", key)
-    payer = await job.once("charge", os.getpid)
+    payer = await job.once("charge", pay, key)
     while not Path(gate).exists():
         await asyncio.sleep(POLL)
     note("d", key)

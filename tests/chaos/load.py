@@ -23,14 +23,15 @@ class Load:
     """Producers that enqueue until they are told to stop: one blocking, one async with many calls at a time.
 
     ``confirmed`` are the keys whose enqueue returned, in that order, ``ids`` their jobs', ``refused`` the errors of the others. A key ends in its
-    queue's name; the queues take turns. ``acks``: when each was confirmed.
+    queue's name; the queues take turns. ``acks``: when each was confirmed. ``pace``: seconds between two calls of each of the eleven.
     """
 
     CONCURRENT = 10
 
-    def __init__(self, url: str, queues: Sequence[str] = ("default",), **settings: Any) -> None:
+    def __init__(self, url: str, queues: Sequence[str] = ("default",), *, pace: float = 0.01, **settings: Any) -> None:
         self.url = url
         self.queues = queues
+        self.pace = pace
         self._settings = {"enqueue_timeout": LEASE, **settings}
         self.acks: list[tuple[float, str]] = []
         self.confirmed: list[str] = []
@@ -54,6 +55,7 @@ class Load:
                 self._over.wait(0.01)
             else:
                 self._note(f"b{n}.{queue}", queue, job.id)
+                self._over.wait(self.pace / 10)
         app.close()
 
     async def _async(self) -> None:
@@ -72,7 +74,7 @@ class Load:
                 self.refused.append(error)
             else:
                 self._note(f"a{lane}.{n}.{queue}", queue, job.id)
-            await asyncio.sleep(0.01)  # the pace of the load
+            await asyncio.sleep(self.pace)
 
     def _note(self, key: str, queue: str, job_id: str) -> None:
         self.acks.append((time.monotonic(), queue))

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastq import monitor
-from fastq.broker import connection, keys, schema, scripts
-from fastq.worker import loop, stopping
+from fastq import context, job, monitor
+from fastq.broker import cluster, connection, keys, schema, scripts, topology
+from fastq.errors import BrokerUnavailable
+from fastq.worker import lane, loop, stopping
 
 CRASHES = 3
 
@@ -45,8 +46,8 @@ def before(name: str, point: str, concerned: Callable[..., list[str]]) -> None:
 
 
 def rewrite(name: str, old: str, new: str) -> None:
-    """Change the text of a script."""
-    text = scripts.expand(name)
+    """Change the text of a script, as it is after what was planted before."""
+    text = scripts.load(name).text.decode()
     assert text.count(old) == 1, f"{name}.lua has changed: plant the bug anew"
     changed, load = scripts.Script(name, text.replace(old, new)), scripts.load
     scripts.load = lambda wanted: changed if wanted == name else load(wanted)  # type: ignore[assignment]
@@ -89,6 +90,56 @@ def leak_descriptors() -> None:
     connection.AsyncConnection._dial = leaking  # type: ignore[method-assign]
 
 
+def hoard() -> None:
+    """A worker keeps a MiB for each batch of outcomes."""
+    confirm, kept = loop.WorkerLoop._confirm, list[bytes]()
+
+    def hoarding(self: Any, *args: Any) -> None:
+        kept.append(os.urandom(1 << 20))
+        confirm(self, *args)
+
+    loop.WorkerLoop._confirm = hoarding  # type: ignore[method-assign]
+
+
+def give_up_without_redis() -> None:
+    """A worker ends when Redis goes away."""
+    connect = connection.AsyncConnection.connect
+
+    async def once(self: Any) -> None:
+        try:
+            await connect(self)
+        except BrokerUnavailable:
+            if self.connects:
+                os._exit(1)
+            raise
+
+    connection.AsyncConnection.connect = once  # type: ignore[method-assign]
+
+
+def forget_steps() -> None:
+    """A job does not look whether a step was done."""
+    recall = context.recall
+    context.recall = lambda keys, job_id, step: recall(keys, job_id, f"not {step}")  # type: ignore[assignment]
+
+
+def stay_put() -> None:
+    """Nobody follows the keys of a cluster that move."""
+    cluster.redirection = lambda reply: None  # type: ignore[assignment]
+    topology.Topology.suspect = lambda self, *nodes: None  # type: ignore[method-assign]
+
+
+def stay_with_the_first_master() -> None:
+    """The Sentinels are asked once."""
+    locate, found = connection.locate, list[Any]()
+
+    def first(endpoint: Any) -> Any:
+        if not found:
+            found.append(locate(endpoint))
+        return found[0]
+
+    connection.locate = connection.find_master = first  # type: ignore[assignment]
+
+
 def next_schema() -> None:
     """Neither crash nor bug: a release that knows only the version of the keys after ours."""
     schema.SCHEMA, schema.KNOWN = 2, (2,)
@@ -115,6 +166,19 @@ PLANTS: dict[str, Callable[[], None]] = {
         "local all = {}; for i = 1, #ids do all[i] = 1 end; do return all end",
     ),
     "forgets_lost_replies": forget_lost_replies,
+    "litters": lambda: rewrite(
+        "settle", "local stale, finished", "redis.call('SET', KEYS[2] .. ':x', 1)\nlocal stale, finished"
+    ),
+    "hoards": hoard,
+    "gives_up": give_up_without_redis,
+    "forgets_steps": forget_steps,
+    "leaky_decoder": lambda: setattr(lane, "decode_envelope", job.read_envelope),
+    "overbooks": lambda: rewrite("acquire", "if not mine and free < 1 then break end", ""),
+    "spends_nothing": lambda: rewrite("acquire", "if n < 1 or r.kind == 'none' then return end", "do return end"),
+    "never_extends": lambda: setattr(monitor.Keeper, "_extend", lambda self, now: None),
+    "deaf": lambda: setattr(connection.AsyncConnection, "_check", lambda self: None),
+    "stays_put": stay_put,
+    "stays_with_the_first": stay_with_the_first_master,
 }
 
 

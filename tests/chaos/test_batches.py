@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from tests.chaos import jobs
+from tests.chaos.test_kills import left_in
 from tests.conftest import eventually
 from tests.process.fleet import PATIENCE, Fleet
 
@@ -68,3 +70,22 @@ def test_poison_ends_its_batch(make_fleet: MakeFleet, redis_url: str) -> None:
     fleet.until_done(["failure"])
     story = fleet.story()
     assert (len(story.of("d", "failure")), story.of("s", "success")) == (1, [])
+
+
+def test_a_job_dropped_from_a_batch_is_found(make_fleet: MakeFleet, redis_url: str, raw: Any) -> None:
+    """The planted bug `recover_drops` is found: the batch of the test above does not end."""
+    fleet = make_fleet(redis_url, workers=1, concurrency=20, max_deliveries=1_000).serving(plant="recover_drops")
+    assert fleet.producer
+    batch = fleet.producer.enqueue_batch_sync(
+        "piece", ((n, 0.02) for n in range(100)), on_success=jobs.step.si("success")
+    )
+    eventually(lambda: len(fleet.story().done) >= 30, PATIENCE)
+    fleet.kill(fleet.workers()[0])
+    eventually(lambda: left_in(raw).get("ready", 0) == 0 and len(fleet.story().done) >= 70, PATIENCE)
+    assert fleet.stop() == 0
+    status = batch.status_sync()
+    assert status is not None
+    assert (status.state, status.total) == ("running", 100)
+    assert status.success < 100
+    assert fleet.story().lost(map(str, range(100)))
+    assert fleet.story().of("s", "success") == []

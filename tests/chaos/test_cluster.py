@@ -114,3 +114,19 @@ def test_slots_move_while_jobs_run(cluster: Cluster, make_fleet: MakeFleet, figu
     assert_sound(cluster.url)
     assert fleet.logged("worker exited") == fleet.logged("scheduler exited") == fleet.logged("monitor exited") == []
     assert fleet.stop() == 0
+
+
+@pytest.mark.at_length("half of it is waiting for what does not come")
+def test_who_does_not_follow_the_keys_is_found(cluster: Cluster, make_fleet: MakeFleet) -> None:
+    """The planted bug of the tests above: when its queue has moved, a fleet that stays does nothing more."""
+    (queue, *_) = queues_of(cluster)
+    fleet = make_fleet(cluster.url, queues=queue, **SETTINGS).serving(plant="stays_put")
+    with Load(cluster.url, [queue], enqueue_timeout=10.0) as load:
+        eventually(load.more(100), PATIENCE)
+        cluster.move(f"{{{queue}}}", cluster.servers[1])
+        eventually(load.more(100), PATIENCE)
+        done = len(fleet.story().done)
+        eventually(load.more(200), PATIENCE)
+    with pytest.raises(AssertionError, match="not true within"):
+        fleet.until_done(load.confirmed, 3 * NODE_TIMEOUT)
+    assert len(fleet.story().done) <= done + 100

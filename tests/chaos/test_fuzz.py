@@ -12,6 +12,7 @@ import resource
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from fastq import job
@@ -171,3 +172,19 @@ def test_ids_that_are_no_ids(make_fleet: Callable[..., Fleet], redis_url: str, r
     assert dead == {name for name in odd if len(name) > job.ID_MOST or not name.isascii()}
     assert_sound(redis_url)
     assert fleet.stop() == 0
+
+
+def test_a_decoder_that_lets_its_errors_out_is_found(monkeypatch: pytest.MonkeyPatch, dice: random.Random) -> None:
+    """The planted bug of the decoders: what msgpack raises is raised (finding 7 of FAULTS: UnicodeDecodeError is one of it)."""
+    monkeypatch.setattr(job, "decode_envelope", job.read_envelope)
+    with pytest.raises((UnicodeDecodeError, msgspec.MsgspecError)):
+        test_a_decoder_raises_one_error_whatever_it_reads(dice, print)
+
+
+def test_a_worker_that_ends_of_what_it_reads_is_found(
+    make_fleet: Callable[..., Fleet], redis_url: str, raw: Any
+) -> None:
+    """The same in a live worker."""
+    fleet = make_fleet(redis_url, workers=1, unknown_task_ttl=0).serving(plant="leaky_decoder")
+    write(raw, {b"bomb": BOMBS["nested 100,000 deep"]})
+    fleet.until_logged("worker exited")

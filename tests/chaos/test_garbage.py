@@ -158,3 +158,21 @@ def test_garbage_in_any_key_ends_nobody(
     fleet.until_done(["afterwards"])
     eventually(lambda: not raw.exists("fastq:{default}:ready:5"), PATIENCE)
     assert fleet.stop() == 0
+
+
+@pytest.mark.timeout(120)
+def test_a_process_that_ends_of_garbage_is_found(
+    make_fleet: Callable[..., Fleet], redis_url: str, raw: Any, dice: random.Random
+) -> None:
+    """The planted bug `leaky_decoder`: of the garbage that the test above writes, some ends a worker that lets errors out."""
+    fleet = make_fleet(redis_url, workers=1, unknown_task_ttl=0).start(plant="leaky_decoder")
+    fleet.until_serving(1)
+
+    def spoilt() -> bool:
+        raw.rpush("fastq:{default}:ready:5", "g")
+        raw.hset("fastq:{default}:jobs", "g", "x")
+        for _ in range(8):
+            spoil(raw, b"fastq:{default}:jobs", dice)
+        return bool(fleet.logged("worker exited"))
+
+    eventually(spoilt, PATIENCE)

@@ -63,3 +63,16 @@ def test_never_over_while_workers_are_killed(
     assert len({start.pid for starts in story.starts.values() for start in starts}) > 1, "one worker did it all"
     used = len(rated) / (10 + 100 * (rated[-1] - rated[0]))
     figure(f"100/s under {len(kills)} kills: {used:.1%} used; {most_at_once(story, POOLED, kills)} of 7 at once")
+
+
+def test_limits_that_do_not_hold_are_found(make_fleet: MakeFleet, redis_url: str) -> None:
+    """The planted bugs `overbooks` and `spends_nothing` turn each analysis of the test above red."""
+    fleet = make_fleet(redis_url, workers=3, concurrency=5).serving(plant="overbooks,spends_nothing")
+    rated, windowed, pooled = RATED[:100], WINDOWED[:100], POOLED
+    for task, keys in (("rated", rated), ("windowed", windowed), ("pooled", pooled)):
+        fleet.enqueue_many(task, ((key,) for key in keys))
+    story = fleet.until_done([*rated, *windowed, *pooled])
+    assert over_bucket(grants(story, rated), 100, 10) > 0
+    assert over_window(grants(story, windowed), 40, 2) > 0
+    assert most_at_once(story, pooled, []) > 7
+    assert fleet.stop() == 0

@@ -41,3 +41,14 @@ def test_an_idempotent_call_is_one_job_and_one_charge_across_a_kill(
     assert ids == {job_id}
     assert (status.state, status.result) == ("success", first), "the step of the dead worker was not called again"
     assert len(fleet.story().of("s", "k")) == 2
+    assert [event.pid for event in fleet.story().of("p", "k")] == [first]
+
+
+def test_a_step_that_is_called_twice_is_found(make_fleet: MakeFleet, redis_url: str, raw: Any) -> None:
+    """The planted bug `forgets_steps`: the second run charges once more, and the analysis above sees it."""
+    fleet = make_fleet(redis_url, workers=2, concurrency=2).serving(plant="forgets_steps")
+    job_id = fleet.enqueue("charged", "k", str(fleet.gate()))
+    first = fleet.until_started("k").of("s", "k")[0].pid
+    eventually(lambda: raw.hget(f"fastq:{{default}}:steps:{job_id}", "charge"), PATIENCE)
+    fleet.kill(first)
+    eventually(lambda: len(fleet.story().of("p", "k")) == 2, PATIENCE)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import pytest
+
+from fastq.broker import connection, enqueuer
 from tests.chaos.load import Load
 from tests.conftest import MakeServer, connect, eventually
 from tests.process.fleet import LEASE, PATIENCE, Fleet, percentile
@@ -98,3 +101,24 @@ def test_scripts_are_flushed_under_load(make_fleet: MakeFleet, make_server: Make
     told = [line["event"] for line in fleet.log() if line["level"] in ("warning", "error")]
     assert set(told) <= {"running as root"}
     assert fleet.stop() == 0
+
+
+def test_a_worker_that_ends_without_redis_is_found(make_fleet: MakeFleet, make_server: MakeServer) -> None:
+    """The planted bug `gives_up`: what the tests above ask of the log is there to be found."""
+    server = make_server(appendonly=True)
+    fleet = make_fleet(server.url, workers=1).serving(plant="gives_up")
+    server.kill()
+    fleet.until_logged("worker exited")
+    server.start()
+
+
+def test_who_does_not_send_the_text_of_a_script_is_found(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted bug of F-25: NOSCRIPT is taken for the end."""
+    server = make_server()
+    for module in (connection, enqueuer):
+        monkeypatch.setattr(module, "is_noscript", lambda reply: False)
+    with connect(server.url) as client, Load(server.url) as load:
+        client.script_flush()
+        eventually(lambda: len(load.refused) > 1, PATIENCE)

@@ -51,3 +51,21 @@ def test_the_master_fails_over(how: str, make_fleet: MakeFleet, figure: Figure) 
         assert_sound(sentinels.url)
         assert fleet.logged("worker exited") == fleet.logged("scheduler exited") == fleet.logged("monitor exited") == []
         assert fleet.stop() == 0
+
+
+@pytest.mark.at_length("half of it is waiting for what does not come")
+def test_who_asks_the_sentinels_once_is_found(make_fleet: MakeFleet) -> None:
+    """The planted bug of the test above: nobody works for the new master."""
+    with Sentinels(down_after=1.0) as sentinels:
+        fleet = make_fleet(sentinels.url, workers=1, lease=5.0, response_timeout=10.0).serving(
+            plant="stays_with_the_first"
+        )
+        old, _ = sentinels.servers
+        with Load(sentinels.url, enqueue_timeout=10.0) as load:
+            eventually(load.more(100), PATIENCE)
+            old.kill()
+            accepts = sentinels.until_failed_over(old)
+            eventually(load.more(100), PATIENCE)
+        with pytest.raises(AssertionError, match="not true within"):
+            fleet.until_done(load.confirmed, 3.0)
+        assert not [event for event in fleet.story().of("s") if event.at > accepts]

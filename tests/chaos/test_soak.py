@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tests.chaos.load import Load
 from tests.chaos.test_resources import descriptors
 from tests.conftest import MakeServer, connect, eventually, key_faults
 from tests.process.fleet import LEASE, PATIENCE, Fleet, free_port
-from tests.sound import assert_sound
+from tests.sound import checked
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))
 LONG = SECONDS >= 600
@@ -41,6 +41,10 @@ GROWTH = 6
 """Descriptors that a process may have more of than when it began to serve."""
 
 
+KINDS = ("kill_worker", "kill_scheduler", "kill_monitor", "freeze_worker", "kill_redis", "cut", "forget")
+"""Of faults: methods of :class:`Soak`."""
+
+
 class Soak:
     """The faults, and what is measured between them."""
 
@@ -51,27 +55,16 @@ class Soak:
         self.faults: Counter[str] = Counter()
         self.memory: dict[int, list[tuple[float, int]]] = defaultdict(list)
         self.files: dict[int, list[int]] = defaultdict(list)
-        self.keys: list[int] = []
         self.series: list[int] = []
-        self.wait_until = 0.0
 
     # -- faults -----------------------------------------------------------------------------------
 
     def strike(self) -> None:
         """Break one thing; each kind comes as often as the others."""
-        kinds = [
-            self.kill_worker,
-            self.kill_scheduler,
-            self.kill_monitor,
-            self.freeze_worker,
-            self.kill_redis,
-            self.cut,
-            self.forget,
-        ]
-        least = min(self.faults[kind.__name__] for kind in kinds)
-        kind = self.dice.choice([kind for kind in kinds if self.faults[kind.__name__] == least])
-        self.faults[kind.__name__] += 1
-        kind()
+        least = min(self.faults[kind] for kind in KINDS)
+        kind = self.dice.choice([kind for kind in KINDS if self.faults[kind] == least])
+        self.faults[kind] += 1
+        getattr(self, kind)()
 
     def kill_worker(self) -> None:
         self.fleet.kill(self.dice.choice(self.fleet.until_serving(1)))
@@ -130,47 +123,97 @@ class Soak:
                 found.append(60 * statistics.linear_regression(*zip(*rows, strict=True)).slope)
         return found
 
+    # -- the end ----------------------------------------------------------------------------------
+
+    def work(self, load: Load, seconds: float, pause: float) -> None:
+        """Break things for so long, one each ``pause`` seconds or so."""
+        end = time.monotonic() + seconds
+        strike_at = time.monotonic() + min(1.0, pause)
+        while time.monotonic() < end:
+            self.look()
+            if time.monotonic() > strike_at:
+                self.strike()
+                strike_at = time.monotonic() + self.dice.uniform(0.5, 1.5) * pause
+            time.sleep(0.5)  # the pace of the looks
+        self.look()
+
+    def judge(self, load: Load, figure: Callable[[str], None]) -> Iterator[str]:
+        """When the producers are done: what is wrong, in words that begin with its kind."""
+        self.fleet.until_serving(3)
+        with connect(self.server.url) as raw:
+            eventually(lambda: idle(raw), PATIENCE)
+            for fault in key_faults(raw):
+                yield f"key: {fault}"
+            keys = raw.dbsize()
+        story = self.fleet.story()
+        lost = story.lost(load.confirmed)
+        highest = max(size for looks in self.memory.values() for _, size in looks)
+        grown = max(max(files[2:], default=0) - files[min(2, len(files) - 1)] for files in self.files.values())
+        steepest, lives = max(slopes := self.slopes(), default=0.0), len(slopes)
+        struck = ", ".join(f"{n} {kind}" for kind, n in sorted(self.faults.items()))
+        figure(
+            f"{sum(self.faults.values())} faults ({struck}): {len(load.confirmed):,} jobs confirmed, {len(lost)} lost, "
+            f"{len(story.repeated())} run twice, {len(load.refused)} refused; most memory of a process {highest / (1 << 20):.0f} MiB, "
+            f"steepest slope {steepest / (1 << 20):.2f} MiB/min of {lives}, descriptors +{grown}, {keys} keys, {max(self.series)} series"
+        )
+        if lost:
+            yield f"lost: {len(lost)} jobs"
+        for kind, most, found in (
+            ("memory", CEILING, highest), ("slope", SLOPE, steepest), ("descriptors", GROWTH, grown), ("keys", 60, keys),
+            ("series", 1_000, max(self.series)),
+        ):  # fmt: skip
+            if found > most:
+                yield f"{kind}: {found:,.0f}, more than {most:,}"
+        for fault in checked(self.server.url).faults:
+            yield f"check: {fault}"
+
+
+def idle(raw: Any) -> bool:
+    """Whether nothing is left to be run."""
+    queue = "fastq:{default}:"
+    waiting = sum(raw.llen(f"{queue}ready:{priority}") for priority in range(11)) + raw.zcard(f"{queue}due")
+    return not waiting and all(raw.scard(key) <= 1 for key in raw.scan_iter(f"{queue}running:*"))
+
+
+@pytest.fixture
+def make_soak(make_fleet: Callable[..., Fleet], make_server: MakeServer, dice: random.Random) -> Callable[..., Soak]:
+    """``make_soak(plant="…")``: three workers, a scheduler that leads and a monitor, and what is to be broken."""
+
+    def make(plant: str = "") -> Soak:
+        server = make_server(appendonly=True, config={"appendfsync": "everysec"})
+        fleet = make_fleet(server.url, workers=3, concurrency=10, metrics_port=free_port(), lease=2 * LEASE)
+        fleet.serving(plant=plant)
+        fleet.until_logged("scheduler leads")
+        fleet.until_logged("monitor running")
+        return Soak(fleet, server, dice)
+
+    return make
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.timeout(SECONDS + 180)
-def test_soak(make_fleet: Callable[..., Fleet], make_server: MakeServer, dice: random.Random, figure: Any) -> None:
+def test_soak(make_soak: Callable[..., Soak], figure: Any) -> None:
     """All faults in any order, under load: nothing is lost, and nothing grows."""
-    server = make_server(appendonly=True, config={"appendfsync": "everysec"})
-    fleet = make_fleet(server.url, workers=3, concurrency=10, metrics_port=free_port(), lease=2 * LEASE).serving()
-    soak = Soak(fleet, server, dice)
-    fleet.until_logged("scheduler leads")
-    fleet.until_logged("monitor running")
-    end = time.monotonic() + SECONDS
-    pause = 2.5 if not LONG else 7.0
-    with Load(server.url) as load:
-        strike_at = time.monotonic() + 1.0
-        while time.monotonic() < end:
+    soak = make_soak()
+    with Load(soak.server.url, pace=0.05 if LONG else 0.01) as load:
+        soak.work(load, SECONDS, 7.0 if LONG else 2.5)
+    assert list(soak.judge(load, lambda text: figure(f"{SECONDS:.0f} s, {text}"))) == []
+    assert len(soak.faults) == len(KINDS)
+    assert soak.fleet.stop() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_what_a_soak_is_there_for_is_found(make_soak: Callable[..., Soak]) -> None:
+    """A fleet that drops, leaks, hoards and litters at once: each is told, by its own name."""
+    soak = make_soak("recover_drops,leaks_descriptors,hoards,litters")
+    with Load(soak.server.url) as load:
+        for kind in ["cut"] * (GROWTH + 2) + ["kill_worker"]:
+            eventually(load.more(100), PATIENCE)
             soak.look()
-            if time.monotonic() > strike_at:
-                soak.strike()
-                strike_at = time.monotonic() + dice.uniform(0.5, 1.5) * pause
-            time.sleep(0.5)  # the pace of the looks
-    story = fleet.until_done(load.confirmed)
-    fleet.until_serving(3)
-    with connect(server.url) as raw:
-        eventually(lambda: raw.zcard("fastq:{default}:dead") + raw.hlen("fastq:{default}:jobs") <= 1, PATIENCE)
-        assert list(key_faults(raw)) == []
-        keys = raw.dbsize()
-    assert_sound(server.url)
-    assert story.lost(load.confirmed) == set()
-    highest = max(size for looks in soak.memory.values() for _, size in looks)
-    grown = max(max(files[2:], default=0) - files[min(2, len(files) - 1)] for files in soak.files.values())
-    slopes = soak.slopes()
-    figure(
-        f"{SECONDS:.0f} s, {sum(soak.faults.values())} faults ({', '.join(f'{n} {kind}' for kind, n in sorted(soak.faults.items()))}): "
-        f"{len(load.confirmed):,} jobs confirmed, 0 lost, {len(story.repeated())} run twice, {len(load.refused)} refused; "
-        f"most memory of a process {highest / (1 << 20):.0f} MiB, steepest slope {max(slopes, default=0) / (1 << 20):.2f} MiB/min of "
-        f"{len(slopes)}, descriptors +{grown}, {keys} keys, {max(soak.series)} series"
-    )
-    assert highest < CEILING
-    assert max(slopes, default=0.0) < SLOPE
-    assert grown <= GROWTH
-    assert keys < 60
-    assert max(soak.series) < 1_000
-    assert len(soak.faults) == 7
-    assert fleet.stop() == 0
+            getattr(soak, kind)()
+        eventually(
+            lambda: (soak.look(), max(size for looks in soak.memory.values() for _, size in looks) > CEILING)[1],
+            PATIENCE,
+        )
+    found = {fault.partition(":")[0] for fault in soak.judge(load, print)}
+    assert found >= {"lost", "descriptors", "memory", "key", "check"}

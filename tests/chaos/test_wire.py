@@ -127,7 +127,7 @@ def test_a_slow_redis(make_fleet: MakeFleet, redis_url: str, proxy: FaultProxy, 
     begun = time.monotonic()
     long = [f"long{n}" for n in range(6)]
     fleet.enqueue_many("gated", ((key, str(fleet.gate())) for key in long))
-    keys = [f"k{n}" for n in range(600)]
+    keys = [f"k{n}" for n in range(100)]
     fleet.enqueue_many("once", ((key, 0.01) for key in keys))
     fleet.until_done(keys)
     eventually(lambda: time.monotonic() > begun + 4 * LEASE, PATIENCE)
@@ -159,3 +159,29 @@ def test_a_reserve_that_is_answered_after_sigterm(
     assert not fleet.story().starts
     assert raw.llen("fastq:{default}:ready:5") == 5
     assert fleet.logged("stopped")[0]["killed"] == 0
+
+
+def test_a_lease_that_nobody_extends_is_found(make_fleet: MakeFleet, redis_url: str, proxy: FaultProxy) -> None:
+    """The planted bug `never_extends`: the analysis of F-31 sees that a lease is lost, and jobs run twice."""
+    fleet = make_fleet(proxy.url, workers=1).serving(plant="never_extends")
+    fleet.url = redis_url
+    proxy.delay = 0.2
+    fleet.enqueue("gated", "long", str(fleet.gate()))
+    fleet.until_started("long")
+    fleet.until_logged("worker lost its lease")
+    eventually(lambda: fleet.story().repeated() == {"long"}, PATIENCE)
+    fleet.gate().touch()
+
+
+def test_a_connection_whose_silence_nobody_hears_is_found(
+    make_fleet: MakeFleet, redis_url: str, proxy: FaultProxy
+) -> None:
+    """The planted bug `deaf`: the analysis of F-30 sees that the work does not go on in time."""
+    fleet = make_fleet(proxy.url, workers=1, response_timeout=0.5, lease=2 * LEASE).serving(plant="deaf")
+    fleet.url = redis_url
+    fleet.enqueue("step", "before")
+    fleet.until_done(["before"])
+    assert proxy.silence() >= 2
+    fleet.enqueue("once", "after")
+    with pytest.raises(AssertionError, match="not true within"):
+        fleet.until_done(["after"], IDLE_WAIT + 1.25 * 0.5 + 1.0)

@@ -6,10 +6,12 @@ import os
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
 import fastq
 from fastq.broker.commands import Operation, raw
 from tests.chaos import jobs
+from tests.chaos.test_kills import left_in
 from tests.conftest import eventually
 from tests.process.fleet import PATIENCE, Fleet
 
@@ -115,3 +117,21 @@ def _gapless(ticks: set[int]) -> bool:
 def _time() -> Operation[int]:
     seconds, _ = yield raw("TIME")
     return int(seconds) * 1_000
+
+
+def test_a_piece_dropped_from_a_chord_is_found(make_fleet: MakeFleet, redis_url: str, raw: Any) -> None:
+    """The planted bug `recover_drops` is found: the callback of the tests above does not come."""
+    fleet = make_fleet(redis_url, workers=1, concurrency=10, max_deliveries=1_000).serving(plant="recover_drops")
+    header = [jobs.piece.s(number, 0.02) for number in range(100)]
+    assert fleet.producer
+    flow = fastq.chord(header, jobs.whole.s("whole")).enqueue_sync()
+    eventually(lambda: len(fleet.story().done) >= 30, PATIENCE)
+    fleet.kill(fleet.workers()[0])
+    eventually(lambda: left_in(raw).get("ready", 0) == 0 and len(fleet.story().done) >= 80, PATIENCE)
+    assert fleet.stop() == 0
+    status = flow.status_sync()
+    assert status is not None
+    assert status.state == "running"
+    assert status.success < 100
+    assert fleet.story().lost(map(str, range(100)))
+    assert fleet.story().of("s", "whole") == []

@@ -18,6 +18,7 @@ import pytest
 
 import fastq
 from fastq.job import JobState
+from fastq.worker.loop import WorkerLoop
 from tests.conftest import MakeServer, connect
 from tests.redis.workshop import working
 
@@ -89,15 +90,35 @@ async def test_redis_cannot_save(make_server: MakeServer, tmp_path: Path) -> Non
             _fail_to_save(raw, folder)
             with pytest.raises(fastq.BrokerUnavailable, match="MISCONF"):
                 await impatient.enqueue("ship", {"id": 2})
-            before, begun = raw.info("stats")["total_commands_processed"], time.monotonic()
-            await asyncio.sleep(1.0)
-            spent = raw.info("stats")["total_commands_processed"] - before
-            assert spent < 100 * (time.monotonic() - begun), "it waits between two tries"
+            assert await commands_a_second(raw) < 100, "it waits between two tries"
             raw.config_set("stop-writes-on-bgsave-error", "no")
             job = await app.enqueue("ship", OldOrder(3))
             assert (await shop.ended(job)).state is JobState.SUCCESS
+    server.kill()  # it could not save now, either, and would take ten seconds to say so
     assert [order.id for order in ran] == [1, 3]
     await impatient.aclose()
+
+
+async def commands_a_second(raw: Any) -> float:
+    before, begun = raw.info("stats")["total_commands_processed"], time.monotonic()
+    await asyncio.sleep(1.0)
+    return float((raw.info("stats")["total_commands_processed"] - before) / (time.monotonic() - begun))
+
+
+async def test_a_worker_that_spins_is_found(
+    make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted bug of F-26: no pause between two tries."""
+    monkeypatch.setattr(WorkerLoop, "_pause", property(lambda self: 0.0, lambda self, value: None), raising=False)
+    folder = tmp_path / "data"
+    server = make_server(data_dir=folder, config={"save": "3600 1", "stop-writes-on-bgsave-error": "yes"})
+    app, _ = shop_of(server.url, OldOrder)
+    with connect(server.url) as raw:
+        async with working(app):
+            _fail_to_save(raw, folder)
+            assert await commands_a_second(raw) > 100
+            raw.config_set("stop-writes-on-bgsave-error", "no")
+    server.kill()
 
 
 def _fail_to_save(raw: Any, folder: Path) -> None:
@@ -112,38 +133,42 @@ def _fail_to_save(raw: Any, folder: Path) -> None:
 
 # -- an outbox --------------------------------------------------------------------------------------------------------
 
+ROWS = 400
 RELAY = """
-import sqlite3, sys, fastq
-path, url = sys.argv[1:]
+import os, sqlite3, sys, fastq
+path, url, crash = sys.argv[1:]
 app = fastq.FastQ(url)
 rows = sqlite3.connect(path, isolation_level=None)
 print("up", flush=True)
 while True:
     for row, text in rows.execute("SELECT id, text FROM outbox WHERE sent = 0 ORDER BY id LIMIT 20").fetchall():
         app.options(job_id=f"outbox-{row}").enqueue_sync("note", text)
+        if row == int(crash): os._exit(9)
         rows.execute("UPDATE outbox SET sent = 1 WHERE id = ?", (row,))
     if not rows.execute("SELECT 1 FROM outbox WHERE sent = 0").fetchone():
         print("done", flush=True)
 """
 
 
-def test_a_relay_that_dies_between_enqueue_and_mark(redis_url: str, raw: Any, tmp_path: Path) -> None:
-    """F-62: rows of a database become jobs, by a relay that is killed again and again: one job for each row, whatever it did.
-
-    The row's id is the job's: a repeated call finds the job that is there.
-    """
-    path, total, kills = tmp_path / "outbox.db", 400, 8
+def relayed(url: str, folder: Path, program: str, kills: int) -> None:
+    """Let a relay send all rows, while it is killed so often at random, and as often ends right behind an enqueue."""
+    path = folder / "outbox.db"
     rows = sqlite3.connect(path, isolation_level=None)
     rows.execute("PRAGMA journal_mode=WAL")
     rows.execute("CREATE TABLE outbox (id INTEGER PRIMARY KEY, text TEXT, sent INTEGER DEFAULT 0)")
-    rows.executemany("INSERT INTO outbox (text) VALUES (?)", [(f"t{n}",) for n in range(total)])
+    rows.executemany("INSERT INTO outbox (text) VALUES (?)", [(f"t{n}",) for n in range(ROWS)])
     seed = random.SystemRandom().randrange(10**9)
+    print("seed", seed)
     dice = random.Random(seed)
-    for kill in range(kills + 1):
-        relay = subprocess.Popen([sys.executable, "-c", RELAY, str(path), redis_url], stdout=subprocess.PIPE, text=True)
+    for turn in range(2 * kills + 1):
+        crash = rows.execute("SELECT min(id) + 3 FROM outbox WHERE sent = 0").fetchone()[0] if turn < kills else 0
+        command = [sys.executable, "-c", program, str(path), url, str(crash)]
+        relay = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert relay.stdout is not None
         assert relay.stdout.readline() == "up\n"
-        if kill < kills:
+        if turn < kills:
+            assert relay.wait() == 9
+        elif turn < 2 * kills:
             time.sleep(dice.uniform(0.0, 0.05))
         else:
             assert relay.stdout.readline() == "done\n"
@@ -152,5 +177,21 @@ def test_a_relay_that_dies_between_enqueue_and_mark(redis_url: str, raw: Any, tm
         relay.stdout.close()
     assert rows.execute("SELECT count(*) FROM outbox WHERE sent = 0").fetchone() == (0,)
     rows.close()
+
+
+def test_a_relay_that_dies_between_enqueue_and_mark(redis_url: str, raw: Any, tmp_path: Path) -> None:
+    """F-62: rows of a database become jobs, by a relay that is killed again and again: one job for each row, whatever it did.
+
+    The row's id is the job's: a repeated call finds the job that is there.
+    """
+    relayed(redis_url, tmp_path, RELAY, kills=4)
     ready = [job.decode() for job in raw.lrange("fastq:{default}:ready:5", 0, -1)]
-    assert sorted(ready) == sorted(f"outbox-{n}" for n in range(1, total + 1)), seed
+    assert sorted(ready) == sorted(f"outbox-{n}" for n in range(1, ROWS + 1))
+
+
+def test_a_relay_that_gives_no_id_is_found(redis_url: str, raw: Any, tmp_path: Path) -> None:
+    """The planted bug of F-62: the same rows with ids of our own."""
+    careless = RELAY.replace('app.options(job_id=f"outbox-{row}")', "app")
+    assert careless != RELAY
+    relayed(redis_url, tmp_path, careless, kills=1)
+    assert raw.llen("fastq:{default}:ready:5") > ROWS

@@ -16,8 +16,9 @@ from fastq.broker.commands import NewJob, enqueue, raw, recover
 from fastq.broker.connection import SyncConnection
 from fastq.job import Envelope, encode
 from fastq.worker import stopping as stopping_module
+from fastq.worker.cancels import Cancels
 from fastq.worker.waker import IDLE_WAIT
-from tests.redis.workshop import working
+from tests.redis.workshop import Workshop, working
 
 
 def make_app(url: str, **settings: Any) -> FastQ:
@@ -828,3 +829,27 @@ async def test_a_task_called_in_a_task_runs_right_there(redis_url: str) -> None:
         assert ran == [job.id]
         assert worker.counts("inner") == worker.counts("plain") == {}
         assert worker.counts("outer") == {"success": 1}
+
+
+async def test_a_part_that_fails_ends_the_worker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What listens for jobs must not fail without a word: the worker would keep its lease, and what it holds, and do nothing."""
+    app = fastq.FastQ(redis_url)
+
+    @app.task(name="t")
+    async def nothing() -> None:
+        """A handler."""
+
+    shop, go_on = Workshop(app), asyncio.Event()
+
+    async def fail(_: object) -> None:
+        await go_on.wait()
+        raise RuntimeError("a part has failed")
+
+    monkeypatch.setattr(Cancels, "run", fail)
+    running = asyncio.create_task(shop.loop.run())
+    await shop.ended(await app.enqueue("t"))
+    go_on.set()
+    with pytest.raises(RuntimeError, match="a part has failed"):
+        await asyncio.wait_for(running, 10)
+    await shop.helper.close()
+    await app.aclose()
