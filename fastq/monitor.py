@@ -60,9 +60,13 @@ class Keeper:
         settings: queues, lease, hang_timeout, max_deliveries, dead_max.
         endpoint: where Redis is.
         metrics: where deaths and recoveries are counted.
+        pace: seconds between two looks.
     """
 
-    def __init__(self, board: Board, settings: Settings, endpoint: Endpoint, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self, board: Board, settings: Settings, endpoint: Endpoint, metrics: WorkerMetrics, pace: float = 0.25
+    ) -> None:
+        self._pace = pace
         self._board = board
         self._settings = settings
         self._metrics = metrics
@@ -102,7 +106,7 @@ class Keeper:
         if self.troubled:
             self.troubled = False
             log.info("redis is back")
-        return 0.05 if self._starting() else 0.25
+        return 0.05 if self._starting() else self._pace
 
     def _examine(self) -> None:
         """Once per host: say what may cost jobs on this server, with the line to change."""
@@ -473,7 +477,8 @@ def keep_in_thread(board: Board, settings: Settings, endpoint: Endpoint) -> None
 
     It extends the lease through a handler that blocks the loop in Python; C code that holds the GIL stops it too.
     """
-    keeper = Keeper(board, settings, endpoint, WorkerMetrics(board[0]))
+    pace = min(1.0, settings.lease / 6)  # its only worker dies with it: there is nothing else to see than the lease
+    keeper = Keeper(board, settings, endpoint, WorkerMetrics(board[0]), pace)
     stepped = [time.monotonic()]
 
     def run() -> None:

@@ -266,7 +266,8 @@ class Drain(NamedTuple):
 
     jobs_per_second: float
     worker_us: float  # CPU of the worker's processes per job
-    redis_us: float  # CPU of Redis per job
+    redis_us: float  # CPU of Redis per job, once it is stored
+    stored_us: float  # CPU of Redis per job until then
     sent: float  # commands from the client per job, fastq and floors only
     executed: float  # commands that Redis ran per job, those in scripts included
     reads: float  # times that Redis read from a connection per job: round trips, and a few more for writes over 16 KB
@@ -281,7 +282,9 @@ def drain(
         Stuck: the jobs were not run in ``seconds``.
     """
     redis.clear()
+    before = redis.cpu()
     candidate.fill(redis.url, task, jobs)
+    stored = redis.cpu() - before
     low, high = jobs // 10, jobs * 9 // 10
     redis.call("CONFIG", "RESETSTAT")
     with running(candidate.worker(redis.url, processes, task), redis.url, **candidate.environ) as (process, marks):
@@ -295,8 +298,10 @@ def drain(
         sent, executed = redis.sent() - sent, redis.executed() - executed
         spent, done = marks.between(low, high)
     measured = last - first
-    per_job = (x / measured for x in (own * 1e6, theirs * 1e6, sent, executed, reads))
-    return Drain(done / spent, *per_job)
+    sent, executed, reads = (count / measured for count in (sent, executed, reads))
+    return Drain(
+        done / spent, own / measured * 1e6, theirs / measured * 1e6, stored / jobs * 1e6, sent, executed, reads
+    )
 
 
 def module(*words: str) -> list[str]:

@@ -15,7 +15,7 @@ from benchmarks import floor
 from benchmarks.load.app import app, lap, noop, silent
 from benchmarks.load.book import Book
 from benchmarks.load.candidates import FASTQ, FLOORS, Rival, aim, fill, fill_here
-from benchmarks.load.lab import Candidate, Marks, Redis, drain, module, running, until
+from benchmarks.load.lab import Candidate, Marks, Redis, Stuck, drain, module, running, until
 from fastq.broker.keys import QueueKeys
 
 KEYS = QueueKeys("fastq", "default")
@@ -29,7 +29,8 @@ MANY, BURST, ONE = "enqueue many", "enqueue, 500 concurrent callers", "enqueue o
 P50, P99 = "latency of an idle worker at 100/s, p50", "latency of an idle worker at 100/s, p99"
 HALF = "latency under half load, p99"
 SENT, TRIPS = "commands per job from the client", "round trips per job"
-WORKER_US, REDIS_US = "worker CPU per job", "Redis CPU per job"
+WORKER_US, REDIS_US = "worker CPU per job", "Redis CPU per job, reserve and settle"
+STORED_US = "Redis CPU per job, enqueue"
 IDLE_COMMANDS, IDLE_CPU, BUSY_CPU = "idle worker, commands", "idle worker, CPU", "worker at 100 jobs/s, CPU"
 BYTES = "Redis memory per pending job"
 BACKLOG = "drain beside a backlog"
@@ -46,6 +47,7 @@ def drained(book: Book, redis: Redis, who: Candidate, jobs: int, row: str = DRAI
     if row == DRAIN:
         book.add(WORKER_US, who.name, found.worker_us, "µs")
         book.add(REDIS_US, who.name, found.redis_us, "µs")
+        book.add(STORED_US, who.name, found.stored_us, "µs")
         if who is FASTQ or who.name in FLOORS:
             book.add(SENT, who.name, found.sent, "commands")
             book.add(TRIPS, who.name, found.reads, "round trips")
@@ -188,25 +190,35 @@ def rival_latency(book: Book, redis: Redis, rival: Rival, laps: int) -> None:
 
 
 def half_load(book: Book, redis: Redis, rate: float, seconds: float) -> None:
-    """Laps at 100/s among no-ops at ``rate``, which is half of what the worker drains."""
+    """Laps at 100/s among no-ops that arrive evenly at ``rate`` a second, which is half of what the worker drains."""
     redis.clear()
     aim(redis.url)
     with running(FASTQ.worker(redis.url, 1, "lap"), redis.url) as (_, marks):
         until(lambda: redis.call("EXISTS", KEYS.workers) == 1)
         laps = int(seconds * 100)
-        uvloop.run(_mixed(laps, round(rate / 100)))
+        uvloop.run(_mixed(laps, rate))
         until(lambda: len(marks.laps()) == laps, 20)
         times = marks.laps()
     book.add(HALF, "fastq", times[len(times) * 99 // 100] * 1e3, "ms")
 
 
-async def _mixed(laps: int, beside: int) -> None:
-    begun = time.monotonic()
+async def _mixed(laps: int, rate: float) -> None:
+    """
+    Raises:
+        Stuck: this process cannot make so many.
+    """
+    most = max(int(rate / 100), 1)
+    begun, sent = time.monotonic(), 0
     for n in range(laps):
-        await silent.enqueue_many(zip(range(beside), strict=False), ids=False)
         await lap.enqueue(time.monotonic())
-        await asyncio.sleep(max(0.0, begun + (n + 1) / 100 - time.monotonic()))
+        while (spent := time.monotonic() - begun) < (n + 1) / 100:
+            due = min(int(spent * rate) - sent, most)
+            await silent.enqueue_many(zip(range(due), strict=False), ids=False)
+            sent += due
+            await asyncio.sleep(0.001)
     await app.aclose()
+    if sent < 0.9 * rate * laps / 100:
+        raise Stuck(f"{sent / laps * 100:,.0f} jobs a second were enqueued, not {rate:,.0f}")
 
 
 # -- size -------------------------------------------------------------------------------------
@@ -221,8 +233,8 @@ def bytes_per_job(book: Book, redis: Redis, who: Candidate, jobs: int) -> None:
 
 
 def backlog(book: Book, redis: Redis, pending: int, scheduled: int, queues: int, limits: int, jobs: int) -> None:
-    """The rate of the first ``jobs`` with and without everything else on the server."""
-    for full in (False, True):
+    """The rate of the first ``jobs`` with and without everything else on the server, alternately, three times."""
+    for full in (False, True) * 3:
         redis.clear()
         aim(redis.url)
         asyncio.run(_pile_up(redis, pending, scheduled, queues, limits) if full else app.aclose())

@@ -328,13 +328,14 @@ class AsyncConnection:
         if not search.cancelled() and search.exception() is None and search.result() != self._found:
             self.drop("another server leads now")
 
-    def _write(self, wire: Wire, data: bytes, waiter: Waiter) -> None:
+    def _write(self, wire: Wire, data: bytes, *waiters: Waiter) -> None:
         if wire.lost or wire.transport is None:
-            waiter.set_exception(ConnectionResetError(wire.failure))
+            for waiter in waiters:
+                waiter.set_exception(ConnectionResetError(wire.failure))
             return
         if not wire.pending:
             wire.progress = time.monotonic()
-        wire.pending.append(waiter)
+        wire.pending.extend(waiters)
         wire.transport.write(data)
 
     def _send(self, wire: Wire, data: bytes) -> asyncio.Future[Any]:
@@ -402,7 +403,11 @@ class AsyncConnection:
         """Send several commands back to back; their decoded replies in order. The first error reply is raised."""
         if self._wire is None:
             await self.connect()
-        sent = [self.send(command) for command in commands]
+        wire, loop = self._wire, self._loop
+        if wire is None or loop is None:
+            raise unreachable(self.endpoint, "not connected")
+        sent = [loop.create_future() for _ in commands]
+        self._write(wire, b"".join(map(pack, commands)), *sent)
         return [await self.finish(command, future) for command, future in zip(commands, sent, strict=True)]
 
     async def run(self, operation: Operation[T]) -> T:

@@ -8,7 +8,6 @@ and half second when nobody cancels, whatever the number of jobs, and none while
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -17,11 +16,9 @@ from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import QueueKeys
 from fastq.context import JobContext
 from fastq.errors import BrokerError
+from fastq.worker.ticker import beat
 
-__all__ = ["LOOK", "Cancels"]
-
-LOOK = 0.5
-"""Seconds between two looks: how long a running job may take to be told by a worker that does not rest."""
+__all__ = ["Cancels"]
 
 
 class Holding(Protocol):
@@ -57,7 +54,7 @@ class Cancels:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await asyncio.sleep(LOOK)
+            await beat()  # so long a running job may take to be told by a worker that does not rest
             try:
                 await self.look()
             except BrokerError:

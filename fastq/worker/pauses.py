@@ -5,7 +5,6 @@ One command per queue and second, whatever is paused; what that means for jobs i
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -13,12 +12,13 @@ from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import QueueKeys
 from fastq.broker.pauses import paused
 from fastq.errors import BrokerError
+from fastq.worker.ticker import beat
 from fastq.worker.turnstile import Turnstile
 
 __all__ = ["LOOK", "Pauses"]
 
-LOOK = 1.0
-"""Seconds between two looks: how long a pause may take to be in force."""
+LOOK = 2
+"""Beats (of half a second) between two looks: how long a pause may take to be in force."""
 
 
 class Served(Protocol):
@@ -41,7 +41,8 @@ class Pauses:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await asyncio.sleep(LOOK)
+            for _ in range(LOOK):
+                await beat()
             try:
                 await self.look()
             except BrokerError:

@@ -41,6 +41,7 @@ from fastq.worker.isolated import live
 from fastq.worker.isolation import Pool
 from fastq.worker.loop import WorkerLoop
 from fastq.worker.nursery import Nursery
+from fastq.worker.ticker import beat
 from fastq.worker.waker import IDLE_WAIT
 
 __all__ = ["main", "run_alone"]
@@ -309,7 +310,7 @@ class _Worker:
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(0.5)
+            await beat()
             self._slot.rss = _rss()
             if lost := logs.dropped() - self._log_lines:
                 self._metrics.count("log_lines_dropped", lost)
@@ -342,7 +343,7 @@ class _Worker:
     def _watch(self, main_thread: int) -> None:
         """Say which line blocks the event loop (a thread; C code that holds the GIL is the monitor's case)."""
         told = 0.0
-        while not self._watchdog.wait(0.25):
+        while not self._watchdog.wait(STALL / 2):
             ticked = self._slot.ticked_at
             blocked = time.monotonic() - ticked
             if blocked < STALL or ticked == told:

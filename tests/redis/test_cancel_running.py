@@ -19,7 +19,7 @@ CANCELS = "fastq:{default}:cancels"
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastq.worker.cancels.LOOK", 0.02)
+    monkeypatch.setattr("fastq.worker.cancels.beat", lambda: asyncio.sleep(0.02))
 
 
 def make_app(url: str, **settings: Any) -> FastQ:

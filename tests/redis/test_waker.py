@@ -235,7 +235,7 @@ async def test_an_idle_worker_looks_at_deadlines_as_soon_as_it_has_one(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It rests long between two ticks; a job that comes meanwhile is interrupted in time nevertheless."""
-    monkeypatch.setattr(ticker, "IDLE_TICK", 3_600)
+    monkeypatch.setattr(ticker, "until_beat", lambda: 3_600.0)
     app = make_app(redis_url)
     ended: list[str] = []
 

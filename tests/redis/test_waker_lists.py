@@ -58,7 +58,7 @@ async def test_a_cancelled_job_is_told_at_once(
     redis_url: str, raw: Any, monkeypatch: pytest.MonkeyPatch, full: bool
 ) -> None:
     """F178: pushed, not found by the next look, whether the worker has room or not."""
-    monkeypatch.setattr("fastq.worker.cancels.LOOK", 60.0)
+    monkeypatch.setattr("fastq.worker.cancels.beat", lambda: asyncio.sleep(60.0))
     app, started = FastQ(redis_url, concurrency=1 if full else 5, log_level="error"), asyncio.Event()
 
     @app.task
@@ -86,7 +86,7 @@ async def test_a_cancelled_job_is_told_at_once(
 
 async def test_a_token_for_a_busy_worker_waits_for_its_rest(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cancelled while its worker does not listen: it has the token, and acts on it, as soon as it rests."""
-    monkeypatch.setattr("fastq.worker.cancels.LOOK", 60.0)
+    monkeypatch.setattr("fastq.worker.cancels.beat", lambda: asyncio.sleep(60.0))
     app, started = FastQ(redis_url, concurrency=5, log_level="error"), asyncio.Event()
 
     @app.task
