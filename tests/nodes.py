@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -24,6 +26,16 @@ SLOTS = 16_384
 PATIENCE = 30.0  # seconds for servers to find each other, or to elect one of them
 
 
+# The wheel's Valkey is built without TLS, a distribution's Redis with it.
+SPEAK_TLS = [path for path in [shutil.which("redis-server")] if path]
+
+
+def tls_files(certificate: Path) -> dict[str, str]:
+    """The directives of a server that speaks TLS; ``certificate``: the folder of the fixture of this name."""
+    files = {"tls-cert-file": "server.crt", "tls-key-file": "server.key", "tls-ca-cert-file": "server.crt"}
+    return {name: str(certificate / file) for name, file in files.items()} | {"tls-auth-clients": "no"}
+
+
 def free_ports(count: int) -> list[int]:
     """TCP ports of the loopback that nobody listens on, all different."""
     with contextlib.ExitStack() as stack:
@@ -36,15 +48,30 @@ def free_ports(count: int) -> list[int]:
 class Cluster:
     """``masters`` nodes that share the slots, each with ``replicas`` of its own; up within some two seconds.
 
-    ``node_timeout``: seconds after which a silent node counts as failed.
+    ``node_timeout``: seconds after which a silent node counts as failed. ``tls``: a certificate's folder; nodes talk TLS among
+    each other then, and with whoever uses ``tls_url``.
     """
 
-    def __init__(self, masters: int = 3, replicas: int = 0, node_timeout: float = 15.0, **config: str) -> None:
-        ports = free_ports(2 * masters * (1 + replicas))
+    def __init__(
+        self,
+        masters: int = 3,
+        replicas: int = 0,
+        node_timeout: float = 15.0,
+        *,
+        binary: str | None = None,
+        tls: Path | None = None,
+        **config: str,
+    ) -> None:
+        count = masters * (1 + replicas)
+        ports = free_ports(2 * count)
+        self._tls = tls
+        self._tls_ports = free_ports(count) if tls is not None else []
+        secure = {"tls-cluster": "yes", "tls-replication": "yes", **tls_files(tls)} if tls is not None else {}
         self._masters = masters
         self.servers = [
             EmbeddedServer(
                 port=port,
+                binary=binary,
                 config={
                     "cluster-enabled": "yes",
                     "cluster-port": str(bus),
@@ -52,10 +79,12 @@ class Cluster:
                     "cluster-replica-validity-factor": "0",
                     "repl-diskless-sync-delay": "0",
                     "enable-debug-command": "yes",
+                    **secure,
+                    **({"tls-port": str(tls_port)} if tls_port else {}),
                     **config,
                 },
             )
-            for port, bus in zip(ports[::2], ports[1::2], strict=True)
+            for port, bus, tls_port in itertools.zip_longest(ports[::2], ports[1::2], self._tls_ports, fillvalue=0)
         ]
         self._buses = ports[1::2]
         self._stack = contextlib.ExitStack()
@@ -75,7 +104,7 @@ class Cluster:
             self.at(server).execute_command("CLUSTER", "ADDSLOTSRANGE", number * share, last)
         first = self.at(self.servers[0])
         for server, bus in zip(self.servers[1:], self._buses[1:], strict=True):
-            first.execute_command("CLUSTER", "MEET", "127.0.0.1", server.port, bus)
+            first.execute_command("CLUSTER", "MEET", "127.0.0.1", self._seen_port(server), bus)
         for server in self.servers:
             eventually(lambda server=server: self._knows_all(server), PATIENCE)  # type: ignore[misc]
         for number, server in enumerate(self.servers[self._masters :]):
@@ -103,6 +132,16 @@ class Cluster:
     @property
     def url(self) -> str:
         return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers) + "/"
+
+    def _seen_port(self, server: EmbeddedServer) -> int:
+        """Where the other nodes reach it."""
+        return self._tls_ports[self.servers.index(server)] if self._tls_ports else server.port
+
+    @property
+    def tls_url(self) -> str:
+        """The same cluster over TLS; the certificate is verified."""
+        nodes = ",".join(f"127.0.0.1:{port}" for port in self._tls_ports)
+        return f"rediss+cluster://{nodes}/?ssl_ca_certs={self._tls}/server.crt"
 
     def at(self, server: EmbeddedServer) -> Any:
         """A plain client of one node: what is elsewhere is an error."""
@@ -190,7 +229,7 @@ class Cluster:
         before()
         moved = 0
         while keys := old.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1):
-            old.execute_command("MIGRATE", "127.0.0.1", to.port, "", 0, 5_000, "KEYS", *keys)
+            old.execute_command("MIGRATE", "127.0.0.1", self._seen_port(to), "", 0, 5_000, "KEYS", *keys)
             moved += len(keys)
             if moved == max(count // 2, 1):
                 between()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -77,11 +78,12 @@ class Line:
 class FaultProxy:
     """Listens on a free port and relays to a server; before a cluster on a port per node, which it tells instead of the node's own.
 
-    ``rule`` may be replaced at any time.
+    ``rule`` may be replaced at any time. ``tls``: to be spoken with its clients.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
         endpoint = parse_url(url)
+        self._tls = tls
         self._nodes = list(endpoint.nodes)
         self._to: list[str | tuple[str, int]] = [*self._nodes] or [endpoint.path or (endpoint.host, endpoint.port)]
         self.rule: Rule = lambda names: PASS
@@ -100,9 +102,10 @@ class FaultProxy:
     @property
     def url(self) -> str:
         """Where clients are to connect."""
+        scheme = "redis" if self._tls is None else "rediss"
         if not self._nodes:
-            return f"redis://127.0.0.1:{self._ports[0]}/0"
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in self._ports) + "/"
+            return f"{scheme}://127.0.0.1:{self._ports[0]}/0"
+        return f"{scheme}+cluster://" + ",".join(f"127.0.0.1:{port}" for port in self._ports) + "/"
 
     def renamed(self, data: bytes) -> bytes:
         """A node's reply in which the nodes (of the layout, of a redirection) are where this proxy listens for them."""
@@ -147,7 +150,7 @@ class FaultProxy:
 
     async def _open(self) -> None:
         for to in self._to:
-            listener = await asyncio.start_server(functools.partial(self._serve, to), "127.0.0.1", 0)
+            listener = await asyncio.start_server(functools.partial(self._serve, to), "127.0.0.1", 0, ssl=self._tls)
             self._listeners.append(listener)
             self._ports.append(int(listener.sockets[0].getsockname()[1]))
 

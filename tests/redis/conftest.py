@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,20 @@ def lab(redis_url: str, raw: Any) -> Iterator[Lab]:
     lab = Lab(redis_url, raw)
     yield lab
     lab.conn.close()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a self-signed certificate for 127.0.0.1."""
+    folder = tmp_path_factory.mktemp("tls")
+    request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    request += ["-keyout", "server.key", "-out", "server.crt", "-days", "2", "-subj", "/CN=test"]
+    request += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    try:
+        subprocess.run(request, cwd=folder, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no openssl to make a certificate with")
+    return folder
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])

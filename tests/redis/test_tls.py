@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import select
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from fastq.broker.commands import raw as command
 from fastq.errors import BrokerUnavailable
 from tests.conftest import MakeServer
+from tests.nodes import SPEAK_TLS, tls_files
 from tests.redis.movers import QUOTED, Run, both, closed_port, refusal
 
 
@@ -73,25 +72,7 @@ class TlsFront:
         self._listener.close()
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a self-signed certificate for 127.0.0.1."""
-    folder = tmp_path_factory.mktemp("tls")
-    request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    request += ["-keyout", "server.key", "-out", "server.crt", "-days", "2", "-subj", "/CN=test"]
-    request += ["-addext", "subjectAltName=IP:127.0.0.1"]
-    try:
-        subprocess.run(request, cwd=folder, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("no openssl to make a certificate with")
-    return folder
-
-
-# The wheel's Valkey is built without TLS, a distribution's Redis with it; the front is there everywhere.
-SERVERS = [path for path in [shutil.which("redis-server")] if path]
-
-
-@pytest.fixture(params=["front", *SERVERS])
+@pytest.fixture(params=["front", *SPEAK_TLS])
 def tls_port(request: pytest.FixtureRequest, make_server: MakeServer, certificate: Path) -> Iterator[int]:
     """Where TLS is spoken: by a front before the server, and by a server that can."""
     if request.param == "front":
@@ -99,12 +80,8 @@ def tls_port(request: pytest.FixtureRequest, make_server: MakeServer, certificat
             yield front.port
         return
     port = closed_port()
-    files = {name: str(certificate / file) for name, file in FILES.items()}
-    make_server(binary=request.param, config={"tls-port": str(port), "tls-auth-clients": "no", **files})
+    make_server(binary=request.param, config={"tls-port": str(port), **tls_files(certificate)})
     yield port
-
-
-FILES = {"tls-cert-file": "server.crt", "tls-key-file": "server.key", "tls-ca-cert-file": "server.crt"}
 
 
 def test_tls(tls_port: int, certificate: Path, run: Run) -> None:

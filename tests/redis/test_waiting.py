@@ -247,7 +247,7 @@ async def test_a_connection_that_the_network_has_forgotten(
         job = await caller.enqueue("add", 1, 2)
         waiting = asyncio.ensure_future(job.result(timeout=20))
         await eventually_async(lambda: _awaited(app, job.id))
-        assert proxy.silence() == 2
+        assert proxy.silence() >= 2  # in a cluster it has one to every node that it has needed
         async with working(app) as shop:
             await shop.ended(fastq.JobHandle(app, job.id, "default"))
             assert await waiting == 3
