@@ -26,7 +26,7 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
 from libc.math cimport isfinite
@@ -691,36 +691,3 @@ def forget(dict held, list ids):
     """Take ids out of ``held``; those that are not in it do not matter."""
     for job_id in ids:
         held.pop(job_id, None)
-
-
-def stamp(bytes head, bytes body, long long now_ms):
-    """The envelope of a new job without extra fields: what msgspec makes of ``Envelope``, a fifth sooner.
-
-    ``head`` is the msgpack of everything before the body: array header, priority, version, task.
-    """
-    cdef Py_ssize_t before = PyBytes_GET_SIZE(head), size = PyBytes_GET_SIZE(body)
-    cdef unsigned char mark[5]
-    cdef int marked, i
-    if size < 0x100:
-        mark[0], mark[1], marked = 0xc4, <unsigned char>size, 2
-    elif size < 0x10000:
-        mark[0], mark[1], mark[2], marked = 0xc5, <unsigned char>(size >> 8), <unsigned char>size, 3
-    elif size < 0x100000000:
-        mark[0], marked = 0xc6, 5
-        for i in range(4):
-            mark[1 + i] = <unsigned char>(size >> (24 - 8 * i))
-    else:
-        raise ValueError("a body of 4 GiB or more")
-    cdef bytes envelope = PyBytes_FromStringAndSize(NULL, before + marked + size + 11)
-    cdef char *to = PyBytes_AS_STRING(envelope)
-    memcpy(to, PyBytes_AS_STRING(head), before)
-    memcpy(to + before, mark, marked)
-    to += before + marked
-    memcpy(to, PyBytes_AS_STRING(body), size)
-    to += size
-    to[0] = <char>0xcf  # an unsigned 64-bit number, as every time since 1970 in ms needs
-    for i in range(8):
-        to[1 + i] = <char>(now_ms >> (56 - 8 * i))
-    to[9] = 0  # no failed runs
-    to[10] = <char>0xc0  # no extra fields
-    return envelope

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-import functools
 import os
 import re
 from collections.abc import Sequence
@@ -18,7 +17,6 @@ from typing import Any
 
 import msgspec
 
-from fastq._core import stamp
 from fastq.errors import GivenBack, InvalidJobId, InvalidOption, NewerJob, UndecodableJob
 
 __all__ = [
@@ -168,16 +166,6 @@ _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 encode = _encoder.encode
 read_envelope = _envelope_decoder.decode
 """As :func:`decode_envelope`, with nothing checked and whatever msgspec raises."""
-
-
-@functools.lru_cache(4_096)
-def _head(priority: int, task: str) -> bytes:
-    return encode(Envelope(priority, PLAIN, task, b"", 0))[:-5]  # without the empty body, two zeros and nil
-
-
-def plain_envelope(priority: int, task: str, body: bytes, enqueued_at: int) -> bytes:
-    """The encoded envelope of a new job without extra fields."""
-    return stamp(_head(priority, task), body, enqueued_at)
 
 
 def decode_envelope(data: bytes) -> Envelope:

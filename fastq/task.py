@@ -39,7 +39,6 @@ from fastq.job import (
     check_priority,
     encode,
     new_id,
-    plain_envelope,
     seconds,
 )
 from fastq.many import Many
@@ -209,7 +208,7 @@ def make_call(
     if not options:
         priority, expires = defaults.priority, defaults.expires
         if expires is None:
-            data = plain_envelope(priority, task, body, now)
+            data = encode(Envelope(priority, PLAIN, task, body, now))
         else:
             data = encode(Envelope(priority, PLAIN, task, body, now, 0, Extra(expires_at=now + round(expires * 1_000))))
         # A NamedTuple's own __new__ takes twice as long, and this is done once per job.

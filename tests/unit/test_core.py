@@ -12,12 +12,11 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastq import _core, board
 from fastq._core import ROW_SIZE, RUN_BUCKETS, RUN_CELL, SERIES_CELLS, STATUS_COUNT, WAIT_BUCKETS, WAIT_CELL, Ledger
-from fastq.job import PLAIN, Envelope, decode_envelope, encode, plain_envelope
 
 pytestmark = pytest.mark.versions
 
@@ -306,27 +305,5 @@ def test_the_module_exports_what_the_stub_says() -> None:
     names = {name for name in vars(_core) if not name.startswith("__")}
     assert names == {
         "Ledger", "ROW_SIZE", "RUN_BUCKETS", "RUN_CELL", "Run", "Runner", "SERIES_CELLS", "STATUS_COUNT", "Tokens",
-        "WAIT_BUCKETS", "WAIT_CELL", "forget", "stamp", "take_in",
+        "WAIT_BUCKETS", "WAIT_CELL", "forget", "take_in",
     }  # fmt: skip
-
-
-# -- envelopes ----------------------------------------------------------------------------
-
-
-@given(
-    priority=st.integers(0, 10),
-    task=st.text(min_size=1, max_size=200),
-    body=st.one_of(st.binary(max_size=300), st.integers(250, 70_000).map(bytes)),
-    now_ms=st.integers(1 << 32, 1 << 53),
-)
-@example(priority=5, task="t", body=bytes(255), now_ms=1 << 41)
-@example(priority=5, task="t", body=bytes(256), now_ms=1 << 41)
-@example(priority=5, task="t", body=bytes(65_535), now_ms=1 << 41)
-@example(priority=5, task="t", body=bytes(65_536), now_ms=1 << 41)
-def test_a_stamped_envelope_is_what_msgspec_makes_of_it(priority: int, task: str, body: bytes, now_ms: int) -> None:
-    assert plain_envelope(priority, task, body, now_ms) == encode(Envelope(priority, PLAIN, task, body, now_ms))
-
-
-@given(now_ms=st.integers(0, 1 << 62))
-def test_a_stamped_envelope_reads_back_whatever_the_clock_says(now_ms: int) -> None:
-    assert decode_envelope(plain_envelope(5, "t", b"\x90", now_ms)) == Envelope(5, PLAIN, "t", b"\x90", now_ms)
