@@ -362,6 +362,10 @@ def _queues(infos: list[QueueInfo]) -> Iterator[Finding]:
         elif info.pending and not info.workers:
             message = f"queue {info.name!r} has {info.pending} pending jobs and no worker"
             yield Finding("warn", "queues", message, f"start one: fastq worker --queues {info.name}")
+        unserved = [part.name for part in info.partitions if part.pending and not part.workers]
+        if unserved and info.workers:
+            message = f"nobody serves {', '.join(unserved[:5])}, and jobs are pending there"
+            yield Finding("warn", "queues", message, f"replace the workers of {info.name} that know no partitions")
 
 
 def _lost(workers: list[WorkerInfo]) -> Iterator[Finding]:

@@ -51,7 +51,7 @@ log = logging.getLogger("fastq.worker")
 STALL = 1.0
 """Seconds without a sign of life after which the event loop counts as blocked."""
 
-LOOK = 10.0
+LOOK = 5.0
 """Seconds between two looks for partitions that this worker does not serve: somebody has changed their number."""
 
 

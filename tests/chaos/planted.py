@@ -176,6 +176,7 @@ PLANTS: dict[str, Callable[[], None]] = {
     "overbooks": lambda: rewrite("acquire", "if not mine and free < 1 then break end", ""),
     "spends_nothing": lambda: rewrite("acquire", "if n < 1 or r.kind == 'none' then return end", "do return end"),
     "never_extends": lambda: setattr(monitor.Keeper, "_extend", lambda self, now: None),
+    "sees_no_partitions": lambda: setattr(monitor.Keeper, "_look_for_partitions", lambda self: None),
     "deaf": lambda: setattr(connection.AsyncConnection, "_check", lambda self: None),
     "stays_put": stay_put,
     "stays_with_the_first": stay_with_the_first_master,

@@ -13,6 +13,8 @@ from click.testing import CliRunner
 
 import fastq
 from fastq.broker.checker import check
+from fastq.broker.commands import raw as raw_command
+from fastq.broker.doctor import _fleet
 from fastq.broker.inspector import Inspector, QueueInfo
 from fastq.cli.root import root
 from fastq.errors import DuplicateJob, InvalidOption, JobFailed, JobIdReused, QueueFull
@@ -313,6 +315,44 @@ async def test_a_consumer_names_its_partition(app: fastq.FastQ) -> None:
 
 
 async def _ack(message: Any) -> None: ...
+
+
+async def test_signed_jobs(redis_url: str) -> None:
+    """A-11: what is signed is where the job lies; one that was moved to another partition is a forgery."""
+    app = made(redis_url, 4, signing_keys=f"a={'k' * 32}")
+    send = app.tasks["send"]
+    jobs = [await app.enqueue("send", number) for number in range(10)]
+    jobs += [app.options(idempotency_key=f"k{number}").enqueue_sync("send", number) for number in range(10, 20)]
+    flow = await fastq.chain(send.s(20), send.si(21)).enqueue()
+    batch = await app.enqueue_batch("send", [(22,), (23,)], on_success=send.si(24))
+    await app.schedule("send", cron="0 0 1 1 *", name="yearly", args=(25,))
+    await drain(app)
+    assert ran(app) == list(range(25))
+    assert (await flow.status()).state == (await batch.status()).state == "success"  # type: ignore[union-attr]
+    moved = await app.enqueue("send", 99)
+    there = next(part for part in PARTS if part != moved.queue)
+    keys, other = app.keys(moved.queue), app.keys(there)
+    data = await app.call(raw_command("HGET", keys.jobs, moved.id))
+    await app.call(raw_command("HSET", other.jobs, moved.id, data))
+    await app.call(raw_command("RPUSH", other.ready[5], moved.id))
+    await app.queues.purge(moved.queue)
+    await drain(app)
+    assert 99 not in ran(app)
+    assert [(letter.queue, letter.reason) for letter in await app.dead.list("mail")] == [(there, "signature")]
+    await app.aclose()
+    app.close()
+
+
+async def test_a_partition_that_nobody_serves_is_told(redis_url: str) -> None:
+    """A worker of a release before: it knows the queue's own name alone."""
+    old, new = made(redis_url, 1), made(redis_url, 4)
+    async with working(old):
+        await new.tasks["send"].enqueue_many([(number,) for number in range(40)])
+        findings = [f for f in await new.run(_fleet("fastq")) if f.name == "queues"]
+        assert [f.message for f in findings] == [
+            "nobody serves mail:0, mail:1, mail:2, mail:3, and jobs are pending there"
+        ]
+    await new.aclose()
 
 
 # -- operators -----------------------------------------------------------------------------------
