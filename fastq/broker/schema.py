@@ -1,4 +1,4 @@
-"""Which version of the keys in Redis this release works with (docs/releases.md, docs/adr/0014-releases.md).
+"""Which version of the keys in Redis this release works with (docs/releases.md, docs/adr/0017-releases.md).
 
 The version lies in one key per prefix. Workers, consumers, schedulers and the command line look at it before they touch
 anything; who finds one that it does not know refuses to start. A producer asks for it with the first words of each connection

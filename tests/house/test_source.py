@@ -129,3 +129,11 @@ def _named(path: Path) -> set[str]:
             name = node.attr if isinstance(node, ast.Attribute) else node.name
             found |= {"import_module"} & {name}
     return found
+
+
+def test_each_decision_has_a_number_of_its_own():
+    """docs/adr/0007-….md begins with `# 7. …`, and there is no other seventh."""
+    paths = sorted((ROOT / "docs" / "adr").glob("*.md"))
+    assert [int(path.name[:4]) for path in paths] == list(range(1, len(paths) + 1))
+    for number, path in enumerate(paths, 1):
+        assert path.read_text().startswith(f"# {number}. "), path.name
