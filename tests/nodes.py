@@ -16,11 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fastq.broker.embedded import EmbeddedServer, find_server
 from fastq.broker.url import parse_url
 from tests.conftest import connect, eventually
+
+if TYPE_CHECKING:
+    from tests.chaos.proxy import FaultProxy
 
 SLOTS = 16_384
 PATIENCE = 30.0  # seconds for servers to find each other, or to elect one of them
@@ -96,6 +99,7 @@ class Cluster:
         for server in self.servers:
             self._stack.callback(server.stop)
             server.start()
+        self._lay_wires()
         for number, server in enumerate(self.servers):
             self.at(server).execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         share = SLOTS // self._masters + 1
@@ -103,14 +107,17 @@ class Cluster:
             last = min((number + 1) * share, SLOTS) - 1
             self.at(server).execute_command("CLUSTER", "ADDSLOTSRANGE", number * share, last)
         first = self.at(self.servers[0])
-        for server, bus in zip(self.servers[1:], self._buses[1:], strict=True):
-            first.execute_command("CLUSTER", "MEET", "127.0.0.1", self._seen_port(server), bus)
+        for server in self.servers[1:]:
+            first.execute_command("CLUSTER", "MEET", "127.0.0.1", self._seen_port(server), self._seen_bus(server))
         for server in self.servers:
             eventually(lambda server=server: self._knows_all(server), PATIENCE)  # type: ignore[misc]
         for number, server in enumerate(self.servers[self._masters :]):
             self.at(server).execute_command("CLUSTER", "REPLICATE", self.id_of(self.servers[number % self._masters]))
         self.until_whole()
         return self
+
+    def _lay_wires(self) -> None:
+        """What is between the nodes, before they meet: nothing."""
 
     def stop(self) -> None:
         for client in self._clients.values():
@@ -136,6 +143,9 @@ class Cluster:
     def _seen_port(self, server: EmbeddedServer) -> int:
         """Where the other nodes reach it."""
         return self._tls_ports[self.servers.index(server)] if self._tls_ports else server.port
+
+    def _seen_bus(self, server: EmbeddedServer) -> int:
+        return self._buses[self.servers.index(server)]
 
     @property
     def tls_url(self) -> str:
@@ -165,14 +175,15 @@ class Cluster:
         slot = int(client.execute_command("CLUSTER", "KEYSLOT", key))
         for first, last, (_, port, *_), *_ in raw_slots(client):
             if first <= slot <= last:
-                return next(server for server in self.servers if server.port == port)
+                return next(server for server in self.servers if port in (server.port, self._seen_port(server)))
         raise AssertionError(f"nobody owns slot {slot}")
 
     def replica_of(self, master: EmbeddedServer) -> EmbeddedServer:
         return next(
             server
             for server in self.living()
-            if (info := self.at(server).info("replication"))["role"] == "slave" and info["master_port"] == master.port
+            if (info := self.at(server).info("replication"))["role"] == "slave"
+            and info["master_port"] in (master.port, self._seen_port(master))
         )
 
     def queue_on(self, server: EmbeddedServer, stem: str = "q") -> str:
@@ -281,10 +292,14 @@ def raw_slots(client: Any) -> list[Any]:
 
 
 class Bridge:
-    """The network between a server and some of those that use it: a port that relays to the server's until it is cut."""
+    """The network between a server and some of those that use it: a port that relays to the server's until it is cut.
 
-    def __init__(self, port: int) -> None:
+    ``peer``: the address of those that a cut is about; default: whoever uses the bridge.
+    """
+
+    def __init__(self, port: int, peer: str = "") -> None:
         self._to = port
+        self._peer = peer
         self._cut = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -304,12 +319,13 @@ class Bridge:
         self._writers.add(writer)
         there = None
         try:
-            if self._cut:
+            meant = self._peer in ("", writer.get_extra_info("peername")[0])
+            if self._cut and meant:
                 await reader.read()
                 return
             back, there = await asyncio.open_connection("127.0.0.1", self._to)
             await asyncio.wait(
-                [asyncio.ensure_future(self._relay(*way)) for way in ((reader, there), (back, writer))],
+                [asyncio.ensure_future(self._relay(*way, meant)) for way in ((reader, there), (back, writer))],
                 return_when=asyncio.FIRST_COMPLETED,
             )
         except OSError:
@@ -320,10 +336,10 @@ class Bridge:
                 if end is not None:
                     end.transport.abort()
 
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, meant: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
-                if not self._cut:
+                if not (self._cut and meant):
                     writer.write(data)
 
     async def _open(self) -> None:
@@ -348,6 +364,49 @@ class Bridge:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+
+class Divided(Cluster):
+    """A cluster whose first master can be cut off from every other node, its own replica included. Clients reach all of them.
+
+    The first master calls the others from an address of its own, by which the bridges before their buses know it (Linux: all of
+    127.0.0.0/8 is the loopback); what they say to it, and its replication, goes over two bridges before it.
+    """
+
+    LONELY = "127.0.0.2"
+
+    def _lay_wires(self) -> None:
+        first = self.servers[0]
+        self._bridges = {
+            bus: self._stack.enter_context(Bridge(bus, "" if number == 0 else self.LONELY))
+            for number, bus in enumerate(self._buses)
+        }
+        self._replication = self._stack.enter_context(Bridge(first.port))
+        self.at(first).config_set("bind-source-addr", self.LONELY)
+        self.at(first).config_set("cluster-announce-port", self._replication.port)
+        for server in self.servers:
+            self.at(server).config_set("cluster-announce-ip", "127.0.0.1")
+            self.at(server).config_set("cluster-announce-bus-port", self._seen_bus(server))
+
+    def _seen_port(self, server: EmbeddedServer) -> int:
+        return self._replication.port if server is self.servers[0] else server.port
+
+    def _seen_bus(self, server: EmbeddedServer) -> int:
+        return self._bridges[super()._seen_bus(server)].port
+
+    def cut(self) -> None:
+        for bridge in (*self._bridges.values(), self._replication):
+            bridge.cut()
+
+    def heal(self) -> None:
+        for bridge in (*self._bridges.values(), self._replication):
+            bridge.heal()
+
+    def front(self) -> FaultProxy:
+        """A proxy for clients, which calls the nodes by their own ports, so that a part of them can be cut off for it."""
+        from tests.chaos.proxy import FaultProxy
+
+        return FaultProxy(self.url, known_as={self.servers[0].port: self._replication.port})
 
 
 class Sentinels:

@@ -11,7 +11,8 @@ import functools
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 from fastq.broker import scripts
@@ -29,8 +30,9 @@ MARKS[b"\r\nSADD\r\n"] = "announce"  # of a queue, after an enqueue
 class Line:
     """One client's connection and its other half to the server."""
 
-    def __init__(self, proxy: FaultProxy, client: Any, server: Any) -> None:
+    def __init__(self, proxy: FaultProxy, to: str | tuple[str, int], client: Any, server: Any) -> None:
         self.proxy = proxy
+        self.to = to
         self.client_reader, self.client = client
         self.server_reader, self.server = server
         self.dropping: list[str] = []
@@ -47,7 +49,7 @@ class Line:
             elif what == HOLD:
                 self.open.clear()
                 self.proxy.held.append(self)
-            if not self.silent:
+            if not (self.silent or self.proxy.is_away(self.to)):
                 self.server.write(data)
 
     async def down(self) -> None:
@@ -60,7 +62,7 @@ class Line:
                     self.proxy.dropped.update(self.dropping)
                     return
                 self.dropping = []
-            if not self.silent:
+            if not (self.silent or self.proxy.is_away(self.to)):
                 self.client.write(self.proxy.renamed(data))
 
     async def run(self) -> None:
@@ -78,12 +80,17 @@ class Line:
 class FaultProxy:
     """Listens on a free port and relays to a server; before a cluster on a port per node, which it tells instead of the node's own.
 
-    ``rule`` may be replaced at any time. ``tls``: to be spoken with its clients.
+    ``rule`` may be replaced at any time. ``tls``: to be spoken with its clients. ``known_as``: ports of
+    nodes that call themselves by others.
     """
 
-    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, url: str, tls: ssl.SSLContext | None = None, known_as: Mapping[int, int] = MappingProxyType({})
+    ) -> None:
         endpoint = parse_url(url)
         self._tls = tls
+        self._known_as = known_as
+        self._away: set[tuple[str, int] | str] = set()
         self._nodes = list(endpoint.nodes)
         self._to: list[str | tuple[str, int]] = [*self._nodes] or [endpoint.path or (endpoint.host, endpoint.port)]
         self.rule: Rule = lambda names: PASS
@@ -110,8 +117,22 @@ class FaultProxy:
     def renamed(self, data: bytes) -> bytes:
         """A node's reply in which the nodes (of the layout, of a redirection) are where this proxy listens for them."""
         for (_, port), own in zip(self._nodes, self._ports, strict=False):
-            data = data.replace(b":%d\r\n" % port, b":%d\r\n" % own)
+            data = data.replace(b":%d\r\n" % self._known_as.get(port, port), b":%d\r\n" % own)
         return data
+
+    def cut(self, *ports: int) -> None:
+        """These nodes are cut off from the clients: nothing passes, and nobody is told."""
+        self._away = {node for node in self._nodes if node[1] in ports}
+
+    def is_away(self, node: str | tuple[str, int]) -> bool:
+        """Whether a node is cut off."""
+        return node in self._away
+
+    def heal(self) -> None:
+        """Whoever was cut off has to connect anew, and can."""
+        lines = [line for line in self._lines if line.to in self._away]
+        self._away = set()
+        self._loop.call_soon_threadsafe(lambda: [line.client.transport.abort() for line in lines])
 
     def judge(self, names: list[str]) -> str:
         """What the rule says; counts what went through."""
@@ -138,7 +159,7 @@ class FaultProxy:
         line = None
         try:
             there = await (asyncio.open_unix_connection(to) if isinstance(to, str) else asyncio.open_connection(*to))
-            line = Line(self, (reader, writer), there)
+            line = Line(self, to, (reader, writer), there)
             self._lines.add(line)
             await line.run()
         except OSError:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from fastq.broker.keys import PAD
 from tests.chaos.load import OUTAGES, Load
 from tests.conftest import eventually
-from tests.nodes import Cluster
+from tests.nodes import Cluster, Divided
 from tests.process.fleet import PATIENCE, Fleet
 from tests.sound import assert_sound
 
@@ -130,3 +132,80 @@ def test_who_does_not_follow_the_keys_is_found(cluster: Cluster, make_fleet: Mak
     with pytest.raises(AssertionError, match="not true within"):
         fleet.until_done(load.confirmed, 3 * NODE_TIMEOUT)
     assert len(fleet.story().done) <= done + 100
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "replicated": {"durability": "replicated", "replication_timeout": 0.5},
+}
+APART = 8.0 if "CHAOS_SCALE" in os.environ else 4.0  # seconds
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the master that is cut off has a loopback address of its own")
+@pytest.mark.parametrize("way", WAYS if "CHAOS_SCALE" in os.environ else ["default"])
+def test_a_master_is_cut_off_from_the_other_nodes(way: str, make_fleet: MakeFleet, figure: Figure) -> None:
+    """F-29: a master, producers and a worker on the one side of a partition, all other nodes and their clients on the other.
+
+    The master takes jobs for a node timeout and no longer, and those are lost; everybody else goes on with its replica.
+    """
+    with (
+        Divided(masters=3, replicas=1, node_timeout=NODE_TIMEOUT) as cluster,
+        cluster.front() as majority,
+        cluster.front() as minority,
+    ):
+        alone, *others = cluster.servers
+        queues, new = [*queues_of(cluster), cluster.queue_on(alone, "alone")], cluster.replica_of(alone)
+        there = make_fleet(majority.url, queues=",".join(queues), **SETTINGS).serving()
+        here = make_fleet(minority.url, queues=queues[0], **SETTINGS).serving()
+        settings = WAYS[way]
+        with (
+            Load(majority.url, queues[:3], enqueue_timeout=10.0, **settings) as many,
+            Load(minority.url, queues[3:], enqueue_timeout=1.0, **settings) as few,
+        ):
+            eventually(many.more(300), PATIENCE)
+            eventually(few.more(100), PATIENCE)
+            cut, before = time.monotonic(), len(few.confirmed)
+            cluster.cut()
+            majority.cut(alone.port)
+            minority.cut(*(server.port for server in others))
+            eventually(lambda: cluster.at(new).info("replication")["role"] == "master", PATIENCE)
+            eventually(lambda: b"cluster_state:ok" in _state(cluster, new), PATIENCE)
+            accepts = time.monotonic()
+            eventually(many.more(300), PATIENCE)
+            eventually(lambda: time.monotonic() > cut + APART and few.refused, PATIENCE)
+            last, behind = max(at for at, _ in few.acks), few.confirmed[before:]
+            healed = time.monotonic()
+            for part in (cluster, majority, minority):
+                part.heal()
+            eventually(lambda: cluster.at(alone).info("replication")["role"] == "slave", PATIENCE)
+            cluster.until_whole()
+            eventually(few.more(100), PATIENCE)
+            eventually(many.more(100), PATIENCE)
+            whole = time.monotonic()
+        until_drained(there, many, cluster)
+        until_drained(there, few, cluster)
+        done = there.story().done | here.story().done
+        lost, gone = set(few.confirmed) - done, set(many.confirmed) - done
+        figure(
+            f"{way}: cut off for {healed - cut:.1f} s, new master after {accepts - cut:.1f} s, all well {whole - healed:.1f} s after; "
+            f"behind the cut: {len(behind)} jobs confirmed, the last one after {last - cut:.1f} s, {len(lost)} of them lost, "
+            f"{len(few.refused)} refused; elsewhere: {len(many.confirmed)} confirmed, {len(gone)} lost, {len(many.refused)} refused, "
+            f"longest time without a confirmation {many.gap(queues[0]):.1f} s for its queue, {many.gap(queues[1]):.1f} s for another's; "
+            f"{len(there.story().repeated() | here.story().repeated() | there.story().done & here.story().done)} run twice"
+        )
+        assert len(gone) <= 2 * (Load.CONCURRENT + 1), "what was under way when the node was cut off"
+        assert last - cut <= NODE_TIMEOUT + 1.0, "it takes jobs although nobody else hears of them"
+        if way == "replicated":
+            assert lost == set()
+        else:
+            assert lost, "nothing was lost: this test proves nothing"
+            assert lost <= set(behind)
+        assert_sound(cluster.url)
+        for fleet in (there, here):
+            assert (
+                fleet.logged("worker exited")
+                == fleet.logged("scheduler exited")
+                == fleet.logged("monitor exited")
+                == []
+            )
+            assert fleet.stop() == 0
