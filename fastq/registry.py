@@ -274,7 +274,7 @@ class Tasks:
             when_full: what becomes of one more: ``"raise"``: ``QueueFull``; ``"wait"``: the caller waits for room, and
                 gets ``QueueFull`` after the setting ``enqueue_timeout``; ``"drop_oldest"``: the oldest pending job of the
                 lowest priority is cancelled in its favour, unless all have a higher priority than it: ``QueueFull``.
-            partitions: 2 to 64: its jobs are spread over so many parts, each with an order of its own, which lie on different
+            partitions: up to 64: its jobs are spread over so many parts, each with an order of its own, which lie on different
                 masters of a cluster; ``max_pending`` is shared out among them. The setting ``partitions`` comes before this.
                 See docs/high_availability.md for when to, and how the number is changed.
 

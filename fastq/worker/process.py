@@ -12,7 +12,6 @@ import gc
 import logging
 import math
 import os
-import random
 import secrets
 import signal
 import socket
@@ -20,25 +19,23 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastq import logs
 from fastq.app import FastQ
 from fastq.board import Board, ChildContext, Slot, SlotState
-from fastq.broker.commands import Command, raw
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.fence import FencedConnection
-from fastq.broker.keys import GlobalKeys
-from fastq.errors import BrokerError, ExitCode, FastQError
+from fastq.errors import ExitCode, FastQError
 from fastq.job import WorkerCard
 from fastq.launch import Launch, load_app, report
 from fastq.metrics import WorkerMetrics, count_limits_in
-from fastq.partitions import is_partition, queue_of
 from fastq.values import parse_queues
 from fastq.worker.isolated import live
 from fastq.worker.isolation import Pool
+from fastq.worker.listing import Listing
 from fastq.worker.loop import WorkerLoop
 from fastq.worker.nursery import Nursery
 from fastq.worker.ticker import beat
@@ -50,9 +47,6 @@ log = logging.getLogger("fastq.worker")
 
 STALL = 1.0
 """Seconds without a sign of life after which the event loop counts as blocked."""
-
-LOOK = 5.0
-"""Seconds between two looks for partitions that this worker does not serve: somebody has changed their number."""
 
 
 def main(context: ChildContext) -> int:
@@ -157,45 +151,6 @@ MOST_TASKS = 1_000
 """Task names on a worker's card: 20 KB or so, read by whoever asks why a job does not run."""
 
 
-class Listing:
-    """The partitions that others have announced of this worker's queues, whatever number its own code says.
-
-    A worker serves those that there are when it begins; when more of them appear, it is replaced (``unserved``).
-    """
-
-    def __init__(self, app: FastQ, connection: AsyncConnection, queues: Iterable[str]) -> None:
-        self._app = app
-        self._connection = connection
-        self._queues = frozenset(queues)
-        self._command: Command[Iterable[bytes]] = raw("SMEMBERS", GlobalKeys(app.settings.prefix).queues)
-        self._next = time.monotonic() + LOOK * random.uniform(0.5, 1.0)
-        self.unserved: list[str] = []
-
-    async def learn(self) -> None:
-        """Before the worker begins. A Redis that is away is no reason to wait: what it lists is found by a look."""
-        try:
-            async with asyncio.timeout(1.0):
-                self._app.listed = self._ours(await self._connection.call(self._command))
-        except (BrokerError, TimeoutError):
-            pass
-
-    async def look(self) -> None:
-        """Every ``LOOK`` seconds. Never connects: after a loss the worker's loop does."""
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + LOOK
-        try:
-            listed = await self._connection.finish(self._command, self._connection.send(self._command))
-        except BrokerError:
-            return
-        served = {name for queue in self._queues for name in self._app.served(queue)}
-        self.unserved = sorted(self._ours(listed) - served)
-
-    def _ours(self, listed: Iterable[bytes]) -> frozenset[str]:
-        names = (name.decode("utf-8", "replace") for name in listed)
-        return frozenset(name for name in names if is_partition(name) and queue_of(name) in self._queues)
-
-
 class _Worker:
     """What surrounds the loop: signals, lifespan, recycling, the watchdog."""
 
@@ -236,7 +191,7 @@ class _Worker:
         threading.Thread(target=self._watch, args=(threading.get_ident(),), name="fastq-watchdog", daemon=True).start()
         async with self._lifespan() as state:
             self._loop.executor.state = state
-            keeper = asyncio.create_task(self._keep())
+            keeper = asyncio.gather(self._keep(), self._listing.run())
             try:
                 await self._loop.run()
             finally:
@@ -317,7 +272,6 @@ class _Worker:
                 self._log_lines += lost
             if self._orphaned():
                 os._exit(ExitCode.CRASH)  # where the system has no death signal: the leases hand the jobs back
-            await self._listing.look()
             reason = self._recycle_reason()
             if reason and not self._loop.stopping and self._board.may_recycle(self._slot):
                 self._slot.recycling = True

@@ -108,7 +108,7 @@ async def test_a_look_up_by_the_queues_name_asks_one_partition(app: fastq.FastQ,
 
 
 async def test_a_chosen_id_is_one_job(app: fastq.FastQ) -> None:
-    """F-20: the id alone decides where it goes, in every process: there is no second job of an id."""
+    """The id alone decides where it goes, in every process: there is no second job of an id."""
     first = await app.options(job_id="order-42").enqueue("send", 1)
     second = app.options(job_id="order-42").enqueue_sync("send", 2)
     assert (first.created, second.created, second.queue) == (True, False, first.queue)
@@ -120,7 +120,7 @@ async def test_a_chosen_id_is_one_job(app: fastq.FastQ) -> None:
 
 
 async def test_a_unique_key_holds_in_the_whole_queue(app: fastq.FastQ, raw: Any) -> None:
-    """F125: the key picks the partition, and the id is made to lead there."""
+    """F309: the key picks the partition, and the id is made to lead there."""
     jobs = [await app.tasks["once"].enqueue(number) for number in range(40)]
     assert len({job.queue for job in jobs}) == 4
     for number, job in enumerate(jobs):
@@ -138,7 +138,7 @@ async def test_a_unique_key_holds_in_the_whole_queue(app: fastq.FastQ, raw: Any)
 
 
 async def test_a_bound_is_shared_out(redis_url: str) -> None:
-    """F-24: ``max_pending`` of the queue is what its partitions have together, each a like part."""
+    """``max_pending`` of the queue is what its partitions have together, each a like part."""
     app = made(redis_url, 4)
     app.queue("mail", max_pending=40)
     stored = 0
@@ -192,7 +192,7 @@ async def test_partitions_take_turns(redis_url: str) -> None:
 
 
 async def test_what_a_worker_holds_goes_back(app: fastq.FastQ, raw: Any) -> None:
-    """F-07: a worker that stops leaves nothing behind in any partition."""
+    """A worker that stops leaves nothing behind in any partition."""
     gate = asyncio.Event()
 
     @app.task
@@ -208,7 +208,7 @@ async def test_what_a_worker_holds_goes_back(app: fastq.FastQ, raw: Any) -> None
 
 
 async def test_a_cancelled_job_is_told(app: fastq.FastQ) -> None:
-    """F150: pending or running, by its id alone."""
+    """F177, F178: pending or running, by its id alone."""
     job = await app.enqueue("send", 1)
     assert await app.cancel(job.id)
     assert (await app.get_status(job.id)).state == "cancelled"  # type: ignore[union-attr]
@@ -230,7 +230,7 @@ async def test_a_cancelled_job_is_told(app: fastq.FastQ) -> None:
 
 
 async def test_limits_are_those_of_the_queue(redis_url: str) -> None:
-    """F50: one limiter for all partitions."""
+    """One limiter for all partitions."""
     app = made(redis_url, 4)
     app.queue("mail", concurrency=1)
     most = now = 0
@@ -255,7 +255,7 @@ async def test_limits_are_those_of_the_queue(redis_url: str) -> None:
 
 
 async def test_a_workflow_lies_in_one_partition(app: fastq.FastQ, raw: Any) -> None:
-    """F140: its jobs begin and end each other, so they share a slot: that of its id."""
+    """F115: its jobs begin and end each other, so they share a slot: that of its id."""
     send = app.tasks["send"]
     flows = [await fastq.chain(send.s(1), send.si(2), send.si(3)).enqueue() for _ in range(12)]
     assert len({flow.queue for flow in flows}) > 1
@@ -287,7 +287,7 @@ async def test_a_batch_lies_in_one_partition(app: fastq.FastQ, raw: Any) -> None
 
 
 async def test_a_schedule_lies_in_the_home(app: fastq.FastQ, raw: Any) -> None:
-    """F90: its ticks, and the jobs that it makes, have one place, whatever the number of partitions."""
+    """F090: its ticks, and the jobs that it makes, have one place, whatever the number of partitions."""
     await app.schedule("send", cron="0 0 1 1 *", name="yearly", args=(7,))
     job_id = await app.schedules.run_now("yearly")
     assert lengths(raw) == {"mail": 1}
@@ -301,7 +301,7 @@ async def test_a_schedule_lies_in_the_home(app: fastq.FastQ, raw: Any) -> None:
 
 
 async def test_a_consumer_names_its_partition(app: fastq.FastQ) -> None:
-    """One consumer takes from one; that it would miss the others is said."""
+    """F033: one consumer takes from one; that it would miss the others is said."""
     with pytest.raises(InvalidOption, match="'mail:0', 'mail:1' and so on"):
         app.consume("mail")
     await app.tasks["send"].enqueue_many([(number,) for number in range(40)])
@@ -382,7 +382,7 @@ async def test_an_operator_sees_one_queue(app: fastq.FastQ, redis_url: str) -> N
 
 
 async def test_pause_resume_purge(app: fastq.FastQ, redis_url: str, raw: Any) -> None:
-    """F180: the queue's name means all of it."""
+    """F186: the queue's name means all of it."""
     await app.tasks["send"].enqueue_many([(number,) for number in range(40)])
     assert await app.queues.pause("mail")
     assert not await app.queues.pause("mail")
@@ -406,7 +406,7 @@ async def test_pause_resume_purge(app: fastq.FastQ, redis_url: str, raw: Any) ->
 
 
 async def test_dead_letters(app: fastq.FastQ, redis_url: str) -> None:
-    """F160: one dead-letter queue, the latest first whatever its partition; replay and purge by id, or all of it."""
+    """F297: one dead-letter queue, the latest first whatever its partition; replay and purge by id, or all of it."""
     jobs = [await app.enqueue("send", -1 - number) for number in range(30)]
     await drain(app)
     letters = await app.dead.list("mail", limit=200)
@@ -430,7 +430,7 @@ async def test_dead_letters(app: fastq.FastQ, redis_url: str) -> None:
 
 
 async def test_why_a_job_does_not_run(app: fastq.FastQ) -> None:
-    """F120: asked for by its id; what stands before it is what stands before it in its partition."""
+    """Asked for by its id; what stands before it is what stands before it in its partition."""
     job = await app.enqueue("send", 1)
     found = await app.explain(job.id, queue="mail")
     assert (found.queue, found.causes[0].code) == (job.queue, "no_worker")
@@ -440,7 +440,7 @@ async def test_why_a_job_does_not_run(app: fastq.FastQ) -> None:
 
 
 async def test_tags_reach_all_partitions(app: fastq.FastQ) -> None:
-    """F152: whatever they are in."""
+    """Whatever they are in."""
     for number in range(20):
         await app.options(tags=["tenant:42"]).enqueue("send", number)
     assert await app.cancel_tag("tenant:42", queue="mail") == 20
