@@ -34,7 +34,8 @@ if #scheduled > 0 then redis.call('ZREM', due, unpack(scheduled)) end
 for _, id in ipairs(scheduled) do ids[#ids + 1] = id end
 for _, name in ipairs(#ids < limit and redis.call('ZRANGE', KEYS[7], 0, limit - #ids - 1) or {}) do
   if #ids >= limit then break end
-  for _, id in ipairs(first_parked(KEYS[7], KEYS[8], KEYS[7] .. ':by:' .. name, name, limit - #ids, 0)) do
+  local look = redis.call('ZSCORE', KEYS[7], name) -- when somebody looks after those that are left: as before
+  for _, id in ipairs(first_parked(KEYS[7], KEYS[8], KEYS[7] .. ':by:' .. name, name, limit - #ids, look)) do
     ids[#ids + 1] = id
   end
 end

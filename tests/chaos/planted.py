@@ -17,6 +17,7 @@ from typing import Any
 from fastq import context, job, monitor
 from fastq.broker import cluster, connection, keys, schema, scripts, topology
 from fastq.errors import BrokerUnavailable
+from fastq.supervisor import post
 from fastq.worker import lane, loop, stopping
 
 CRASHES = 3
@@ -150,6 +151,11 @@ def look_closer() -> None:
     monitor.READY_WITHIN = 2.5  # type: ignore[misc]
 
 
+def never_back_off() -> None:
+    """Neither crash nor bug: workers that are killed once a second are replaced at once, or after 60 kills none would be left."""
+    post.QUICK_DEATH = 0.0  # type: ignore[misc]
+
+
 PLANTS: dict[str, Callable[[], None]] = {
     "after_reserve": lambda: before("_take_in", "after_reserve", lambda lane, got: [i.decode() for i in got.ids]),
     "before_settle": lambda: before("_turn", "before_settle", lambda lane, ask: lane.batch.ids()),
@@ -158,6 +164,7 @@ PLANTS: dict[str, Callable[[], None]] = {
     "leaks_descriptors": leak_descriptors,
     "next_schema": next_schema,
     "look_closer": look_closer,
+    "hardy": never_back_off,
     "impatient": shorten_the_cancel_grace,
     "recover_drops": lambda: rewrite("recover", "redis.call('LPUSH', ready_list(envelope, KEYS, 17), id)", "do end"),
     "unfenced_settle": lambda: rewrite(

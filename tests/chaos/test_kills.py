@@ -58,7 +58,7 @@ def test_random_kills_of_workers(
     make_fleet: MakeFleet, redis_url: str, raw: Any, dice: random.Random, figure: Figure
 ) -> None:
     """F-01: under a living supervisor nothing is lost, only what was in flight runs again, and within a second."""
-    fleet = make_fleet(redis_url, workers=3, concurrency=2).serving()
+    fleet = make_fleet(redis_url, workers=3, concurrency=2).serving(plant="hardy")
     run = KillRun(fleet, raw, dice, jobs=4_000 * SCALE, kills=15 * SCALE)
     run.run()
     story = fleet.until_done(run.keys)

@@ -63,7 +63,7 @@ def test_mixed_releases_under_kills(
         fleet = (old, new)[n % 2]
         kills.append(fleet.kill_holding(dice.choice(fleet.until_serving(1)), raw, names))
         if n % 3 == 0:
-            fleet.kill(dice.choice(fleet.pids("scheduler")))
+            fleet.kill(dice.choice(eventually(lambda fleet=fleet: fleet.pids("scheduler"), PATIENCE)))
     story = old.until_done(names.values())
     eventually(lambda: left_in(raw) == {}, PATIENCE)
     assert_sound(redis_url)
