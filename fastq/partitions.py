@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fastq.errors import ConfigError
-from fastq.values import check_queue_name, quoted
+from fastq.values import PARTITION_NAME, check_queue_name, quoted
 
 __all__ = [
     "MOST_PARTITIONS",
@@ -34,14 +34,13 @@ __all__ = [
 MOST_PARTITIONS = 64
 """A worker asks each of them for jobs, and listens to each."""
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}(?::(?:0|[1-9][0-9]?))?")
 _PART = re.compile(r"([0-9a-f]{24})[-.]")
 """The jobs of a batch (``<batch>-<n>``) and of a workflow (``<workflow>.<n>``) are where it is."""
 
 
 def is_partition(name: str) -> bool:
     """Whether this names a queue, ``mail``, or a partition of one, ``mail:3``."""
-    return _NAME.fullmatch(name) is not None
+    return PARTITION_NAME.fullmatch(name) is not None
 
 
 def check_partition(name: object) -> str:

@@ -13,6 +13,7 @@ from fastq.errors import ConfigError, InvalidQueueName, safe_text
 
 __all__ = [
     "DURATION_UNITS",
+    "PARTITION_NAME",
     "QueueOrder",
     "check_queue_name",
     "parse_duration",
@@ -32,6 +33,8 @@ _SIZE_UNITS: Mapping[str, int] = {
 }
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s?([A-Za-z]{0,3})")
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+PARTITION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}(?::(?:0|[1-9][0-9]?))?")
+"""A queue, ``mail``, or one partition of it, ``mail:3`` (fastq/partitions.py)."""
 _WEIGHT = re.compile(r"[0-9]{1,4}")
 _MAX_QUEUES = 100  # each reserve looks at every queue it serves
 _MAX_WEIGHT = 1_000
@@ -125,7 +128,7 @@ def parse_queues(text: str) -> QueueOrder:
     if len(parts) > _MAX_QUEUES:
         raise ConfigError(f"queues={quoted(text)} names {len(parts)} queues; a worker serves {_MAX_QUEUES} at most")
     pairs = [part.partition("=") for part in parts]
-    names = tuple(check_queue_name(name.strip()) for name, _, _ in pairs)
+    names = tuple(_served_name(name.strip()) for name, _, _ in pairs)
     if len(set(names)) != len(names):
         raise ConfigError(f"queues={quoted(text)} names a queue twice")
     if not any(equals for _, equals, _ in pairs):
@@ -133,6 +136,10 @@ def parse_queues(text: str) -> QueueOrder:
     if not all(equals for _, equals, _ in pairs):
         raise ConfigError(f"queues={quoted(text)}: give every queue a weight, or none")
     return QueueOrder(names, tuple(_weight(weight.strip(), text) for _, _, weight in pairs))
+
+
+def _served_name(name: str) -> str:
+    return name if PARTITION_NAME.fullmatch(name) else check_queue_name(name)
 
 
 def _weight(digits: str, text: str) -> int:

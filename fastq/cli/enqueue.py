@@ -19,7 +19,7 @@ from fastq.errors import (
     UnknownTask,
 )
 from fastq.job import PLAIN, TASK_NAME, Envelope, Extra, check_id, check_priority, encode, new_id, state_of
-from fastq.partitions import parse_partitions, partition_for
+from fastq.partitions import parse_partitions, partition_for, queue_of
 from fastq.values import check_queue_name, parse_duration, parse_queues
 
 __all__ = ["verbs"]
@@ -83,7 +83,7 @@ def enqueue(
     body = body_of(name, sys.stdin.read() if arguments == "-" else arguments)
     if len(body) > settings.max_body:
         raise BodyTooLarge(f"the arguments of task {name!r} take {len(body):,} bytes, more than {settings.max_body:,}")
-    chosen = check_queue_name(queue or parse_queues(settings.queues).names[0])
+    chosen = check_queue_name(queue or queue_of(parse_queues(settings.queues).names[0]))
     seconds = parse_duration(delay)
     if seconds > LONGEST:
         raise InvalidOption(f"delay={delay!r} must be at most 366 days")

@@ -32,6 +32,7 @@ from fastq.errors import ExitCode, FastQError
 from fastq.job import WorkerCard
 from fastq.launch import Launch, load_app, report
 from fastq.metrics import WorkerMetrics, count_limits_in
+from fastq.partitions import queue_of
 from fastq.values import parse_queues
 from fastq.worker.isolated import live
 from fastq.worker.isolation import Pool
@@ -126,7 +127,7 @@ def _serve(app: FastQ, slot: Slot, board: Board, orphaned: Callable[[], bool], n
 
 def warn_of_unserved_queues(app: FastQ) -> None:
     """A task whose own queue nobody serves is a mistake that shows itself by nothing at all."""
-    served = set(parse_queues(app.settings.queues).names)
+    served = {queue_of(name) for name in parse_queues(app.settings.queues).names}
     for task in app.tasks.values():
         queue = app.queue_of(task.name, task.defaults.queue)
         if queue not in served:
@@ -168,7 +169,7 @@ class _Worker:
     async def run(self) -> None:
         settings, slot = self._settings, self._slot
         order = parse_queues(settings.queues)
-        metrics = WorkerMetrics(slot, queues=order.names, tasks=self._app.tasks)
+        metrics = WorkerMetrics(slot, queues=set(map(queue_of, order.names)), tasks=self._app.tasks)
         count_limits_in(metrics)
         slot.concurrency = settings.concurrency
         slot.ticked_at = time.monotonic()

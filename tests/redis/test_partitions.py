@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -191,6 +192,21 @@ async def test_partitions_take_turns(redis_url: str) -> None:
     assert min(shares[part] for part in PARTS) >= 40, shares
 
 
+async def test_a_worker_of_one_partition(redis_url: str, raw: Any) -> None:
+    """``queues="mail:1"``: it takes from that one; what it runs counts as the queue's."""
+    app = made(redis_url, 4)
+    await app.tasks["send"].enqueue_many([(number,) for number in range(80)])
+    mine = lengths(raw)["mail:1"]
+    one = made(redis_url, 4)
+    one.adopt(msgspec.structs.replace(one.settings, queues="mail:1"))
+    async with working(one):
+        await eventually_async(lambda: len(one.ran) == mine)  # type: ignore[attr-defined]
+        assert lengths(raw).get("mail:1") is None
+    assert set(lengths(raw)) == {"mail:0", "mail:2", "mail:3"}
+    assert raw.hkeys("fastq:{mail:0}:info") == []
+    await app.aclose()
+
+
 async def test_what_a_worker_holds_goes_back(app: fastq.FastQ, raw: Any) -> None:
     """A worker that stops leaves nothing behind in any partition."""
     gate = asyncio.Event()
@@ -347,6 +363,7 @@ async def test_a_partition_that_nobody_serves_is_told(redis_url: str) -> None:
     """A worker of a release before: it knows the queue's own name alone."""
     old, new = made(redis_url, 1), made(redis_url, 4)
     async with working(old):
+        await (await old.enqueue("send", 1)).result(10)
         await new.tasks["send"].enqueue_many([(number,) for number in range(40)])
         findings = [f for f in await new.run(_fleet("fastq")) if f.name == "queues"]
         assert [f.message for f in findings] == [
