@@ -80,6 +80,7 @@ class Sender:
         self._syncs: list[_SyncSide | None] = [None, None]
         self._replicated = home.settings.durability == "replicated"
         self._lock = threading.Lock()
+        self._running_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
         self.clock = Clock()
 
     async def send(self, call: Call) -> JobHandle[Any]:
@@ -154,9 +155,7 @@ class Sender:
         return bulk
 
     def _side(self, replicated: bool | None) -> _AsyncSide:
-        import asyncio  # 45 ms, which blocking code does not need
-
-        loop = asyncio.get_running_loop()
+        loop = (self._running_loop or self._learn_asyncio())()
         safe = self._replicated if replicated is None else replicated
         sides = self._sides[safe]
         side = sides.get(loop)
@@ -166,6 +165,12 @@ class Sender:
             side = sides[loop] = _AsyncSide(self._home, safe)
             self.clock = side.connection.clock
         return side
+
+    def _learn_asyncio(self) -> Callable[[], asyncio.AbstractEventLoop]:
+        import asyncio  # 45 ms, which blocking code does not need
+
+        self._running_loop = asyncio.get_running_loop
+        return asyncio.get_running_loop
 
     def _sync_side(self, replicated: bool | None) -> _SyncSide:
         safe = self._replicated if replicated is None else replicated

@@ -120,9 +120,7 @@ def enqueue(
     batch: str = "",
 ) -> Command[list[Refused]]:
     """Accept up to :data:`BATCH` jobs of one priority, of the batch of this id. ``sequence`` (µs) grows with every call."""
-    keys: tuple[bytes, ...] = (
-        q.jobs, q.ready[priority], q.due, q.due_wake, q.wake, q.producers, q.dead, q.done,
-    )  # fmt: skip
+    keys: tuple[bytes, ...] = q.stores[priority]
     args: list[Any] = [producer, sequence, "plain"]
     if bound is None:
         for job_id, envelope, delay_ms, unique, chosen, _ in jobs:

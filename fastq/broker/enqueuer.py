@@ -129,7 +129,7 @@ class AsyncEnqueuer:
     """The producer of one event loop.
 
     What is enqueued in one tick of the loop, and while a flight is under way, shares the next flight: a few calls in
-    one write. As soon as :data:`PART` jobs wait they leave, also behind others over the same connection: Redis stores them while
+    one write. Where nobody came along with the last flight the next job leaves at once. As soon as :data:`PART` jobs wait they leave, also behind others over the same connection: Redis stores them while
     the next ones are made. Bounded: with ``limit`` jobs waiting, :meth:`submit` waits for room, and raises QueueFull at its
     deadline.
 
@@ -155,6 +155,7 @@ class AsyncEnqueuer:
         self._aloft = 0  # calls without a reply
         self._sound = False  # no call of this flight has failed so far
         self._epoch = 0  # the connection that this flight goes over
+        self._alone = False  # nobody came along with the last one: the next one waits for nobody
         self._calls: list[_Call] = []
         self._room: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
@@ -179,7 +180,14 @@ class AsyncEnqueuer:
 
     def _enlist(self, target: Target, jobs: list[NewJob], deadline: float) -> asyncio.Future[list[Refused]]:
         future: asyncio.Future[list[Refused]] = self._loop.create_future()
-        self._queue.append(_Waiting(target, jobs, future, deadline))
+        waiting = _Waiting(target, jobs, future, deadline)
+        if self._alone and not self._flying and self._connection.connected:
+            self._flying = True
+            self._begin_on(self._connection)
+            self._calls = calls = [_Call(target, [waiting], self._numbers, self._landed)]
+            self._send(calls)
+            return future
+        self._queue.append(waiting)
         self._waiting += len(jobs)
         if not self._flying:
             self._flying = True
@@ -295,8 +303,10 @@ class AsyncEnqueuer:
 
     def _next_flight(self) -> None:
         if self._queue:
+            self._alone = False
             self._board()
         else:
+            self._alone = len(self._calls) == 1 and len(self._calls[0].members) == 1
             self._flying, self._sound, self._calls = False, False, []
 
     # -- the rare ways: first connect, lost connection, unknown script ------------------------
