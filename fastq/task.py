@@ -350,7 +350,7 @@ class _Enqueues(Generic[P, R]):
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
         """Store a job that calls this task with these arguments.
 
-        Calls made within one tick of the event loop share a round trip.
+        Calls that are made at about the same time share round trips.
 
         Raises:
             InvalidArguments: they do not fit the signature, its types, or msgpack; nothing was sent.

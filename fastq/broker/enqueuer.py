@@ -128,10 +128,10 @@ class _Call:
 class AsyncEnqueuer:
     """The producer of one event loop.
 
-    What is enqueued in one tick of the loop, and while a flight is under way, shares the next flight: a few calls in
-    one write. Where nobody came along with the last flight the next job leaves at once. As soon as :data:`PART` jobs wait they leave, also behind others over the same connection: Redis stores them while
-    the next ones are made. Bounded: with ``limit`` jobs waiting, :meth:`submit` waits for room, and raises QueueFull at its
-    deadline.
+    What is enqueued in one tick of the loop, and while a flight is under way, shares the next flight: a few calls in one
+    write. Where nobody came along with the last flight, the next job leaves at once. As soon as :data:`PART` jobs wait they
+    leave, also behind others over the same connection: Redis stores them while the next ones are made. Bounded: with
+    ``limit`` jobs waiting, :meth:`submit` waits for room, and raises QueueFull at its deadline.
 
     Args:
         connection: used by this enqueuer alone; its ``response_timeout`` bounds a flight.
