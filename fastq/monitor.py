@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -71,7 +71,6 @@ class Keeper:
         self._settings = settings
         self._metrics = metrics
         self._keys: dict[str, QueueKeys] = {}
-        self._served: list[str] = []
         self._serve(())
         # An answer that takes longer than a third of a lease is too late: better to connect anew in time.
         patience = min(settings.response_timeout, max(settings.lease / 3, 0.5))
@@ -120,20 +119,25 @@ class Keeper:
 
     @property
     def _queues(self) -> list[QueueKeys]:
-        return [self._keys[name] for name in self._served]
+        return list(self._keys.values())
 
     def _look_for_partitions(self) -> None:
-        """The code that splits queues is not known here; workers announce what they serve."""
-        listed: set[bytes] = self._connection.call(raw("SMEMBERS", GlobalKeys(self._settings.prefix).queues))
-        self._serve(name.decode("utf-8", "replace") for name in listed)
+        """The code that splits queues is not known here; workers announce what they serve. What was seen once stays.
 
-    def _serve(self, listed: Iterable[str]) -> None:
-        names, counts = tuple(listed), parse_partitions(self._settings.partitions)
-        queues = parse_queues(self._settings.queues).names
-        self._served = [name for queue in queues for name in served(queue, counts.get(queue, 1), names)]
-        for name in self._served:
-            if name not in self._keys:
-                self._keys[name] = QueueKeys(self._settings.prefix, name)
+        The list may be on a node of a cluster that is away: the leases on the others go on.
+        """
+        try:
+            listed: list[bytes] = self._connection.call(raw("SMEMBERS", GlobalKeys(self._settings.prefix).queues))
+        except BrokerError:
+            return
+        self._serve([name.decode("utf-8", "replace") for name in listed])
+
+    def _serve(self, listed: Sequence[str]) -> None:
+        counts = parse_partitions(self._settings.partitions)
+        for queue in parse_queues(self._settings.queues).names:
+            for name in served(queue, counts.get(queue, 1), listed):
+                if name not in self._keys:
+                    self._keys[name] = QueueKeys(self._settings.prefix, name)
 
     def _starting(self) -> bool:
         return any(slot.state in (SlotState.STARTING, SlotState.BOOTED) for slot in self._board)
@@ -144,10 +148,10 @@ class Keeper:
         if not workers or not due:
             return
         lease_ms = round(self._settings.lease * 1_000)
-        self._look_for_partitions()
         self._connection.call_many([extend(q, lease_ms, workers) for q in self._queues])
         self._extended = workers
         self._extend_at = now + self._settings.lease / 3
+        self._look_for_partitions()  # for the next time: a worker that registers in one has a whole lease
 
     def _deserves(self, slot: Slot, now: float) -> bool:
         """A live worker keeps its lease, blocked loop or not, up to the hang timeout."""
