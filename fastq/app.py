@@ -408,6 +408,18 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
         """:meth:`run` from blocking code."""
         return self._sender.run_sync(operation)
 
+    def store(
+        self, begin: Callable[[], Operation[T]], queue: str, what: str, ident: str, *, safe: bool | None = None
+    ) -> Coroutine[Any, Any, T]:
+        """Run what begins a workflow or ends the filling of a batch; replicas have it then, where they must."""
+        return self._sender.store(begin, queue, what, ident, safe)
+
+    def store_sync(
+        self, begin: Callable[[], Operation[T]], queue: str, what: str, ident: str, *, safe: bool | None = None
+    ) -> T:
+        """:meth:`store` from blocking code."""
+        return self._sender.store_sync(begin, queue, what, ident, safe)
+
     def call(self, command: Command[T]) -> Coroutine[Any, Any, T]:
         """Send one command on this event loop's connection."""
         return self._sender.call(command)

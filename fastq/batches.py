@@ -10,7 +10,7 @@ from fastq.batch_handle import Batch, callback
 from fastq.broker import batches
 from fastq.broker.commands import NewJob, Operation
 from fastq.broker.keys import GlobalKeys
-from fastq.errors import InvalidOption
+from fastq.errors import InvalidOption, NotReplicated
 from fastq.handle import Bulk
 from fastq.job import Seconds, decode_envelope, new_id, seconds
 from fastq.partitions import queue_of
@@ -130,7 +130,7 @@ class Batching:
                 return result
             if not filling.opened:
                 await home.run(filling.open())
-            await home.run(filling.close("whole"))
+            await home.store(filling.whole, filling.queue, "the batch", result.id)
         except GeneratorExit:  # nothing can be awaited any more
             raise
         except BaseException as error:
@@ -170,7 +170,7 @@ class Batching:
                 return result
             if not filling.opened:
                 home.run_sync(filling.open())
-            home.run_sync(filling.close("whole"))
+            home.store_sync(filling.whole, filling.queue, "the batch", result.id)
         except BaseException as error:
             if filling.opened:
                 home.run_sync(filling.give_up(error))
@@ -202,10 +202,11 @@ class Filling:
         queue = home.partition(whole, batch_id)  # all of it in one, where its counts are
         self.result = BatchResult(home, batch_id, queue)
         self.eager = home._sender.eager
+        self.filled = False
         self.opened = self.eager  # jobs that run where they are enqueued leave nothing in Redis
         self._name = name
         self._task = task
-        self._queue = queue
+        self.queue = queue
         self._fields: dict[str, Any] = {"task": name, "ttl": max(1_000, round(ttl * 1_000))}
         for which, call in callbacks.items():
             if call is not None:
@@ -242,28 +243,35 @@ class Filling:
         # A NamedTuple's own __new__ takes twice as long, and this is done once per job.
         job = tuple.__new__(NewJob, (f"{self.result.id}-{number}", *call.job[1:]))
         queue = call.queue
-        if self.home.partitions and queue_of(queue) == queue_of(self._queue):
+        if self.home.partitions and queue_of(queue) == queue_of(self.queue):
             if job.unique:
                 raise InvalidOption(
                     f"task {self._name!r} is unique, and queue {queue_of(queue)!r} is split: a batch lies in one partition, "
                     "and unique jobs lie where their keys lead: use enqueue_many, or a queue of its own"
                 )
-            queue = self._queue
+            queue = self.queue
         return tuple.__new__(Call, (queue, call.priority, job, *call[3:]))
 
     def open(self) -> Operation[None]:
         """What begins it."""
         self.opened = True
-        keys, queues = self.home.keys(self._queue), GlobalKeys(self.home.prefix()).queues
+        keys, queues = self.home.keys(self.queue), GlobalKeys(self.home.prefix()).queues
         return batches.open_(keys, self.result.id, self._fields, queues, self.home.now_ms())
+
+    def whole(self) -> Operation[str | None]:
+        """What ends the filling well; may be repeated."""
+        self.filled = True
+        return self.close("whole")
 
     def close(self, how: str) -> Operation[str | None]:
         """What ends the filling."""
-        return batches.close(self.home.keys(self._queue), self.result.id, how)
+        return batches.close(self.home.keys(self.queue), self.result.id, how)
 
     def give_up(self, error: BaseException) -> Operation[None]:
         """After an error: the batch takes no more, and ends as failed. Redis may be away: then it stays filling."""
-        error.add_note(f"batch {self.result.id} of queue {self._queue!r} is incomplete: {self.result.enqueued:,} jobs")
+        if self.filled and isinstance(error, NotReplicated):
+            return
+        error.add_note(f"batch {self.result.id} of queue {self.queue!r} is incomplete: {self.result.enqueued:,} jobs")
         if self.eager:
             return
         try:
@@ -276,4 +284,4 @@ class Filling:
         for which in ("complete", "success"):
             data = self._fields.get(f"on:{which}")
             if data is not None:
-                yield Call(self._queue, decode_envelope(data).priority, NewJob(f"{self.result.id}-{which}", data))
+                yield Call(self.queue, decode_envelope(data).priority, NewJob(f"{self.result.id}-{which}", data))

@@ -182,8 +182,8 @@ class QueueFull(BrokerError):
 class NotReplicated(BrokerError):
     """Redis has stored the jobs, but too few of its replicas said in time that they have them: a failover now may lose them.
 
-    ``job_ids``: of these jobs. To be sure, enqueue them again with the same ids (``options(job_id=…)``): no second job is
-    created, and the replicas are waited for again.
+    ``job_ids``: of these jobs, or that of the workflow or batch. To be sure, enqueue jobs again with the same ids
+    (``options(job_id=…)``): no second job is created, and the replicas are waited for again.
     """
 
     def __init__(self, message: str, job_ids: tuple[str, ...] = ()) -> None:

@@ -12,6 +12,7 @@ from fastq.job import TASK_NAME
 from fastq.partitions import check_partition
 from fastq.registry import Tasks
 from fastq.task import Producer, Task, TaskOptions, check_options, make_node
+from fastq.values import Durability
 from fastq.workflow import Chain, Flow, Group, OnError, Signature, Work, chord, spawning
 from fastq.workflow_handle import Home, Workflow
 
@@ -29,6 +30,7 @@ class FlowOptions(TypedDict, total=False):
     on_error: OnError
     on_failure: Signature
     result_ttl: float
+    durability: Durability
 
 
 class Named:

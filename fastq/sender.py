@@ -185,6 +185,26 @@ class Sender:
         """Run an operation on this event loop's connection."""
         return await self._side(False).connection.run(operation)
 
+    async def store(self, begin: Callable[[], Operation[T]], queue: str, what: str, ident: str, safe: bool | None) -> T:
+        """Run an operation that begins something, and wait for replicas where they must have it. ``safe``: None: as the settings say.
+
+        Raises:
+            NotReplicated: too few of them have it.
+        """
+        side = self._side(safe)
+        if side.replication is None:
+            return await side.connection.run(begin())
+        keys = self._home.keys(queue)
+        return await side.connection.run(side.replication.confirmed(begin, keys, side.connection, what, ident))
+
+    def store_sync(self, begin: Callable[[], Operation[T]], queue: str, what: str, ident: str, safe: bool | None) -> T:
+        """:meth:`store` from blocking code."""
+        side = self._sync_side(safe)
+        if side.replication is None:
+            return side.connection.run(begin())
+        keys = self._home.keys(queue)
+        return side.connection.run(side.replication.confirmed(begin, keys, side.connection, what, ident))
+
     async def call(self, command: Command[T]) -> T:
         """Send one command on this event loop's connection."""
         return await self._side(False).connection.call(command)
@@ -309,8 +329,8 @@ class _AsyncSide:
         self._app = self.home = app
         self.seal = app.sealer()
         self.pid = os.getpid()
-        self._replication = _replication(settings, replicated)
-        self.connection = AsyncConnection.to(endpoint, **_timeouts(settings, self._replication))
+        self.replication = _replication(settings, replicated)
+        self.connection = AsyncConnection.to(endpoint, **_timeouts(settings, self.replication))
         self.enqueuer = self._split() if endpoint.nodes else self._enqueuer()
         self.targets: dict[tuple[str, int], Target] = {}
         self.announced: set[str] = set()
@@ -320,9 +340,9 @@ class _AsyncSide:
         from fastq.broker.enqueuer import AsyncEnqueuer, ReplicatedEnqueuer
 
         timeout, limit = self._app.settings.enqueue_timeout, self._app.settings.enqueue_buffer
-        if self._replication is None:
+        if self.replication is None:
             return AsyncEnqueuer(self.connection, timeout=timeout, limit=limit)
-        return ReplicatedEnqueuer(self.connection, self._replication, timeout=timeout, limit=limit)
+        return ReplicatedEnqueuer(self.connection, self.replication, timeout=timeout, limit=limit)
 
     def _split(self) -> SplitEnqueuer:
         from fastq.broker.enqueuer import SplitEnqueuer
@@ -451,8 +471,8 @@ class _SyncSide:
         self._app = app
         self._seal = app.sealer()
         self._timeout = settings.enqueue_timeout
-        self._replication = _replication(settings, replicated)
-        self.connection = SyncConnection.to(_checked(app), **_timeouts(settings, self._replication))
+        self.replication = _replication(settings, replicated)
+        self.connection = SyncConnection.to(_checked(app), **_timeouts(settings, self.replication))
         self._local = threading.local()
         self._announced: set[tuple[int, str]] = set()
 
@@ -464,7 +484,7 @@ class _SyncSide:
         if (seal := self._seal) is not None:
             jobs = [_sealed_job(job, queue, seal) for job in jobs]
         target = Target(self._app.keys(queue), priority, self._app.bound(queue), batch)
-        refused = enqueue_sync(self.connection, sequence, target, jobs, self._timeout, self._replication)
+        refused = enqueue_sync(self.connection, sequence, target, jobs, self._timeout, self.replication)
         if target.bound is not None and target.bound.when_full == "wait":
             refused = self._insist(sequence, target, jobs, refused)
         key = (self.connection.connects, queue)
@@ -483,7 +503,7 @@ class _SyncSide:
             while True:
                 time.sleep(pause)
                 pause, again = steps.send(
-                    enqueue_sync(self.connection, numbers, target, again, self._timeout, self._replication)
+                    enqueue_sync(self.connection, numbers, target, again, self._timeout, self.replication)
                 )
         except StopIteration as end:
             final: list[Refused] = end.value

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mappin
 from typing import (
     Any,
     Generic,
-    Literal,
     NamedTuple,
     ParamSpec,
     Protocol,
@@ -17,7 +16,6 @@ from typing import (
     TypeVar,
     Unpack,
     cast,
-    get_args,
 )
 
 import msgspec
@@ -45,7 +43,7 @@ from fastq.many import Many
 from fastq.once import IDEMPOTENT_TTL, Unique, Until, as_unique, key_of, unique_key
 from fastq.partitions import id_for, queue_of
 from fastq.retry import RetryRule, attempts_in_all
-from fastq.values import check_queue_name
+from fastq.values import Durability, check_queue_name, is_replicated
 from fastq.workflow import Signature
 from fastq.workflow_handle import Home
 
@@ -55,7 +53,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Calls = Iterable[tuple[Any, ...] | Mapping[str, Any]] | AsyncIterable[tuple[Any, ...] | Mapping[str, Any]]
 
-Durability = Literal["stored", "replicated"]
 UniqueOption = Until | Seconds | Unique | bool | None
 
 # -- options ----------------------------------------------------------------------------------
@@ -225,14 +222,8 @@ def make_call(
     job = NewJob(job_id, encode(envelope), due, chosen=chosen)
     if producer.partitions:
         queue = producer.partition(queue, job_id)
-    replicated = _replicated(options["durability"]) if "durability" in options else None
+    replicated = is_replicated(options["durability"]) if "durability" in options else None
     return Call(queue, priority, job, False, replicated, check_tags(options["tags"]) if "tags" in options else ())
-
-
-def _replicated(durability: str) -> bool:
-    if durability not in get_args(Durability):
-        raise InvalidOption(f"durability={durability!r:.50} is neither 'stored' nor 'replicated'")
-    return durability == "replicated"
 
 
 def _extra(defaults: TaskOptions, options: JobOptions, now: int, due: int) -> Extra | None:

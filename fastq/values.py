@@ -6,21 +6,27 @@ import datetime as dt
 import math
 import re
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import msgspec
 
-from fastq.errors import ConfigError, InvalidQueueName, safe_text
+from fastq.errors import ConfigError, InvalidOption, InvalidQueueName, safe_text
 
 __all__ = [
     "DURATION_UNITS",
     "PARTITION_NAME",
+    "Durability",
     "QueueOrder",
     "check_queue_name",
+    "is_replicated",
     "parse_duration",
     "parse_queues",
     "parse_size",
     "quoted",
 ]
+
+Durability = Literal["stored", "replicated"]
+"""What has to be true before a producer is told that its job is stored."""
 
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s?(ms|[smhd])\s?")
@@ -154,3 +160,10 @@ def quoted(value: object) -> str:
         return safe_text(repr(value), 120)
     except ValueError:  # an integer of more digits than Python prints
         return "a huge number"
+
+
+def is_replicated(durability: str) -> bool:
+    """Whether replicas must have it. Raises InvalidOption when it is no :data:`Durability`."""
+    if durability not in get_args(Durability):
+        raise InvalidOption(f"durability={durability!r:.50} is neither 'stored' nor 'replicated'")
+    return durability == "replicated"

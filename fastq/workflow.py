@@ -19,7 +19,7 @@ from fastq.broker.flows import Node
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.errors import InvalidOption
 from fastq.job import seconds
-from fastq.values import check_queue_name
+from fastq.values import Durability, check_queue_name, is_replicated
 from fastq.workflow_handle import Home, Workflow
 
 __all__ = [
@@ -88,6 +88,7 @@ class Work:
         on_error: OnError = "fail",
         on_failure: Signature | None = None,
         result_ttl: float | None = None,
+        durability: Durability | None = None,
     ) -> Workflow:
         """Start it. Once this has returned, it reaches a final state, whatever dies; see docs/workflows.md.
 
@@ -99,17 +100,19 @@ class Work:
                 in the end. ``"ignore"``: they run, a group's list is without it, a chain's next gets None.
             on_failure: a call that is enqueued once when the workflow has failed; ``.s()`` gets its id first.
             result_ttl: seconds that the results are kept once it has ended (default: the setting ``result_ttl``).
+            durability: ``"replicated"``: returns when replicas have it (default: the setting ``durability``).
 
         Raises:
             InvalidArguments, BodyTooLarge, InvalidOption: nothing was stored. BrokerUnavailable: Redis did not confirm it.
+            NotReplicated: it has begun, and a failover may lose it; its id is in ``job_ids``.
 
         Example::
 
             flow = await chain(download.s(url), parse.s(), store.s()).enqueue()
             print(await flow.result(timeout=60))
         """
-        start = Start(self.graph(), name, queue, on_error, on_failure, result_ttl)
-        await start.home.run(start.operation())
+        start = Start(self.graph(), name, queue, on_error, on_failure, result_ttl, durability)
+        await start.home.store(start.operation, start.queue, "the workflow", start.id, safe=start.safe)
         return start.workflow
 
     def enqueue_sync(
@@ -120,10 +123,11 @@ class Work:
         on_error: OnError = "fail",
         on_failure: Signature | None = None,
         result_ttl: float | None = None,
+        durability: Durability | None = None,
     ) -> Workflow:
         """:meth:`enqueue` from blocking code."""
-        start = Start(self.graph(), name, queue, on_error, on_failure, result_ttl)
-        start.home.run_sync(start.operation())
+        start = Start(self.graph(), name, queue, on_error, on_failure, result_ttl, durability)
+        start.home.store_sync(start.operation, start.queue, "the workflow", start.id, safe=start.safe)
         return start.workflow
 
 
@@ -356,7 +360,9 @@ class Start:
         on_error: OnError,
         on_failure: Signature | None,
         result_ttl: float | None,
+        durability: str | None = None,
     ) -> None:
+        self.safe = None if durability is None else is_replicated(durability)
         if on_error not in ("fail", "continue", "ignore"):
             raise InvalidOption(f"on_error={on_error!r}: choose 'fail', 'continue' or 'ignore'")
         signatures = [signature for signature in graph.jobs if signature is not None]

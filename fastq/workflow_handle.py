@@ -54,6 +54,18 @@ class Home(Protocol):
         """The same from blocking code."""
         ...
 
+    def store(
+        self, begin: Callable[[], Operation[T]], queue: str, what: str, ident: str, *, safe: bool | None = None
+    ) -> Coroutine[Any, Any, T]:
+        """Run an operation that begins something, and wait for replicas where they must have it."""
+        ...
+
+    def store_sync(
+        self, begin: Callable[[], Operation[T]], queue: str, what: str, ident: str, *, safe: bool | None = None
+    ) -> T:
+        """The same from blocking code."""
+        ...
+
     async def wait_for(
         self, job_id: str, *, timeout: float | None = None, queue: str | None = None
     ) -> JobStatus | None:

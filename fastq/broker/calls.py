@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Generator, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
-from fastq.broker.commands import BATCH, Bound, Command, NewJob, Refused, confirm_replicas, enqueue
-from fastq.broker.connection import SyncConnection
+from fastq.broker.commands import BATCH, Bound, Command, NewJob, Operation, Refused, confirm_replicas, enqueue
+from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.greeting import Clock
 from fastq.broker.keys import QueueKeys
 from fastq.errors import BrokerUnavailable, NotReplicated
@@ -30,6 +30,11 @@ __all__ = [
     "gave_up",
     "insist",
 ]
+
+T = TypeVar("T")
+
+REPEATS = 3
+"""Times that what begins a workflow is sent when the connection is lost before replicas have confirmed it."""
 
 BATCH_BYTES = 1 << 20
 """Most bytes of envelopes in one call, so that one call never keeps Redis or the network busy for long."""
@@ -52,11 +57,47 @@ class Replication(NamedTuple):
 
     def missed(self, count: int, shown: str, jobs: Iterable[NewJob]) -> NotReplicated:
         """What a producer is told when too few of them had it in time."""
+        again = "enqueue it again with the same job_id to be sure"
+        return self._missed(count, shown, "the job", again, tuple(job.id for job in jobs))
+
+    def _missed(self, count: int, shown: str, what: str, then: str, ids: tuple[str, ...]) -> NotReplicated:
         return NotReplicated(
-            f"{shown} has stored the job, and {count} of {self.replicas} replicas confirmed it within "
-            f"{self.timeout_ms / 1_000:g} s: a failover may lose it; enqueue it again with the same job_id to be sure",
-            tuple(job.id for job in jobs),
+            f"{shown} has stored {what}, and {count} of {self.replicas} replicas confirmed it within "
+            f"{self.timeout_ms / 1_000:g} s: a failover may lose it; {then}",
+            ids,
         )
+
+    def confirmed(
+        self,
+        begin: Callable[[], Operation[T]],
+        keys: QueueKeys,
+        link: AsyncConnection | SyncConnection,
+        what: str,
+        ident: str,
+    ) -> Operation[T]:
+        """An operation that may be repeated as a whole, and then the replicas: over ``link``, which runs this, and no other.
+
+        Raises:
+            NotReplicated: it is stored, and too few of them have it. BrokerUnavailable: not confirmed.
+        """
+        for last in range(REPEATS, 0, -1):
+            epoch = link.reconnects
+            try:
+                begun = yield from begin()
+                count: int = (yield confirm_replicas(keys, *self))[1]
+                if link.reconnects != epoch:  # perhaps of another master, which may not have it: once more
+                    raise BrokerUnavailable(
+                        f"the connection to {link.endpoint.shown} was lost: {what} {ident} may be stored"
+                    )
+            except BrokerUnavailable:
+                if last == 1:
+                    raise
+            else:
+                if count >= self.replicas:
+                    return begun
+                then = f"it is in job_ids ({ident}): look after it, or begin another one"
+                raise self._missed(count, link.endpoint.shown, what, then, (ident,))
+        raise AssertionError("unreachable")
 
 
 class Numbers:

@@ -424,6 +424,11 @@ class SyncCluster(SyncConnection):
                 self._topology.forget()
                 raise
 
+    @property
+    def reconnects(self) -> int:
+        """As of :class:`AsyncCluster`."""
+        return sum(link.reconnects for link in list(self._links.values()))
+
     def _reach(self, node: Node) -> SyncConnection:
         link = self._links.get(node)
         if link is None:

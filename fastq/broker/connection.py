@@ -476,6 +476,11 @@ class SyncConnection:
         with self._locked():
             self._ensure()
 
+    @property
+    def reconnects(self) -> int:
+        """As of :class:`AsyncConnection`."""
+        return max(self.connects - 1, 0)
+
     def call(self, command: Command[T]) -> T:
         """Send one command and return its decoded reply. Raises like :meth:`AsyncConnection.call`."""
         return cast(T, self.call_many([command])[0])

@@ -151,22 +151,23 @@ def test_an_unknown_durability() -> None:
         fastq.FastQ("redis://127.0.0.1:1/0", durability="fsync")
 
 
+def kill_waiting(client: Any, killed: list[int], most: int = 2) -> bool:
+    """Cut whoever waits for replicas, until so many were; whether they were."""
+    for row in client.client_list():
+        if row["cmd"] == "wait" and int(row["id"]) not in killed and len(killed) < most:
+            killed.append(int(row["id"]))
+            client.client_kill_filter(_id=row["id"])
+    return len(killed) == most
+
+
 def test_the_connection_is_lost_between_the_job_and_its_replicas(pair: Pair, enqueue: Callable[..., Any]) -> None:
     """WAIT over another connection says nothing of this job: the call is made again, and waited for again."""
     killed: list[int] = []
-
-    def kill(client: Any) -> bool:
-        for row in client.client_list():
-            if row["cmd"] == "wait" and int(row["id"]) not in killed and len(killed) < 2:
-                killed.append(int(row["id"]))
-                client.client_kill_filter(_id=row["id"])
-        return len(killed) == 2
-
     pair.replica.pause()
     app = fastq.FastQ(pair.master.url, replication_timeout=5.0)
     with (
         connect(pair.master.url) as client,
-        _thread(lambda: eventually(lambda: kill(client), 20) and pair.replica.resume()),
+        _thread(lambda: eventually(lambda: kill_waiting(client, killed), 20) and pair.replica.resume()),
     ):
         job = enqueue(app, **REPLICATED)
     assert len(killed) == 2
@@ -196,3 +197,100 @@ def test_in_a_cluster(enqueue: Callable[..., Any]) -> None:
         with pytest.raises(fastq.NotReplicated):
             enqueue(app, queue=near, **REPLICATED)
         assert enqueue(app, queue=far, **REPLICATED).created
+
+
+# -- workflows and batches ------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["async", "sync"])
+def begin(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Begins a workflow of two jobs either way; the handle."""
+
+    def either(app: fastq.FastQ, **options: Any) -> Any:
+        steps = [("task", (1,)), ("task", (2,))]
+        if request.param == "sync":
+            try:
+                return app.chain_sync(steps, **options)
+            finally:
+                app.close()
+
+        async def once() -> Any:
+            try:
+                return await app.chain(steps, **options)
+            finally:
+                await app.aclose()
+
+        return asyncio.run(once())
+
+    return either
+
+
+def test_the_replica_has_a_workflow_that_was_confirmed(pair: Pair, begin: Callable[..., Any]) -> None:
+    """By an option of the call or by the setting; and a call may do without."""
+    with connect(pair.replica.url) as client:
+        for settings, options in (({}, REPLICATED), (REPLICATED, {})):
+            flow = begin(fastq.FastQ(pair.master.url, **settings), **options)
+            assert client.exists(f"fastq:{{default}}:flow:{flow.id}")
+            assert f"{flow.id}.0".encode() in client.lrange("fastq:{default}:ready:5", 0, -1)
+    pair.replica.pause()
+    assert begin(fastq.FastQ(pair.master.url, **REPLICATED), durability="stored").id
+    with pytest.raises(fastq.InvalidOption, match="neither 'stored' nor 'replicated'"):
+        begin(fastq.FastQ(pair.master.url), durability="fsync")
+
+
+def test_a_workflow_without_a_replica_in_time(pair: Pair, begin: Callable[..., Any]) -> None:
+    """It has begun, and the error says which one it is."""
+    pair.replica.pause()
+    app = fastq.FastQ(pair.master.url, replication_timeout=0.1)
+    with pytest.raises(
+        fastq.NotReplicated, match=r"the workflow, and 0 of 1 replicas confirmed it within 0\.1 s"
+    ) as caught:
+        begin(app, **REPLICATED)
+    (flow_id,) = caught.value.job_ids
+    assert app.get_workflow(flow_id).status_sync().state == "running"
+    app.close()
+
+
+def test_the_connection_is_lost_between_a_workflow_and_its_replicas(pair: Pair, begin: Callable[..., Any]) -> None:
+    """It is begun again, which does nothing where it has begun, and waited for again."""
+    killed: list[int] = []
+    pair.replica.pause()
+    app = fastq.FastQ(pair.master.url, replication_timeout=5.0)
+    with (
+        connect(pair.master.url) as client,
+        _thread(lambda: eventually(lambda: kill_waiting(client, killed, 1), 20) and pair.replica.resume()),
+    ):
+        flow = begin(app, **REPLICATED)
+    with connect(pair.replica.url) as client:
+        assert client.lrange("fastq:{default}:ready:5", 0, -1) == [f"{flow.id}.0".encode()]
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_the_end_of_a_batchs_filling_is_confirmed(pair: Pair, blocking: bool) -> None:
+    """A batch whose last call a failover forgot would be filled for ever. Its jobs are whole: it is not given up for this."""
+    app = fastq.FastQ(pair.master.url, durability="replicated", replication_timeout=1.0)
+    items, size = [(n,) for n in range(4)], 2
+
+    def pause(result: fastq.BatchResult) -> None:
+        if result.total == len(items):
+            pair.replica.pause()
+
+    async def use(progress: Any = None) -> fastq.BatchResult:
+        try:
+            return await app.enqueue_batch("task", items, size, progress=progress)
+        finally:
+            await app.aclose()
+
+    def fill(progress: Any = None) -> fastq.BatchResult:
+        return (
+            app.enqueue_batch_sync("task", items, size, progress=progress) if blocking else asyncio.run(use(progress))
+        )
+
+    batch = fill()
+    with connect(pair.replica.url) as client:
+        assert client.hget(f"fastq:{{default}}:batch:{batch.id}", "state") == b"running"
+    with pytest.raises(fastq.NotReplicated, match="the batch") as caught:
+        fill(pause)
+    status = app.batch(caught.value.job_ids[0], queue="default").status_sync()
+    assert (status.state, status.total) == ("running", 4)
+    app.close()
