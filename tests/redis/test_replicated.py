@@ -70,7 +70,7 @@ def test_the_replica_has_what_was_confirmed(pair: Pair, enqueue: Callable[..., A
 
 def test_it_may_be_the_settings_choice(pair: Pair, enqueue: Callable[..., Any]) -> None:
     """The setting is for every call, and a call may say otherwise."""
-    app = fastq.FastQ(pair.master.url, durability="replicated", replicas=2, replication_timeout=0.1)
+    app = fastq.FastQ(pair.master.url, durability="replicated", replicas=2, replication_timeout=1.0)
     with pytest.raises(fastq.NotReplicated, match="1 of 2 replicas"):
         enqueue(app)
     assert enqueue(app, durability="stored").created
