@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 PY := .venv/bin/python
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help build demo test chaos soak test-cluster test-server test-versions check style types floors lua format bench bench-features bench-limits bench-rivals bench-gate \
+.PHONY: help build demo test chaos soak fuzz test-cluster test-server test-versions check style types floors lua format bench bench-features bench-limits bench-rivals bench-gate \
 	bench-figures bench-batches clean
 
 help: ## this list
@@ -47,6 +47,11 @@ SERVER ?= $(shell command -v redis-server || command -v valkey-server)
 test-server: build ## tests/redis on another server: SERVER=/path/to/redis-server, else the one on PATH (part of `make chaos`)
 	@test -n "$(SERVER)" || { echo "fastq: no redis-server or valkey-server on PATH: make test-server SERVER=/path/to/one" >&2; exit 3; }
 	@$(PY) -m pytest --server $(SERVER) tests/redis $(ARGS)
+
+fuzz: build ## coverage-guided fuzzing of what reads foreign bytes, a minute each (FUZZ_SECONDS=600); installs atheris, CPython 3.11 to 3.13
+	@$(PY) -m pip install -q atheris
+	@for target in envelopes arguments cron urls; do \
+		echo "fuzzing $$target"; PYTHONPATH=. $(PY) tests/chaos/fuzz.py $$target $${FUZZ_SECONDS:-60} || exit 1; done
 
 soak: build ## random faults for half an hour, with limits for memory, descriptors, keys and series (SOAK_SECONDS=600 for less)
 	@SOAK_SECONDS=$${SOAK_SECONDS:-1800} $(PY) -m pytest --timeout 0 tests/chaos/test_soak.py $(ARGS)

@@ -107,7 +107,7 @@ def started_too_often(story: Story) -> set[str]:
     return {key for key, starts in story.starts.items() if len(starts) > 2}
 
 
-def test_a_host_stands_still(two: tuple[Fleet, Fleet], raw: Any) -> None:
+def test_a_host_stands_still(two: tuple[Fleet, Fleet], raw: Any, figure: Figure) -> None:
     """F-10: the woken workers find their leases lost, drop their outcomes, and go on under a new name."""
     first, standby = two
     first.environ["FASTQ_HANG_TIMEOUT"] = str(HANG)
@@ -117,6 +117,9 @@ def test_a_host_stands_still(two: tuple[Fleet, Fleet], raw: Any) -> None:
     first.until_logged("worker ready", 2 * len(workers))
     refused = sum(line["count"] for line in first.logged("outcomes dropped, lease lost"))
     interrupted = sum(line["jobs"] for line in first.logged("worker lost its lease"))
+    figure(
+        f"{len(KEYS)} jobs of two leases that were lost: {interrupted} interrupted, {refused} outcomes refused, 0 counted"
+    )
     assert refused + interrupted == len(KEYS)
     assert refused
     last = f"k{len(KEYS)}"
@@ -140,7 +143,7 @@ def test_a_settle_without_its_fence_is_found(two: tuple[Fleet, Fleet], raw: Any)
     assert started_too_often(first.story())
 
 
-def test_poison_in_containers(make_fleet: MakeFleet, redis_url: str, raw: Any) -> None:
+def test_poison_in_containers(make_fleet: MakeFleet, redis_url: str, raw: Any, figure: Figure) -> None:
     """F-07: with no supervisor to see the deaths, the leases tell: one job is buried, its neighbours are done."""
     keeper = make_fleet(redis_url).start("scheduler", "jobs:app")
     keeper.until_logged("scheduler leads")
@@ -156,4 +159,5 @@ def test_poison_in_containers(make_fleet: MakeFleet, redis_url: str, raw: Any) -
     container.until_done(good)
     eventually(lambda: raw.zcard("fastq:{default}:dead") == 1, PATIENCE)
     assert [letter.id for letter in container.producer.dead.list_sync("default")] == [poison]
+    figure(f"3 workers died of one job, which is a dead letter; {len(good)} of {len(good)} neighbours done")
     assert (container.stop(), keeper.stop()) == (0, 0)
