@@ -19,6 +19,7 @@ from fastq.broker.embedded import EmbeddedServer, shared_server
 from fastq.broker.keys import PAD, GlobalKeys
 from fastq.errors import FastQError, InvalidOption
 from fastq.job import Envelope, decode_envelope
+from fastq.partitions import queue_of
 from fastq.task import Task
 from fastq.testing.bench import Drained, Faults, Moment, drain_with
 from fastq.testing.clock import VirtualClock
@@ -309,7 +310,7 @@ class Kit:
         """
         name = self._name(task) if task is not None else None
         found = []
-        for known in [queue] if queue is not None else self._queues():
+        for known in self.app.served(queue) if queue is not None else self._queues():
             found += [job for job in self._jobs(known) if name in (None, job.task)]
         return sorted(found, key=lambda job: (job.enqueued_at, job.id))
 
@@ -386,7 +387,7 @@ class Kit:
             kwargs = body if isinstance(body, dict) else {}
             args = tuple(kwargs.pop("", ())) if isinstance(body, dict) else tuple(body)
         return Enqueued(
-            id=job_id, task=envelope.task, queue=queue, priority=envelope.priority, args=args, kwargs=kwargs,
+            id=job_id, task=envelope.task, queue=queue_of(queue), priority=envelope.priority, args=args, kwargs=kwargs,
             attempt=envelope.attempt + 1, enqueued_at=envelope.enqueued_at / 1_000,
             due_at=None if due is None else due / 1_000,
         )  # fmt: skip

@@ -200,3 +200,19 @@ async def test_memory_url_needs_no_kit():
         assert status is not None
         assert status.state == "scheduled"
         await job.cancel()
+
+
+async def test_a_queue_that_is_split_is_one_queue_to_a_test():
+    """F380, F381: which partition a job is in is nothing that a test of an application asks."""
+    app = make_app()
+    app.queue("emails", partitions=4)
+    async with Kit(app) as kit:
+        for n in range(12):
+            await app.tasks["send"].options(delay=3_600 if n % 2 else 0).enqueue(f"{n}@example.org")
+        assert len(kit.enqueued(queue="emails")) == len(kit.enqueued()) == 12
+        job = kit.assert_enqueued("send", "5@example.org")
+        assert (job.queue, job.delay) == ("emails", 3_600)
+        await kit.drain()
+        assert len(done) == 6
+        await kit.advance(hours=1)
+        assert len(done) == 12
