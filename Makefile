@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 PY := .venv/bin/python
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help build demo test chaos soak fuzz test-cluster test-server test-versions check style types floors lua format bench bench-features bench-limits bench-rivals bench-gate \
+.PHONY: help build demo test chaos soak fuzz test-acl test-cluster test-server test-versions check style types floors lua format bench bench-features bench-limits bench-rivals bench-gate \
 	bench-figures bench-batches clean
 
 help: ## this list
@@ -37,6 +37,10 @@ chaos: build ## the fault suite at length: more kills, cuts, mutations and moves
 		$(PY) -m pytest --timeout 3600 tests/chaos tests/redis/test_state_machine.py $(ARGS)
 	@$(MAKE) test-cluster
 	@$(MAKE) test-server
+	@$(MAKE) test-acl
+
+test-acl: build ## tests/redis and tests/process as the ACL user of docs/security.md, and nobody else (part of `make chaos`)
+	@$(PY) -m pytest --acl tests/redis tests/process $(ARGS)
 
 test-cluster: build ## tests/redis on a cluster of three masters; what is about one server says why (part of `make chaos`)
 	@$(PY) -m pytest --cluster tests/redis $(ARGS)

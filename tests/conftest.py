@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the suite on this valkey-server or redis-server (default: FASTQ_REDIS_SERVER, then the embedded one)",
     )
     parser.addoption("--cluster", action="store_true", help="the server that tests share is a cluster of three masters")
+    parser.addoption("--acl", action="store_true", help="on the shared server fastq is the user of docs/security.md")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -65,15 +67,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --cluster: what uses the shared server, but for what is about one server (its mark says why)."""
-    if config.getoption("--cluster"):
-        left = [item for item in items if _is_for_clusters(item)]
-        config.hook.pytest_deselected(items=[item for item in items if not _is_for_clusters(item)])
-        items[:] = left
+    """With --cluster or --acl: what uses the shared server, but for what is about one server, or another user (its mark says why)."""
+    for option, mark in (("--cluster", "one_server"), ("--acl", "other_user")):
+        if config.getoption(option):
+            config.hook.pytest_deselected(items=[item for item in items if not _is_for_this(item, mark)])
+            items[:] = [item for item in items if _is_for_this(item, mark)]
 
 
-def _is_for_clusters(item: pytest.Item) -> bool:
-    return "redis_server" in getattr(item, "fixturenames", ()) and item.get_closest_marker("one_server") is None
+def _is_for_this(item: pytest.Item, mark: str) -> bool:
+    return "redis_server" in getattr(item, "fixturenames", ()) and item.get_closest_marker(mark) is None
 
 
 def pytest_report_header() -> str:
@@ -93,6 +95,17 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 # -- servers ----------------------------------------------------------------------------------------------------------
 
 
+ACL_PASSWORD = "s3cret-of-the-suite"
+
+
+def acl_rules() -> list[bytes]:
+    """What the user of docs/security.md may do, as the page says."""
+    page = Path(__file__).parents[1] / "docs" / "security.md"
+    found = re.search(r"^ACL SETUSER fastq on >PASSWORD (.+)$", page.read_text(), re.MULTILINE)
+    assert found, "docs/security.md has no ACL line"
+    return found[1].encode().split()
+
+
 class MakeServer(Protocol):
     """`make_server(appendonly=True)`: a started server of the test's own; options are EmbeddedServer's."""
 
@@ -108,17 +121,24 @@ def redis_server(pytestconfig: pytest.Config) -> Iterator[EmbeddedServer | Clust
     shared = Cluster() if pytestconfig.getoption("--cluster") else EmbeddedServer()
     with shared as server:  # start() checks that the pid which answers is the one it started
         pytestconfig.stash[LASTING] |= children() - before
+        if pytestconfig.getoption("--acl"):
+            for node in server.servers if isinstance(server, Cluster) else [server]:
+                assert (
+                    node.ask(b"ACL", b"SETUSER", b"fastq", b"on", b">" + ACL_PASSWORD.encode(), *acl_rules())
+                    == b"+OK\r\n"
+                )
         yield server
 
 
 @pytest.fixture
-def redis_url(redis_server: EmbeddedServer | Cluster) -> str:
+def redis_url(redis_server: EmbeddedServer | Cluster, pytestconfig: pytest.Config) -> str:
     """The URL of an empty database."""
     if isinstance(redis_server, EmbeddedServer):
         assert redis_server.ask(b"FLUSHALL") == b"+OK\r\n"
     else:
         redis_server.flush()
-    return redis_server.url
+    user = f"://fastq:{ACL_PASSWORD}@" if pytestconfig.getoption("--acl") else "://"
+    return redis_server.url.replace("://", user)
 
 
 @pytest.fixture
@@ -142,11 +162,12 @@ def make_server() -> Iterator[MakeServer]:
 
 
 def connect(url: str) -> Any:
-    """A redis-py client that sends every command once and waits as long as it takes."""
+    """A redis-py client that sends every command once and waits as long as it takes, with every right (--acl)."""
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
+    url = url.replace(f"fastq:{ACL_PASSWORD}@", "")
     if url.startswith("redis+cluster://"):
         from tests.nodes import oracle
 

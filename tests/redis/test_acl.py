@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,27 +15,18 @@ from fastq.broker.fence import FencedConnection
 from fastq.broker.inspector import Inspector
 from fastq.broker.url import parse_url
 from fastq.errors import BrokerReplyError
-from tests.conftest import MakeServer, eventually_async
+from tests.conftest import MakeServer, acl_rules, eventually_async
 from tests.nodes import Cluster
 from tests.redis.workshop import working
 
-PAGE = Path(__file__).parents[2] / "docs" / "security.md"
-
-
 USER = (b"ACL", b"SETUSER", b"fastq", b"on", b">s3cret")
-
-
-def rules() -> list[bytes]:
-    found = re.search(r"^ACL SETUSER fastq on >PASSWORD (.+)$", PAGE.read_text(), re.MULTILINE)
-    assert found, "docs/security.md has no ACL line"
-    return found[1].encode().split()
 
 
 @pytest.fixture
 def url(make_server: MakeServer) -> str:
     """A server on which the documented user is the only one that may do anything."""
     server = make_server(port=0, appendonly=True)
-    assert server.ask(*USER, *rules()) == b"+OK\r\n"
+    assert server.ask(*USER, *acl_rules()) == b"+OK\r\n"
     return f"redis://fastq:s3cret@127.0.0.1:{server.port}/0"
 
 
@@ -48,7 +37,7 @@ def either(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.getfixturevalue("url")
         return
     with Cluster(masters=2, appendonly="yes") as cluster:
-        assert [server.ask(*USER, *rules()) for server in cluster.servers] == [b"+OK\r\n"] * 2
+        assert [server.ask(*USER, *acl_rules()) for server in cluster.servers] == [b"+OK\r\n"] * 2
         yield cluster.url.replace("://", "://fastq:s3cret@")
 
 

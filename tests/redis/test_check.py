@@ -176,20 +176,20 @@ def test_the_scripts_twice(full: Lab) -> None:
 def test_survey_reads_every_name_in_pages(lab: Lab, kind: str) -> None:
     names = {f"n{i}" for i in range(700)}
     fill = {
-        "hash": lambda: lab.raw.hset("k", mapping=dict.fromkeys(names, "x" * 100)),
-        "set": lambda: lab.raw.sadd("k", *names),
-        "zset": lambda: lab.raw.zadd("k", dict.fromkeys(names, 1)),
-        "list": lambda: lab.raw.rpush("k", *names),
+        "hash": lambda: lab.raw.hset("fastq:k", mapping=dict.fromkeys(names, "x" * 100)),
+        "set": lambda: lab.raw.sadd("fastq:k", *names),
+        "zset": lambda: lab.raw.zadd("fastq:k", dict.fromkeys(names, 1)),
+        "list": lambda: lab.raw.rpush("fastq:k", *names),
     }
     fill[kind]()
     found, cursor, pages = set(), b"0", 0
     while True:
-        cursor, page = lab.call(survey(b"k", kind, cursor, 100))
+        cursor, page = lab.call(survey(b"fastq:k", kind, cursor, 100))
         found |= {name.decode() for name in page}
         pages += 1
         if cursor == b"0":
             break
-    lab.raw.delete("k")
+    lab.raw.delete("fastq:k")
     assert found == names
     assert pages > 3
 

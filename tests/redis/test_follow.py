@@ -17,7 +17,7 @@ CANCELLED = b"\x98\xa9cancelled"
 """How the record of a cancelled job begins; settle.lua looks at these bytes."""
 
 
-def follow(lab: Lab, *ids: str, channel: str = "told:1") -> list[list[bytes]]:
+def follow(lab: Lab, *ids: str, channel: str = "fastq:told:1") -> list[list[bytes]]:
     return lab.call(commands.follow(lab.q, channel, ids, TTL))
 
 
@@ -40,7 +40,7 @@ class Ear:
 
 @pytest.fixture
 def ear(lab: Lab) -> Iterator[Ear]:
-    ear = Ear(lab.raw, "told:1")
+    ear = Ear(lab.raw, "fastq:told:1")
     yield ear
     ear.close()
 
@@ -66,10 +66,10 @@ def test_every_answer(lab: Lab) -> None:
 
 def test_twice_is_once(lab: Lab) -> None:
     lab.enqueue("a")
-    command = commands.follow(lab.q, "told:1", ["a"], TTL)
+    command = commands.follow(lab.q, "fastq:told:1", ["a"], TTL)
     assert lab.twice(command) == ([[b"open"]], [[b"open"]])
-    follow(lab, "a", channel="told:2")
-    assert lab.value("awaited") == {"a": b"told:1 told:2"}
+    follow(lab, "a", channel="fastq:told:2")
+    assert lab.value("awaited") == {"a": b"fastq:told:1 fastq:told:2"}
 
 
 def test_what_has_ended_registers_nothing(lab: Lab) -> None:
@@ -107,7 +107,7 @@ def test_every_end_is_told_and_forgotten(lab: Lab, ear: Ear, ending: str) -> Non
     lab.enqueue("p")
     job = "p" if ending in {"cancelled", "purged"} else "a"
     follow(lab, job)
-    follow(lab, job, channel="told:2")
+    follow(lab, job, channel="fastq:told:2")
     ENDINGS[ending](lab)
     assert ear.heard() == [lab.q.awaited.decode(), job]
     assert lab.value("awaited") is None
@@ -125,7 +125,7 @@ def test_a_job_that_goes_on_stays_awaited(lab: Lab, ear: Ear, move: Callable[[La
     follow(lab, "a")
     move(lab)
     assert ear.heard() == []
-    assert lab.value("awaited") == {"a": b"told:1"}
+    assert lab.value("awaited") == {"a": b"fastq:told:1"}
 
 
 def test_the_ends_of_a_batch_are_one_message(lab: Lab, ear: Ear) -> None:
@@ -133,7 +133,7 @@ def test_the_ends_of_a_batch_are_one_message(lab: Lab, ear: Ear) -> None:
     follow(lab, "a", "b", "c")
     lab.settle(succeeded=["a", "d"], failed=[("b", E, b"error")])
     assert ear.heard() == [lab.q.awaited.decode(), "a", "b"]
-    assert lab.value("awaited") == {"c": b"told:1"}
+    assert lab.value("awaited") == {"c": b"fastq:told:1"}
 
 
 def test_a_batch_that_lua_cannot_unpack(lab: Lab, ear: Ear) -> None:
@@ -154,7 +154,7 @@ def test_a_stale_outcome_tells_nobody(lab: Lab, ear: Ear) -> None:
     lab.register("v")
     lab.settle("v", succeeded=["a"])
     assert ear.heard() == []
-    assert lab.value("awaited") == {"a": b"told:1"}
+    assert lab.value("awaited") == {"a": b"fastq:told:1"}
 
 
 def test_a_user_who_may_not_publish_settles_all_the_same(lab: Lab) -> None:
@@ -208,7 +208,7 @@ def test_the_watching_ends(lab: Lab) -> None:
 def test_one_job_can_be_watched(lab: Lab, ear: Ear) -> None:
     lab.enqueue("a", "b")
     follow(lab, "a")
-    watch(lab, "a", "! told:1")
+    watch(lab, "a", "! fastq:told:1")
     lab.register()
     lab.reserve()
     lab.settle(succeeded=["a", "b"])

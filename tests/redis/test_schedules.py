@@ -168,8 +168,8 @@ async def test_two_leaders_fire_run_time_schedules_once(app: fastq.FastQ, redis_
     """F-54, F099."""
     await app.schedule_interval("report", 0.1, name="beat", misfire="all")
     async with (
-        Rig(redis_url, app, lease_key="one").running("lead", "periodic"),
-        Rig(redis_url, app, lease_key="two").running("lead", "periodic"),
+        Rig(redis_url, app, lease_key="fastq:one").running("lead", "periodic"),
+        Rig(redis_url, app, lease_key="fastq:two").running("lead", "periodic"),
     ):
         await eventually_async(lambda: len(lab.ready()) >= 15)
     ticks = sorted(int(job.rpartition("@")[2]) for job in lab.ready())

@@ -57,6 +57,7 @@ def test_an_unknown_version_is_refused_in_one_line(
     assert raw.get(KEY) == found
 
 
+@pytest.mark.other_user("its user may touch the keys of one prefix only")
 def test_another_prefix_has_another_version(connection: SyncConnection, raw: Any) -> None:
     raw.set(KEY, 2)
     connection.run(schema.agree("other"))
