@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -30,8 +31,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def producer(url: str, partitions: int) -> Iterator[fastq.FastQ]:
-    app = fastq.FastQ(url, default_queue="mail", partitions={"mail": partitions}, enqueue_timeout=PATIENCE)
+def producer(url: str, partitions: int, **settings: Any) -> Iterator[fastq.FastQ]:
+    app = fastq.FastQ(url, default_queue="mail", partitions={"mail": partitions}, enqueue_timeout=PATIENCE, **settings)
 
     @app.task(name="step")
     async def step(key: str, seconds: float) -> None:
@@ -49,6 +50,12 @@ def test_a_worker_and_a_master_die(cluster: Cluster, make_fleet: MakeFleet, figu
     owners = {part: cluster.owner(f"{{{part}}}") for part in PARTS}
     assert {server.port for server in owners.values()} == {server.port for server in cluster.servers[:3]}
     fleet = make_fleet(cluster.url, queues="mail", partitions="mail=4", **SETTINGS).serving()
+    with producer(cluster.url, 4, durability="replicated") as app:
+        step = app.tasks["step"]
+        many = [f"m{number}" for number in range(200)]
+        step.enqueue_many_sync([(key, 0.0) for key in many[:50]])
+        asyncio.run(_in_many_ways(app, many[50:]))
+    fleet.until_done(many)
     load = Load(cluster.url, ["mail"], enqueue_timeout=10.0, partitions="mail=4", durability="replicated")
     with load:
         eventually(load.more(300), PATIENCE)
@@ -71,6 +78,16 @@ def test_a_worker_and_a_master_die(cluster: Cluster, make_fleet: MakeFleet, figu
     assert [line["pid"] for line in fleet.logged("worker exited")] == [killed]
     assert fleet.logged("scheduler exited") == fleet.logged("monitor exited") == []
     assert fleet.stop() == 0
+
+
+async def _in_many_ways(app: fastq.FastQ, keys: list[str]) -> None:
+    """Replicated: many at a time, a batch, workflows."""
+    step = app.tasks["step"]
+    await step.enqueue_many([(key, 0.0) for key in keys[:50]])
+    await app.enqueue_batch("step", [(key, 0.0) for key in keys[50:80]])
+    for first, second in zip(keys[80::2], keys[81::2], strict=True):
+        await fastq.chain(step.si(first, 0.0), step.si(second, 0.0)).enqueue()
+    await app.aclose()
 
 
 def load_of(cluster: Cluster) -> dict[int, tuple[int, int]]:
