@@ -35,7 +35,7 @@ def proxy(redis_server: EmbeddedServer) -> Iterator[FaultProxy]:
 
 @contextlib.asynccontextmanager
 async def sending_over(url: str) -> AsyncIterator[AsyncEnqueuer]:
-    connection = AsyncConnection(parse_url(url))
+    connection = AsyncConnection.to(parse_url(url))
     await connection.connect()
     enqueuer = AsyncEnqueuer(connection, timeout=30.0)
     await enqueuer.submit(TARGET, [NewJob("first", E)])  # the script is known from here on
