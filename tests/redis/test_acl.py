@@ -107,6 +107,6 @@ async def test_a_lost_connection_can_be_ended(url: str, caplog: pytest.LogCaptur
 )  # fmt: skip
 def test_nothing_else(url: str, words: tuple[str, ...]) -> None:
     connection = SyncConnection.to(parse_url(url))
-    with pytest.raises(BrokerReplyError, match=r"(?i)noperm|permission|ACL"):
+    with pytest.raises(BrokerReplyError, match=r"(?i)noperm|permission|ACL|can't access"):
         connection.call(raw(*words))
     connection.close()
