@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE = 1
 PY := .venv/bin/python
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help build demo test chaos soak fuzz test-acl test-cluster test-server test-versions check style types floors lua format bench bench-features bench-limits bench-rivals bench-gate \
+.PHONY: help build demo test chaos soak soak-and-versions fuzz test-acl test-cluster test-server test-versions check style types floors lua format bench bench-features bench-limits bench-rivals bench-gate \
 	bench-figures bench-batches clean
 
 help: ## this list
@@ -23,10 +23,18 @@ build: ## virtual environment, compiled core, extras and tools in .venv (the oth
 demo: build ## the whole queue at work on real input, with a worker killed half-way
 	@$(PY) examples/demo.py $(ARGS)
 
-test: build $(if $(ARGS),,test-versions) ## the whole suite against real servers that it starts itself
-	@$(PY) -m pytest $(ARGS)
+test: build $(if $(ARGS),,soak-and-versions) ## the whole suite against real servers that it starts itself
+	@$(PY) -m pytest $(if $(ARGS),$(ARGS),--deselect tests/chaos/test_soak.py::test_soak)
 	$(if $(ARGS),,@$(PY) -m pytest --cluster $(ON_A_CLUSTER_TOO))
 	$(if $(ARGS),,@$(PY) -m benchmarks.load gate)
+
+# Three minutes of the soak mostly wait; the tests on other Pythons run meanwhile, most of which have no process of their own.
+SOAK_LOG := .pytest_cache/soak.log
+
+soak-and-versions: build
+	@mkdir -p .pytest_cache; SOAK_SECONDS=$${SOAK_SECONDS:-180} $(PY) -m pytest --timeout 0 tests/chaos/test_soak.py::test_soak > $(SOAK_LOG) 2>&1 & \
+	soak=$$!; $(MAKE) test-versions; versions=$$?; wait $$soak; soaked=$$?; \
+	if [ $$soaked = 0 ]; then tail -n 2 $(SOAK_LOG); else cat $(SOAK_LOG); fi; [ $$versions = 0 ] && [ $$soaked = 0 ]
 
 # A minute of `make test-cluster`: what a queue does with jobs from end to end, with several keys and several nodes.
 ON_A_CLUSTER_TOO := $(patsubst %,tests/redis/test_%.py,batches consumer gathering limited_jobs once waiting waker workflows) \

@@ -1273,51 +1273,63 @@ ALL_BUGS = BUGS | BUGS_WITH_THE_CLOCK | BUGS_WITH_A_BATCH
 
 
 HUNTS: dict[str, tuple[str, ...]] = {
-    "close end_again end_all end_one fill": (
-        "a second end that overwrites the first",
-        "a batch that ends twice",
-        "a job that counts twice",
-        "a batch that ends while it is filled",
-        "a failure that counts as a success",
-        "settle that counts no batches",
-    ),
-    "close end_all end_one fill": (
-        "a batch that ends before its last job",
-        "a refused job that is waited for",
-    ),
+    "cancel": ("cancel of a running job",),
     "cancel enqueue_plain recover register reserve": (
         "a cancelled job of a dead worker",
         "cancel with an old list of workers",
     ),
-    "close end_one fill": (
-        "cancel that counts no batches",
-        "poison that counts no batches",
-    ),
-    "close end_all fill": (
-        "success that calls the other one",
-        "a producer that gave up and succeeded",
-        "close that does not end an empty batch",
-    ),
-    "cancel enqueue_plain register reserve settle_cancelled": (
+    "cancel reserve": ("cancel without a ghost",),
+    "cancel reserve settle_cancelled": ("a cancelled job handed back",),
+    "cancel settle_cancelled": (
         "a retry of a cancelled job",
-        "a cancelled job handed back",
+        "settle that forgets the request",
     ),
-    "enqueue_plain follow register reserve settle": ("a retry that counts as an end",),
-    "enqueue_full status": ("status that does not look at the due",),
     "change_schedule fire": (
         "unschedule that leaves the last tick",
         "fire without compare",
     ),
-    "enqueue_plain register reserve settle": ("a retry that keeps its old envelope",),
-    "enqueue_full enqueue_plain follow purge": ("purge that tells nobody",),
-    "extend recover register": ("extend that revives",),
-    "enqueue_plain recover register reserve": ("recover that charges everybody",),
-    "remember": ("remember that forgets",),
-    "recover register reserve the_clock_jumps": ("recover of a lease that is valid after a jump",),
-    "enqueue_plain": ("enqueue that repeats",),
-    "enqueue_full promote": ("promote that leaves the job due",),
+    "close end_again end_all": ("a batch that ends twice",),
+    "close end_again end_all end_one fill": (
+        "a batch that ends while it is filled",
+        "settle that counts no batches",
+    ),
+    "close end_all": (
+        "success that calls the other one",
+        "a producer that gave up and succeeded",
+    ),
+    "close end_all fill": ("close that does not end an empty batch",),
+    "close end_one": (
+        "a failure that counts as a success",
+        "a batch that ends before its last job",
+    ),
+    "close end_one fill": ("a refused job that is waited for",),
+    "close end_one recover": ("poison that counts no batches",),
+    "close purge": ("purge that counts no batches",),
+    "end_again end_one": (
+        "a second end that overwrites the first",
+        "a job that counts twice",
+    ),
+    "end_one": ("cancel that counts no batches",),
     "enqueue_bounded enqueue_plain": ("a drop above its own priority",),
+    "enqueue_full enqueue_plain follow purge": ("purge that tells nobody",),
+    "enqueue_full promote": ("promote that leaves the job due",),
     "enqueue_full register reserve": ("enqueue_once that replaces what runs",),
+    "enqueue_full status": ("status that does not look at the due",),
+    "enqueue_plain": ("enqueue that repeats",),
+    "enqueue_plain recover register reserve": ("recover that charges everybody",),
+    "enqueue_plain register reserve settle": ("a retry that keeps its old envelope",),
+    "extend recover register": ("extend that revives",),
+    "park pause_task unpark_due": ("park that trusts an old pause",),
+    "park recover reserve": ("park without its fence",),
+    "park unpark": ("unpark from a paused queue",),
+    "recover": ("recover without asking for the lease",),
+    "recover the_clock_jumps": ("recover of a lease that is valid after a jump",),
+    "remember": ("remember that forgets",),
+    "settle": (
+        "a retry that counts as an end",
+        "settle without its fence",
+    ),
+    "unpark": ("unpark that does not hold",),
 }
 """Rules that are enough to meet a bug -> those bugs. The whole machine can make the same steps, and would take a hundred times as
 many: with fewer rules to choose from, chance meets it soon. Bugs that are not here are met soon by the whole machine.
