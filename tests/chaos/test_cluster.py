@@ -194,7 +194,7 @@ def test_a_master_is_cut_off_from_the_other_nodes(way: str, make_fleet: MakeFlee
             f"{len(there.story().repeated() | here.story().repeated() | there.story().done & here.story().done)} run twice"
         )
         assert len(gone) <= 2 * (Load.CONCURRENT + 1), "what was under way when the node was cut off"
-        assert last - cut <= NODE_TIMEOUT + 1.0, "it takes jobs although nobody else hears of them"
+        assert last - cut <= NODE_TIMEOUT + 2.0, "it takes jobs although nobody else hears of them"
         if way == "replicated":
             assert lost == set()
         else:
