@@ -24,9 +24,9 @@ demo: build ## the whole queue at work on real input, with a worker killed half-
 	@$(PY) examples/demo.py $(ARGS)
 
 test: build $(if $(ARGS),,soak-and-versions) ## the whole suite against real servers that it starts itself
-	@$(PY) -m pytest $(if $(ARGS),$(ARGS),--deselect tests/chaos/test_soak.py::test_soak)
-	$(if $(ARGS),,@$(PY) -m pytest --cluster $(ON_A_CLUSTER_TOO))
 	$(if $(ARGS),,@$(PY) -m benchmarks.load gate)
+	$(if $(ARGS),,@$(PY) -m pytest --cluster $(ON_A_CLUSTER_TOO))
+	@$(PY) -m pytest $(if $(ARGS),$(ARGS),--deselect tests/chaos/test_soak.py::test_soak)
 
 # Three minutes of the soak mostly wait; the tests on other Pythons run meanwhile, most of which have no process of their own.
 SOAK_LOG := .pytest_cache/soak.log
