@@ -393,7 +393,7 @@ class LineHandler(logging.Handler):
         except Exception:  # noqa: BLE001  # as logging's own handlers do
             self.handleError(record)
             return
-        if self._background:
+        if self._background and not sys.is_finalizing():  # then no thread begins any more, and none goes on
             self._hand_on(line)
         else:
             self._write(line)

@@ -197,6 +197,7 @@ class _Worker:
                 await self._loop.run()
             finally:
                 keeper.cancel()
+                await asyncio.gather(keeper, return_exceptions=True)
                 self._watchdog.set()
         await self._app.aclose()
         finished = self._loop.executor.finished

@@ -726,6 +726,27 @@ def test_lines_survive_the_end_of_the_program() -> None:
     assert done.stderr.count(" fastq line\n") == 500
 
 
+def test_what_is_logged_while_the_interpreter_ends_is_written_and_holds_nothing_up() -> None:
+    """asyncio complains there of what was never awaited; no thread begins any more by then, and starting one waits for ever."""
+    code = """
+import gc, logging, sys
+from fastq import logs
+
+class Last:
+    def __init__(self):
+        self.itself = self  # garbage, which the last collection finds
+
+    def __del__(self):
+        logging.getLogger("fastq").error("the last words", extra={"fields": {"finalizing": sys.is_finalizing()}})
+
+logs.setup("info", background=True)
+gc.disable()
+Last()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    assert "the last words finalizing=true" in ended.stdout + ended.stderr
+
+
 def test_threads_do_not_mix_their_lines(pipe: Pipe) -> None:
     setup(stream=pipe.stream)
 
