@@ -4,12 +4,13 @@
 -- ARGV producer sequence kind, then per job: id envelope                (kind 'plain': ready, our own ids)
 --                                         id envelope delay_ms          (kind 'full': the caller may have chosen the id)
 --   the last key is there for jobs of a batch only
--- Sent twice: the producer's sequence number makes the second call a no-op, even if the jobs have run meanwhile.
+-- Sent twice: the producer's sequence number (µs) makes the second call a no-op, even if the jobs have run meanwhile. One that lies
+-- more than a day ahead of Redis's clock is garbage: taken for a number, it would have all that its producer sends pass for stored.
 -- Reply {repeated, {index, why, detail} ...} with one entry for each job that was not created; 'closed', and none was, when their
 -- batch takes no more.
 if ARGV[3] == 'plain' and not KEYS[9] then -- before what it does not need: all of that takes a third of a short call
   local last = redis.call('HGET', KEYS[6], ARGV[1])
-  if last and (tonumber(last) or 0) >= tonumber(ARGV[2]) then return {1} end
+  if last and (tonumber(last) or 0) >= tonumber(ARGV[2]) and tonumber(last) < redis.call('TIME')[1] * 1e6 + 864e8 then return {1} end
   redis.call('HSET', KEYS[6], ARGV[1], ARGV[2])
   local ids = {}
   for i = 4, #ARGV, 2 do ids[#ids + 1] = ARGV[i] end
@@ -27,7 +28,7 @@ end
 --- @include "fill_batch"
 local jobs, ready, due, due_wake, wake_list, producers, dead, done, batch = unpack(KEYS)
 local last = redis.call('HGET', producers, ARGV[1])
-if last and (tonumber(last) or 0) >= tonumber(ARGV[2]) then return {1} end
+if last and (tonumber(last) or 0) >= tonumber(ARGV[2]) and tonumber(last) < redis.call('TIME')[1] * 1e6 + 864e8 then return {1} end
 if batch and redis.call('HGET', batch, 'state') ~= 'filling' then return {0, {0, 'closed', ''}} end
 redis.call('HSET', producers, ARGV[1], ARGV[2])
 

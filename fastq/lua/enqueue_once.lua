@@ -38,7 +38,10 @@ local jobs, ready, due, due_wake, wake_list, producers, dead, done = unpack(KEYS
 local unique, unique_of, unique_start, workers, said = unpack(KEYS, 9, 13)
 local bound, drops, ROWS, ROOM, batch = tonumber(ARGV[3]), ARGV[4] == '1', 7, 17, KEYS[30]
 local last, reply, words = redis.call('HGET', producers, ARGV[1]), {0}, {}
-if last and (tonumber(last) or 0) >= tonumber(ARGV[2]) then return say_again(redis.call('GET', said) or '', done, ROWS) end
+local repeated = last and (tonumber(last) or 0) >= tonumber(ARGV[2])
+if repeated and tonumber(last) < redis.call('TIME')[1] * 1e6 + 864e8 then -- a larger one is garbage, see enqueue.lua
+  return say_again(redis.call('GET', said) or '', done, ROWS)
+end
 if batch and redis.call('HGET', batch, 'state') ~= 'filling' then return {0, {0, 'closed', ''}} end
 redis.call('HSET', producers, ARGV[1], ARGV[2])
 local now, pushed, earliest = now_ms(), false, false

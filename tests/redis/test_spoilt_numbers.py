@@ -271,3 +271,13 @@ def test_one_that_counts_blindly_is_found(two: Lab, monkeypatch: pytest.MonkeyPa
     assert two.recover(charge="all").ready == 0
     found = two.conn.run(check("fastq", repair=True))
     assert {(fault.name, fault.code) for fault in found.faults} >= {("a", "lost"), ("b", "lost")}
+
+
+@spoilt
+@pytest.mark.parametrize("unique", ["", "key"])
+def test_the_last_number_of_a_producer(lab: Lab, value: bytes, unique: str) -> None:
+    """A number far ahead of Redis's clock would have all that this producer sends pass for repeated, and so for stored."""
+    lab.raw.hset(lab.q.producers, "p", value)
+    assert lab.enqueue(NewJob("c", envelope(), unique=unique)) == []
+    assert texts(lab.raw.hkeys(lab.q.jobs)) == ["c"]
+    assert lab.raw.llen(lab.q.ready[5]) == 1
