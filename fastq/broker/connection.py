@@ -358,7 +358,7 @@ class AsyncConnection:
         """What tells apart the servers that keys are on: commands of one place fail together. None where there is one server."""
         return None
 
-    def send(self, command: Command[Any], *, by_text: bool = False, near: Any = None) -> asyncio.Future[Any]:  # noqa: ARG002
+    def send(self, command: Command[Any], *, by_text: bool = False, near: Any = None) -> asyncio.Future[Any]:  # noqa: ARG002 - near: a cluster's
         """Write a command now and return the future of its bare reply (an error reply is a value).
 
         ``near``: in a cluster, a command without a key goes where this one goes.

@@ -183,18 +183,16 @@ class Executor:
 
     async def _run(self, job: JobContext, plan: Plan) -> None:
         current.set(job)
-        try:
-            args, kwargs = _arguments(job, plan)
-        except Exception as error:  # noqa: BLE001 - also the user's own limit_key or cost
-            self._reject(job, plan, error)
+        decoded = self._decoded(job, plan)
+        if decoded is None:
             return
         try:
             if self._app.middlewares:
-                result = await self._through_middleware(job, plan, args, kwargs)
+                result = await self._through_middleware(job, plan, *decoded)
             elif plan.direct and not job.soft:
-                result = await plan.fn(*args, **kwargs)
+                result = await plan.fn(*decoded[0], **decoded[1])
             else:
-                result = await self._call(job, plan, args, kwargs)
+                result = await self._call(job, plan, *decoded)
         except BaseException as error:  # noqa: BLE001 - also SystemExit and KeyboardInterrupt: a handler does not stop the worker
             self.raised(job, plan, error)
         else:
@@ -202,13 +200,11 @@ class Executor:
 
     def _hand_over(self, job: JobContext, plan: Plan) -> None:
         """Have a thread run it: no Task, and nothing awaited."""
-        try:
-            args, kwargs = _arguments(job, plan)
-        except Exception as error:  # noqa: BLE001 - also the user's own limit_key or cost
-            self._reject(job, plan, error)
+        decoded = self._decoded(job, plan)
+        if decoded is None:
             return
         try:
-            placed = self._placed(job, plan, args, kwargs)
+            placed = self._placed(job, plan, *decoded)
         except BaseException as error:  # noqa: BLE001 - what it depends on is the user's
             self.raised(job, plan, error)
             return
@@ -229,6 +225,19 @@ class Executor:
     def _placed(self, job: JobContext, plan: Plan, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if plan.injected:
             return plan.task.arguments.place(args, kwargs, lambda p: injection(p, job))
+        return args, kwargs
+
+    def _decoded(self, job: JobContext, plan: Plan) -> tuple[Any, Any] | None:
+        """Its arguments; None: they cannot be had, and the job has ended."""
+        try:
+            if job.arguments is None:
+                return plan.task.arguments.decode(job.envelope.body)
+            if isinstance(job.arguments, BaseException):
+                raise job.arguments
+        except Exception as error:  # noqa: BLE001 - also the user's own limit_key or cost
+            self._reject(job, plan, error)
+            return None
+        args, kwargs = job.arguments  # decoded for its limits
         return args, kwargs
 
     def _reject(self, job: JobContext, plan: Plan, error: BaseException) -> None:
@@ -543,15 +552,6 @@ class Executor:
         self._threads.close()
         if self.isolation is not None:
             self.isolation.close()
-
-
-def _arguments(job: JobContext, plan: Plan) -> tuple[Any, Any]:
-    if job.arguments is None:
-        return plan.task.arguments.decode(job.envelope.body)
-    if isinstance(job.arguments, BaseException):
-        raise job.arguments
-    args, kwargs = job.arguments  # decoded for its limits
-    return args, kwargs
 
 
 def _arrived(_job: JobContext, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

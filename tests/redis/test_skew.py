@@ -101,7 +101,7 @@ async def test_redis_cannot_save(make_server: MakeServer, tmp_path: Path) -> Non
 
 async def commands_a_second(raw: Any) -> float:
     before, begun = raw.info("stats")["total_commands_processed"], time.monotonic()
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(1.0)  # the second that is measured
     return float((raw.info("stats")["total_commands_processed"] - before) / (time.monotonic() - begun))
 
 
