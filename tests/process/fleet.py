@@ -119,7 +119,8 @@ class Fleet:
             if pid != self.process.pid and alive(pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        print(f"--- log of {self.folder.name}\n{self.said()[-8_000:]}")  # pytest shows it when the test has failed
+        said = [line for line in self.said().splitlines() if '"event":"queue not served here"' not in line]
+        print(f"--- log of {self.folder.name}", *said[-30:], sep="\n")  # pytest shows it when the test has failed
 
     # -- its processes --------------------------------------------------------------------------
 

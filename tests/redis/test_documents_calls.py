@@ -407,6 +407,8 @@ async def test_the_dead_letter_queue_is_bounded_as_the_settings_say(redis_url: s
     async with working(app) as shop:
         for n in range(5):
             await shop.ended(await broken.enqueue(n))
+            died = raw.time()
+            await eventually_async(lambda died=died: raw.time() >= (died[0], died[1] + 1_000))  # one a millisecond
         await shop.ended(await broken.options(queue="emails").enqueue(9))
     assert [_args(letter) for letter in await app.dead.list("default")] == [[4], [3], [2]]
     assert [_args(letter) for letter in await app.dead.list("emails")] == [[9]]
