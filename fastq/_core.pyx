@@ -5,6 +5,9 @@
 ``Runner`` starts plain jobs and ends them, ``Run`` drives their coroutines; see fastq/worker/executor.py, which does everything
 that is not plain.
 
+``new_id``, ``plain_envelope`` and ``pack_plain`` make what a producer sends of a job that has no options: the bytes that
+fastq/job.py and hiredis would make of it, without the objects in between.
+
 ``Tokens`` are the units of one limiter that this process was granted and may still use.
 
 A ``Ledger`` writes two things into the shared memory of one process's slot (fastq/board.py), and is its only writer:
@@ -26,9 +29,10 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.math cimport isfinite
 from libc.string cimport memcpy, strcmp
 
@@ -56,7 +60,16 @@ cdef extern from *:
 cdef extern from "Python.h":
     bint PyUnicode_IS_COMPACT_ASCII(object text) noexcept
     Py_ssize_t PyUnicode_GET_LENGTH(object text) noexcept
-    const char *PyUnicode_DATA(object text) noexcept
+    char *PyUnicode_DATA(object text) noexcept
+    object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
+
+
+cdef extern from *:
+    """
+    #include <unistd.h>
+    #include <sys/random.h>
+    """
+    int getentropy(void *buffer, size_t size) noexcept nogil
 
 
 cdef enum:
@@ -655,6 +668,178 @@ cdef class Run:
         """As a coroutine's."""
         if self._inner is not None:
             self._inner.close()
+
+
+# -- what a producer sends ---------------------------------------------------------------------
+
+cdef enum:
+    _RANDOM = 12  # bytes of an id, twice as many characters
+    _INT = 9  # most bytes of a number in msgpack
+    _PLAIN_FIELDS = 6  # of a commands.NewJob: id, envelope, delay_ms, unique, chosen, once
+
+
+def new_id():
+    """24 hexadecimal characters, 96 random bits of the operating system's: unguessable, needs no coordination.
+
+    OSError: it has none to give.
+    """
+    cdef unsigned char[_RANDOM] random
+    cdef const char *digits = b"0123456789abcdef"
+    cdef char *text
+    cdef int i
+    cdef object made
+    # Not from a pool of ours: a machine that is restored from a snapshot twice would make the same ids twice.
+    if getentropy(random, _RANDOM) != 0:
+        raise OSError("the operating system has no random bytes to give")
+    made = PyUnicode_New(2 * _RANDOM, 127)
+    text = PyUnicode_DATA(made)
+    for i in range(_RANDOM):
+        text[2 * i] = digits[random[i] >> 4]
+        text[2 * i + 1] = digits[random[i] & 15]
+    return made
+
+
+cdef inline char *_big_endian(char *at, unsigned long long value, int size) noexcept:
+    cdef int i
+    for i in range(size):
+        at[size - 1 - i] = <char>(value & 255)
+        value >>= 8
+    return at + size
+
+
+cdef inline char *_msgpack_number(char *at, unsigned long long value) noexcept:
+    if value < 128:
+        at[0] = <char>value
+        return at + 1
+    if value < 1 << 8:
+        at[0] = <char>0xCC
+        return _big_endian(at + 1, value, 1)
+    if value < 1 << 16:
+        at[0] = <char>0xCD
+        return _big_endian(at + 1, value, 2)
+    if value < <unsigned long long>1 << 32:
+        at[0] = <char>0xCE
+        return _big_endian(at + 1, value, 4)
+    at[0] = <char>0xCF
+    return _big_endian(at + 1, value, 8)
+
+
+def plain_envelope(bytes head, bytes body, unsigned long long enqueued_at, /):
+    """The msgpack of an ``Envelope`` of this body that is enqueued now; ``head``: what precedes the body (job.plain_head).
+
+    OverflowError: a body of 4 GiB or more.
+    """
+    cdef Py_ssize_t first = PyBytes_GET_SIZE(head), size = PyBytes_GET_SIZE(body), length
+    cdef char[_INT] stamp
+    cdef int width = <int>(_msgpack_number(stamp, enqueued_at) - stamp)
+    cdef char *at
+    cdef bytes made
+    if size > 0xFFFFFFFF:
+        raise OverflowError(f"a body of {size} bytes")
+    length = 1 if size < 1 << 8 else 2 if size < 1 << 16 else 4
+    made = PyBytes_FromStringAndSize(NULL, first + 1 + length + size + width + 2)
+    at = PyBytes_AS_STRING(made)
+    memcpy(at, PyBytes_AS_STRING(head), first)
+    at += first
+    at[0] = <char>(0xC4 if length == 1 else 0xC5 if length == 2 else 0xC6)
+    at = _big_endian(at + 1, size, <int>length)
+    memcpy(at, PyBytes_AS_STRING(body), size)
+    at += size
+    memcpy(at, stamp, width)
+    at[width] = 0  # attempt
+    at[width + 1] = <char>0xC0  # extra: none
+    return made
+
+
+cdef inline int _digits(unsigned long long value) noexcept:
+    cdef int count = 1
+    while value >= 10:
+        value //= 10
+        count += 1
+    return count
+
+
+cdef inline char *_decimal(char *at, unsigned long long value) noexcept:
+    cdef int count = _digits(value), i
+    for i in range(count):
+        at[count - 1 - i] = <char>(48 + value % 10)
+        value //= 10
+    return at + count
+
+
+cdef inline Py_ssize_t _word_size(Py_ssize_t size) noexcept:
+    return 1 + _digits(size) + 2 + size + 2
+
+
+cdef inline char *_word(char *at, const char *data, Py_ssize_t size) noexcept:
+    at[0] = b"$"
+    at = _decimal(at + 1, size)
+    at[0], at[1] = b"\r", b"\n"
+    memcpy(at + 2, data, size)
+    at += 2 + size
+    at[0], at[1] = b"\r", b"\n"
+    return at + 2
+
+
+cdef inline bint _is_text(object value) noexcept:
+    return type(value) is str and PyUnicode_IS_COMPACT_ASCII(value)
+
+
+cdef bint _is_plain(object job):
+    cdef object delay
+    if not isinstance(job, tuple) or PyTuple_GET_SIZE(job) != _PLAIN_FIELDS:
+        return False
+    delay = <object>PyTuple_GET_ITEM(job, 2)
+    return (
+        _is_text(<object>PyTuple_GET_ITEM(job, 0))
+        and type(<object>PyTuple_GET_ITEM(job, 1)) is bytes
+        and type(delay) is int
+        and <object>PyTuple_GET_ITEM(job, 3) == ""
+        and <object>PyTuple_GET_ITEM(job, 4) is False
+        and not delay > 0
+    )
+
+
+def pack_plain(bytes start, long words, str producer, unsigned long long sequence, jobs, /):
+    """The bytes of a call of enqueue.lua with these jobs; None: they are not all plain, or not a list.
+
+    ``start``: the ``words`` words up to the producer, as Redis's protocol has them, without the count before them.
+    """
+    cdef Py_ssize_t count, size
+    cdef char[20] number
+    cdef int width
+    cdef object job, name, envelope
+    cdef char *at
+    cdef bytes made
+    if type(jobs) is not list or not _is_text(producer):
+        return None
+    count = words + 3 + 2 * len(<list>jobs)
+    width = <int>(_decimal(number, sequence) - number)
+    size = 1 + _digits(count) + 2 + PyBytes_GET_SIZE(start) + _word_size(PyUnicode_GET_LENGTH(producer)) + _word_size(width)
+    size += _word_size(5)
+    for job in <list>jobs:
+        if not _is_plain(job):
+            return None
+        size += _word_size(PyUnicode_GET_LENGTH(<object>PyTuple_GET_ITEM(job, 0)))
+        size += _word_size(PyBytes_GET_SIZE(<object>PyTuple_GET_ITEM(job, 1)))
+    made = PyBytes_FromStringAndSize(NULL, size)
+    at = PyBytes_AS_STRING(made)
+    at[0] = b"*"
+    at = _decimal(at + 1, count)
+    at[0], at[1] = b"\r", b"\n"
+    memcpy(at + 2, PyBytes_AS_STRING(start), PyBytes_GET_SIZE(start))
+    at += 2 + PyBytes_GET_SIZE(start)
+    at = _word(at, PyUnicode_DATA(producer), PyUnicode_GET_LENGTH(producer))
+    at = _word(at, number, width)
+    at = _word(at, b"plain", 5)
+    for job in <list>jobs:
+        name, envelope = <object>PyTuple_GET_ITEM(job, 0), <object>PyTuple_GET_ITEM(job, 1)
+        at = _word(at, PyUnicode_DATA(name), PyUnicode_GET_LENGTH(name))
+        at = _word(at, PyBytes_AS_STRING(envelope), PyBytes_GET_SIZE(envelope))
+    return made
+
+
+# -- what a worker reserves ------------------------------------------------------------------------
 
 
 def take_in(list ids, list envelopes, deliveries, str queue, dict held, backlog, decode, make, long version, long most):

@@ -11,7 +11,8 @@ from fastq import config
 from fastq.arguments import encode_untyped
 from fastq.asking import Asking
 from fastq.batches import Batching
-from fastq.broker.commands import Bound, Command, Operation
+from fastq.broker.command import Command, Operation
+from fastq.broker.commands import Bound
 from fastq.broker.keys import QueueKeys
 from fastq.broker.url import Endpoint, parse_url
 from fastq.consuming import Consuming

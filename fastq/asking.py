@@ -6,7 +6,7 @@ import functools
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from fastq.broker.commands import Operation
+from fastq.broker.command import Operation
 from fastq.config import Settings
 from fastq.job import Event, JobStatus, check_id, is_id
 from fastq.task import Task

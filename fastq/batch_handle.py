@@ -8,7 +8,7 @@ import msgspec
 
 from fastq.broker import batches
 from fastq.broker.batches import BatchView
-from fastq.broker.commands import Operation, raw
+from fastq.broker.command import Operation, raw
 from fastq.broker.flows import ended_record
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.views import text_of

@@ -8,7 +8,8 @@ from typing import Any, Protocol, cast
 
 from fastq.batch_handle import Batch, callback
 from fastq.broker import batches
-from fastq.broker.commands import NewJob, Operation
+from fastq.broker.command import Operation
+from fastq.broker.commands import NewJob
 from fastq.broker.keys import GlobalKeys
 from fastq.errors import InvalidOption, NotReplicated
 from fastq.handle import Bulk

@@ -17,7 +17,8 @@ from typing import Any, Final, Protocol, Self, cast
 
 import msgspec
 
-from fastq.broker.commands import Batch, extend, raw, recover, register, reserve, resume, settle
+from fastq.broker.command import raw
+from fastq.broker.commands import Batch, extend, recover, register, reserve, resume, settle
 from fastq.broker.fence import FencedConnection
 from fastq.broker.keys import GlobalKeys, QueueKeys, bucket_of
 from fastq.broker.schema import agree

@@ -8,7 +8,8 @@ from typing import Any, NoReturn, Protocol
 
 import msgspec
 
-from fastq.broker.commands import Command, Operation, recall, remember
+from fastq.broker.command import Command, Operation
+from fastq.broker.commands import recall, remember
 from fastq.broker.keys import QueueKeys
 from fastq.errors import Fail, FastQError, InvalidOption, Retry, Snooze
 from fastq.job import Envelope, Extra, Progress, decode_progress, encode, seconds

@@ -6,7 +6,7 @@ import time
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from fastq.broker.commands import Operation
+from fastq.broker.command import Operation
 from fastq.errors import InvalidOption
 from fastq.job import DeadLetter
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict, Unpack, cast
 
 from fastq.arguments import encode_untyped
-from fastq.broker.commands import Operation
+from fastq.broker.command import Operation
 from fastq.errors import InvalidOption, UnknownTask
 from fastq.job import TASK_NAME
 from fastq.partitions import check_partition

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-import os
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from fastq._core import new_id, plain_envelope
 from fastq.errors import GivenBack, InvalidJobId, InvalidOption, NewerJob, UndecodableJob
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "Progress",
     "WorkerCard",
     "culprits",
+    "new_id",
+    "plain_envelope",
 ]
 
 Seconds = float | dt.timedelta
@@ -164,8 +167,16 @@ class Envelope(msgspec.Struct, array_like=True):
 _encoder = msgspec.msgpack.Encoder()
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 encode = _encoder.encode
+_AFTER_PLAIN_HEAD = 5
+"""Bytes of an envelope behind its task's name, with an empty body, at time 0: two, one, and one each for attempt and extra."""
 read_envelope = _envelope_decoder.decode
 """As :func:`decode_envelope`, with nothing checked and whatever msgspec raises."""
+
+
+@functools.lru_cache(maxsize=1_000)
+def plain_head(priority: int, task: str) -> bytes:
+    """What the envelopes of a task's jobs at this priority begin with, for :func:`fastq._core.plain_envelope`."""
+    return encode(Envelope(priority, PLAIN, task, b"", 0))[:-_AFTER_PLAIN_HEAD]
 
 
 def decode_envelope(data: bytes) -> Envelope:
@@ -201,11 +212,6 @@ def priority_of(data: bytes) -> int:
 
 
 # -- ids and options ----------------------------------------------------------------------
-
-
-def new_id() -> str:
-    """24 hexadecimal characters, 96 random bits (the size of Sidekiq's ids): unguessable, needs no coordination."""
-    return os.urandom(12).hex()
 
 
 def check_id(job_id: str) -> str:

@@ -21,7 +21,8 @@ from typing import Any
 
 from fastq import logs
 from fastq.board import Board, ChildContext, Slot, SlotState, exit_text
-from fastq.broker.commands import Command, extend, raw, recover
+from fastq.broker.command import Command, raw
+from fastq.broker.commands import extend, recover
 from fastq.broker.connection import SyncConnection
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint, parse_url

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from fastq.broker.commands import Operation
+from fastq.broker.command import Operation
 from fastq.broker.pauses import Pause, plain
 from fastq.errors import InvalidOption
 from fastq.task import Task

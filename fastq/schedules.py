@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, Unpack, cast
 import msgspec
 
 from fastq.arguments import check_size, encode_untyped
-from fastq.broker.commands import Operation
+from fastq.broker.command import Operation
 from fastq.broker.planner import Declared, Planner
 from fastq.config import Settings
 from fastq.cron import Cron, Every, Schedule

@@ -13,7 +13,8 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Itera
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 from fastq.broker.calls import Numbers, Replication, Target, chunks, enqueue_sync, insist
-from fastq.broker.commands import Bound, Command, NewJob, Operation, Refused, raw
+from fastq.broker.command import Command, Operation, raw
+from fastq.broker.commands import Bound, NewJob, Refused
 from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.greeting import Clock
 from fastq.broker.keys import GlobalKeys, QueueKeys

@@ -37,6 +37,8 @@ from fastq.job import (
     check_priority,
     encode,
     new_id,
+    plain_envelope,
+    plain_head,
     seconds,
 )
 from fastq.many import Many
@@ -205,7 +207,7 @@ def make_call(
     if not options:
         priority, expires = defaults.priority, defaults.expires
         if expires is None:
-            data = encode(Envelope(priority, PLAIN, task, body, now))
+            data = plain_envelope(plain_head(priority, task), body, now)
         else:
             data = encode(Envelope(priority, PLAIN, task, body, now, 0, Extra(expires_at=now + round(expires * 1_000))))
         # A NamedTuple's own __new__ takes twice as long, and this is done once per job.

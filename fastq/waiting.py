@@ -17,7 +17,8 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from fastq.broker.commands import Command, follow
+from fastq.broker.command import Command
+from fastq.broker.commands import follow
 from fastq.broker.keys import QueueKeys
 from fastq.broker.listener import Listener
 from fastq.broker.url import Endpoint

@@ -17,7 +17,8 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from fastq.broker.commands import Command, raw, watch
+from fastq.broker.command import Command, raw
+from fastq.broker.commands import watch
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import QueueKeys
 from fastq.broker.url import Endpoint

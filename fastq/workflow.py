@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, cast
 import msgspec
 
 from fastq.broker import flows
-from fastq.broker.commands import Operation
+from fastq.broker.command import Operation
 from fastq.broker.flows import Node
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.errors import InvalidOption

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from fastq.broker import flows
-from fastq.broker.commands import Operation
+from fastq.broker.command import Operation
 from fastq.broker.flows import FlowView
 from fastq.broker.keys import QueueKeys
 from fastq.errors import JobCancelled, JobFailed, ResultExpired

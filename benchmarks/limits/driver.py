@@ -23,7 +23,7 @@ import uvloop
 
 import fastq
 from benchmarks.limits.forks import over_bucket, used
-from fastq.broker.commands import raw
+from fastq.broker.command import raw
 from fastq.broker.connection import SyncConnection
 from fastq.broker.embedded import EmbeddedServer
 from fastq.broker.url import parse_url

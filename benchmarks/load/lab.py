@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastq.broker.commands import raw
+from fastq.broker.command import raw
 from fastq.broker.connection import SyncConnection
 from fastq.broker.embedded import EmbeddedServer
 from fastq.broker.url import parse_url

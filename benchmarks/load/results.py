@@ -70,7 +70,7 @@ async def _wait_for_another() -> None:
 
 
 def _registered() -> Any:
-    from fastq.broker.commands import raw
+    from fastq.broker.command import raw
 
     return raw("HLEN", KEYS.awaited)
 

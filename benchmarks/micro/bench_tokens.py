@@ -16,6 +16,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from fastq.broker import commands
+from fastq.broker.command import Command
 from fastq.broker.connection import SyncConnection
 from fastq.broker.embedded import EmbeddedServer
 from fastq.broker.keys import LimitKeys
@@ -90,7 +91,7 @@ def test_ratio(capsys: pytest.CaptureFixture[str]) -> None:
     assert slow / fast >= LEAST_RATIO
 
 
-def requests(name: str) -> Iterator[commands.Command[object]]:
+def requests(name: str) -> Iterator[Command[object]]:
     """The same request again and again; for slots, one that takes and one that frees."""
     keys, terms = LimitKeys("fastq", name), RULES[name].terms(0)
     if name == "slots":

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fastq.broker import commands
-from fastq.broker.commands import Command, Operation, raw
+from fastq.broker.command import Command, Operation, raw
 from fastq.broker.flows import ended_record
 from fastq.broker.keys import QueueKeys
 from fastq.broker.views import leases_of, number_of, text_of

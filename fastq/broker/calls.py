@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
-from fastq.broker.commands import BATCH, Bound, Command, NewJob, Operation, Refused, confirm_replicas, enqueue
+from fastq.broker.command import Command, Operation
+from fastq.broker.commands import BATCH, Bound, NewJob, Refused, confirm_replicas, enqueue
 from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.greeting import Clock
 from fastq.broker.keys import QueueKeys

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from fastq.broker.commands import Command, Operation, raw
+from fastq.broker.command import Command, Operation, raw
 from fastq.broker.keys import PAD, GlobalKeys, QueueKeys, describe
 from fastq.broker.views import text_of
 from fastq.partitions import check_partition, is_partition, queue_of

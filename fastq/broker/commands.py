@@ -5,55 +5,21 @@ Nothing here moves a byte or reads a clock; the two movers in :mod:`fastq.broker
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
+from fastq._core import pack_plain
+from fastq.broker import scripts
+from fastq.broker.command import Command, Packed, as_is, raw
 from fastq.broker.keys import PAD, GlobalKeys, LeaseKeys, LimitKeys, QueueKeys
 from fastq.job import JobRecord, encode
 from fastq.limits import Acquired, LimitState, Rule, Terms
-
-__all__ = ["Command", "Operation", "raw"]
 
 T = TypeVar("T")
 
 BATCH = 500
 """Most jobs in one enqueue call: about 1 ms of Redis time, and well below Lua's limit of arguments."""
-
-
-class Command(Generic[T]):
-    """What to send and how to read the reply.
-
-    ``script`` is a script's name, or ``None`` for a plain Redis command whose words are ``args``.
-    """
-
-    __slots__ = ("args", "decode", "keys", "script")
-
-    def __init__(
-        self, script: str | None, keys: Sequence[bytes], args: Sequence[Any], decode: Callable[[Any], T]
-    ) -> None:
-        self.script = script
-        self.keys = keys
-        self.args = args
-        self.decode = decode
-
-
-Operation = Generator[Command[Any] | list[Command[Any]], Any, T]
-"""Several commands with decisions between them, as a generator: it yields a command, or a list of them for one round
-trip, is sent the decoded reply (or a list of them) and returns its result. An error reply is raised at the ``yield``.
-Both movers ``run`` it, so what spans several round trips is written once too."""
-
-
-def _same(reply: Any) -> Any:
-    return reply
-
-
-def raw(*words: Any, decode: Callable[[Any], T] = _same) -> Command[T]:
-    """A plain Redis command.
-
-    >>> raw("LLEN", "fastq:{default}:ready:5").args
-    ('LLEN', 'fastq:{default}:ready:5')
-    """
-    return Command(None, (), words, decode)
 
 
 def _text(value: bytes) -> str:
@@ -110,6 +76,17 @@ def _dropped(q: QueueKeys, bound: Bound, now_ms: int) -> bytes:
     return encode(JobRecord("cancelled", "", 0, 0, now_ms, 0, error=error))
 
 
+@functools.lru_cache(maxsize=1_000)
+def _start(sha: bytes, keys: tuple[bytes, ...]) -> tuple[bytes, int]:
+    """The words of a call of enqueue.lua up to its keys, as Redis's protocol has them, and how many they are."""
+    words = (b"EVALSHA", sha, b"%d" % len(keys), *keys)
+    return b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words), len(words)
+
+
+def _plain(producer: str, sequence: int, jobs: Sequence[NewJob]) -> list[Any]:
+    return [producer, sequence, "plain", *(word for job in jobs for word in (job.id, job.envelope))]
+
+
 def enqueue(
     q: QueueKeys,
     priority: int,
@@ -121,15 +98,13 @@ def enqueue(
 ) -> Command[list[Refused]]:
     """Accept up to :data:`BATCH` jobs of one priority, of the batch of this id. ``sequence`` (µs) grows with every call."""
     keys: tuple[bytes, ...] = q.stores[priority]
-    args: list[Any] = [producer, sequence, "plain"]
-    if bound is None:
-        for job_id, envelope, delay_ms, unique, chosen, _ in jobs:
-            if delay_ms > 0 or unique or chosen:
-                break
-            args += (job_id, envelope)
-        else:
-            return Command("enqueue", (*keys, q.batch(batch)) if batch else keys, args, _refusals)
-    args = [producer, sequence]
+    if bound is None and not batch:
+        packed = pack_plain(*_start(scripts.load("enqueue").sha, keys), producer, sequence, jobs)
+        if packed is not None:
+            return Packed("enqueue", keys, lambda: _plain(producer, sequence, jobs), _refusals, packed)
+    elif bound is None and not any(job.delay_ms > 0 or job.unique or job.chosen for job in jobs):
+        return Command("enqueue", (*keys, q.batch(batch)), _plain(producer, sequence, jobs), _refusals)
+    args: list[Any] = [producer, sequence]
     if bound is None and not any(job.unique for job in jobs):
         args.append("full")
         for job in jobs:
@@ -448,13 +423,13 @@ def status(q: QueueKeys, job_id: str, workers: Sequence[str]) -> Command[list[by
         q.jobs, q.due, q.dead, q.dead_jobs, q.dead_errors, q.done, q.parked_of, q.groups,
         *(q.running(worker) for worker in workers),
     )  # fmt: skip
-    return Command("status", keys, (job_id, *workers), _same)
+    return Command("status", keys, (job_id, *workers), as_is)
 
 
 def follow(q: QueueKeys, channel: str, job_ids: Sequence[str], ttl_ms: int) -> Command[list[list[bytes]]]:
     """How each of these jobs has ended; of an open one, ``channel`` gets a message at its end. Replies as in follow.lua."""
     keys = (q.jobs, q.dead, q.dead_jobs, q.dead_errors, q.done, q.awaited, q.groups)
-    return Command("follow", keys, (channel, ttl_ms, *job_ids), _same)
+    return Command("follow", keys, (channel, ttl_ms, *job_ids), as_is)
 
 
 def watch(q: QueueKeys, ttl_ms: int, targets: Sequence[str]) -> Command[tuple[bytes, list[bool]]]:

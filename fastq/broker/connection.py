@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 import hiredis
 
 from fastq.broker import scripts
-from fastq.broker.commands import Command, Operation
+from fastq.broker.command import Command, Operation, Packed
 from fastq.broker.greeting import (
     MOVED_ON,
     Clock,
@@ -56,6 +56,8 @@ def pack(command: Command[Any], *, by_text: bool = False) -> bytes:
     if command.script is None:
         words = tuple(command.args)
         return _packed(words)
+    if type(command) is Packed and not by_text:
+        return command.packed
     script = scripts.load(command.script)
     head = (b"EVAL", script.text) if by_text else (b"EVALSHA", script.sha)
     words = (*head, len(command.keys), *command.keys, *command.args)

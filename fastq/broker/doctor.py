@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator, Mapping
 
 from fastq.broker import masters, scripts
-from fastq.broker.commands import Operation, raw, status
+from fastq.broker.command import Operation, raw
+from fastq.broker.commands import status
 from fastq.broker.inspector import Inspector
 from fastq.broker.keys import QueueKeys
 from fastq.broker.masters import Finding, Level, Probe, allowed, at, config

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from fastq.broker.commands import Command, Operation, raw
+from fastq.broker.command import Command, Operation, raw
 from fastq.broker.flows import numbers
 from fastq.broker.inspector import Inspector
 from fastq.broker.keys import PRIORITIES, QueueKeys

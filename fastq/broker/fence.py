@@ -13,7 +13,7 @@ import logging
 import os
 from typing import Any
 
-from fastq.broker.commands import raw
+from fastq.broker.command import raw
 from fastq.broker.connection import AsyncConnection, Wire, pack
 from fastq.broker.greeting import client_name
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fastq.broker import commands
-from fastq.broker.commands import Command, Operation, raw
+from fastq.broker.command import Command, Operation, raw
 from fastq.broker.keys import QueueKeys
 from fastq.broker.views import clock, fresh, leases_of, number_of, text_of
 from fastq.errors import BrokerError, BrokerReplyError, Fail, FastQError, InvalidOption

@@ -1,6 +1,6 @@
 """Look and repair: what operators, the command line and ``app.dead`` ask of Redis. The worker never comes here.
 
-Every method returns an :data:`~fastq.broker.commands.Operation`, which both movers ``run``::
+Every method returns an :data:`~fastq.broker.Operation`, which both movers ``run``::
 
     info = connection.run(Inspector("fastq").queue("default"))
 
@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from fastq.broker import commands, flows
-from fastq.broker.commands import Command, Operation, raw
+from fastq.broker.command import Command, Operation, raw
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.pages import PAGE, jobs_of, letters_of
 from fastq.broker.pauses import Pause, paused, suspend_task, unpause

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from fastq.broker.commands import Operation
+from fastq.broker.command import Operation
 from fastq.broker.inspector import PAGE, Inspector
 from fastq.job import DeadLetter
 

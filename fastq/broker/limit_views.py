@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from fastq.broker.commands import Command, Operation, limit_state, override_rule, penalize, raw, reset_limit
+from fastq.broker.command import Command, Operation, raw
+from fastq.broker.commands import limit_state, override_rule, penalize, reset_limit
 from fastq.broker.keys import GlobalKeys, LimitKeys, QueueKeys
 from fastq.errors import ConfigError
 from fastq.limits import Rule, Terms, check_limiter_id, partition_name, size_of

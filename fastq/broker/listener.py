@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastq.broker.commands import raw
+from fastq.broker.command import raw
 from fastq.broker.connection import AsyncConnection, Wire
 from fastq.broker.url import Endpoint
 

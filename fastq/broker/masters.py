@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from fastq.broker.commands import Command, Operation, raw
+from fastq.broker.command import Command, Operation, raw
 from fastq.broker.topology import LAYOUT, SLOTS, Node, slot_of
 from fastq.broker.url import Endpoint
 from fastq.errors import BrokerReplyError, BrokerUnavailable

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from fastq.broker.commands import Command
+from fastq.broker.command import Command
 
 __all__ = ["MemoryEngine"]
 

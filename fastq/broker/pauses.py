@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from fastq.broker.commands import Command, raw
+from fastq.broker.command import Command, raw
 from fastq.broker.keys import QueueKeys
 from fastq.errors import InvalidOption
 from fastq.job import encode

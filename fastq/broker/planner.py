@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fastq.broker import timing
-from fastq.broker.commands import Command, Operation, raw
+from fastq.broker.command import Command, Operation, raw
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.views import clock, text_of
 from fastq.cron import Schedule

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastq.broker.commands import Command, Operation, raw
+from fastq.broker.command import Command, Operation, raw
 from fastq.broker.keys import GlobalKeys
 from fastq.errors import SchemaMismatch, safe_text
 

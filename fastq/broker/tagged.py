@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastq.broker import commands
-from fastq.broker.commands import Command, Operation, raw
+from fastq.broker.command import Command, Operation, raw
 from fastq.broker.inspector import Inspector
 from fastq.broker.keys import QueueKeys
 from fastq.broker.tags import CHUNK, check_tag

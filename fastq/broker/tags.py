@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from fastq.broker.commands import Command
+from fastq.broker.command import Command
 from fastq.broker.keys import QueueKeys
 from fastq.errors import InvalidOption
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 
-from fastq.broker.commands import Command
+from fastq.broker.command import Command
 from fastq.broker.keys import QueueKeys
 
 __all__ = ["Fired", "fire", "schedule", "suspend", "trace", "unschedule"]

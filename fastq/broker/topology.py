@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import hiredis
 
-from fastq.broker.commands import Command, raw
+from fastq.broker.command import Command, raw
 from fastq.broker.keys import GlobalKeys
 from fastq.broker.url import Endpoint
 from fastq.errors import BrokerReplyError, BrokerUnavailable

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from fastq.broker.commands import Command, raw
+from fastq.broker.command import Command, raw
 from fastq.broker.keys import PRIORITIES, QueueKeys
 from fastq.errors import UndecodableJob
 from fastq.job import (

@@ -10,7 +10,7 @@ import click
 
 from fastq.batch_handle import BatchStatus, status_of
 from fastq.broker import batches
-from fastq.broker.commands import Operation
+from fastq.broker.command import Operation
 from fastq.broker.flows import ended_record
 from fastq.broker.keys import QueueKeys
 from fastq.cli.session import NotFound, Session, with_session

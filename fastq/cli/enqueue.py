@@ -8,7 +8,8 @@ import click
 import msgspec
 
 from fastq.broker.calls import Numbers, Target, enqueue_sync
-from fastq.broker.commands import NewJob, Refused, raw
+from fastq.broker.command import raw
+from fastq.broker.commands import NewJob, Refused
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.cli.session import Session, with_text_session
 from fastq.errors import (

@@ -18,7 +18,7 @@ from fastq.errors import ConfigError, FastQError, did_you_mean
 from fastq.partitions import parse_partitions
 
 if TYPE_CHECKING:
-    from fastq.broker.commands import Operation
+    from fastq.broker.command import Operation
     from fastq.broker.connection import SyncConnection
     from fastq.broker.inspector import Inspector
     from fastq.config import Loaded, Settings

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fastq.broker.commands import Operation
+from fastq.broker.command import Operation
 from fastq.broker.inspector import Inspector
 from fastq.broker.views import QueueInfo, WorkerInfo
 from fastq.cli.session import NotFound, Session, as_json, with_session

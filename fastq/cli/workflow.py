@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from fastq.broker import flows
-from fastq.broker.commands import Operation
+from fastq.broker.command import Operation
 from fastq.broker.keys import QueueKeys
 from fastq.cli.session import NotFound, Session, with_session
 from fastq.cli.table import counted, moment

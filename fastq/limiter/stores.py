@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from fastq.broker.commands import Command, give_back, hold, raw, wait_for_slot
+from fastq.broker.command import Command, raw
+from fastq.broker.commands import give_back, hold, wait_for_slot
 from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.keys import GlobalKeys, LeaseKeys, LimitKeys
 from fastq.broker.memory import MemoryEngine

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
-from fastq.broker.commands import Command, lead, raw
+from fastq.broker.command import Command, raw
+from fastq.broker.commands import lead
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.errors import BrokerError, BrokerUnavailable, InvalidQueueName

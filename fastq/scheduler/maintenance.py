@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from fastq.broker.commands import Command, Pruned, Recovered, clamp, discard, promote, prune, raw, recover, unpark_due
+from fastq.broker.command import Command, raw
+from fastq.broker.commands import Pruned, Recovered, clamp, discard, promote, prune, recover, unpark_due
 from fastq.broker.keys import PAD, QueueKeys
 from fastq.broker.views import number_of
 from fastq.config import Settings

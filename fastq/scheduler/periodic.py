@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fastq.broker.commands import Command, raw
+from fastq.broker.command import Command, raw
 from fastq.broker.inspector import Inspector
 from fastq.broker.keys import QueueKeys
 from fastq.broker.planner import Declared, Planner

@@ -16,7 +16,8 @@ import msgspec
 
 from fastq.app import FastQ, Middleware
 from fastq.board import Board
-from fastq.broker.commands import Command, extend, promote, raw, recover
+from fastq.broker.command import Command, raw
+from fastq.broker.commands import extend, promote, recover
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import PAD, GlobalKeys, QueueKeys
 from fastq.context import JobContext

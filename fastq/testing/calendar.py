@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastq.app import FastQ
-from fastq.broker.commands import Command, extend, promote, raw, unpark_due
+from fastq.broker.command import Command, raw
+from fastq.broker.commands import extend, promote, unpark_due
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.inspector import Inspector
 from fastq.broker.keys import GlobalKeys

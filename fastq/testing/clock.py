@@ -12,7 +12,7 @@ import re
 from typing import Final
 
 from fastq.broker import scripts
-from fastq.broker.commands import Command, raw
+from fastq.broker.command import Command, raw
 from fastq.broker.greeting import Clock
 from fastq.broker.scripts import Script
 

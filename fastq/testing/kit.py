@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from fastq.app import FastQ
-from fastq.broker.commands import raw
+from fastq.broker.command import raw
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.embedded import EmbeddedServer, shared_server
 from fastq.broker.keys import PAD, GlobalKeys

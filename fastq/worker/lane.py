@@ -7,7 +7,8 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from fastq._core import forget
-from fastq.broker.commands import Batch, Command, park, settle
+from fastq.broker.command import Command
+from fastq.broker.commands import Batch, park, settle
 from fastq.broker.keys import QueueKeys
 from fastq.context import JobContext
 from fastq.errors import UndecodableJob, safe_text

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fastq.broker.commands import Command, raw
+from fastq.broker.command import Command, raw
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import GlobalKeys
 from fastq.errors import BrokerError

@@ -17,19 +17,8 @@ from collections.abc import Iterable
 from fastq._core import take_in
 from fastq.app import FastQ
 from fastq.board import Slot, SlotState
-from fastq.broker.commands import (
-    Batch,
-    Held,
-    Recovered,
-    Reserved,
-    Unparked,
-    raw,
-    recover,
-    register,
-    reserve,
-    resume,
-    unpark,
-)
+from fastq.broker.command import raw
+from fastq.broker.commands import Batch, Held, Recovered, Reserved, Unparked, recover, register, reserve, resume, unpark
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import GlobalKeys
 from fastq.broker.schema import agree

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fastq.app import FastQ
-from fastq.broker.commands import Command, report
+from fastq.broker.command import Command
+from fastq.broker.commands import report
 from fastq.broker.connection import AsyncConnection
 from fastq.context import JobContext, current
 from fastq.errors import BrokerError

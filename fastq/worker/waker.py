@@ -15,7 +15,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
-from fastq.broker.commands import Command, Reserved, raw, reserve
+from fastq.broker.command import Command, raw
+from fastq.broker.commands import Reserved, reserve
 from fastq.broker.connection import AsyncConnection
 from fastq.errors import BrokerError
 from fastq.worker.lane import Lane

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from fastq.broker import commands, timing
-from fastq.broker.commands import Command, NewJob, Once, Parked
+from fastq.broker.command import Command
+from fastq.broker.commands import NewJob, Once, Parked
 from fastq.broker.embedded import EmbeddedServer
 from fastq.broker.keys import PAD
 from tests.conftest import MakeServer, connect

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import fastq
-from fastq.broker.commands import Operation, raw
+from fastq.broker.command import Operation, raw
 from tests.chaos import jobs
 from tests.chaos.test_kills import left_in
 from tests.conftest import eventually

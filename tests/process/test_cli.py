@@ -22,7 +22,7 @@ import click
 import msgspec
 import pytest
 
-from fastq.broker.commands import raw
+from fastq.broker.command import raw
 from fastq.broker.views import QueueInfo
 from fastq.cli import root, session, table, top
 from fastq.job import Extra, decode_envelope

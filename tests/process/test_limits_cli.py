@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import fastq
-from fastq.broker import commands
+from fastq.broker.command import raw
 from fastq.broker.connection import SyncConnection
 from fastq.broker.keys import QueueKeys
 from fastq.broker.url import parse_url
@@ -133,10 +133,10 @@ def test_parked_jobs_are_counted_by_queue(app: fastq.FastQ, call: Call, redis_ur
     connection = SyncConnection(parse_url(redis_url))
     for queue, limits in (("mail", ["api/~all", "api/~all", "api/tenant"]), ("bulk", ["api/~all", "other/~all"])):
         q = QueueKeys("fastq", queue)
-        connection.call(commands.raw("SADD", "fastq:queues", queue))
+        connection.call(raw("SADD", "fastq:queues", queue))
         for n, limit in enumerate(limits):
-            connection.call(commands.raw("ZADD", q.parked, 1, limit))
-            connection.call(commands.raw("ZADD", q.parked_by(limit), n, f"job{n}"))
+            connection.call(raw("ZADD", q.parked, 1, limit))
+            connection.call(raw("ZADD", q.parked_by(limit), n, f"job{n}"))
     connection.close()
     assert row(call(), "api")[-1] == "4"
     assert call("show", "api", "--json")["limiter"]["parked"] == {"bulk": 1, "mail": 3}

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from fastq.broker import commands
-from fastq.broker.commands import Batch, NewJob, raw
+from fastq.broker.command import raw
+from fastq.broker.commands import Batch, NewJob
 from fastq.broker.connection import SyncConnection
 from fastq.broker.inspector import Inspector, QueueInfo
 from fastq.broker.keys import QueueKeys, bucket_of

@@ -8,7 +8,8 @@ from typing import Any
 
 from fastq import job
 from fastq.broker import commands
-from fastq.broker.commands import Batch, Command, NewJob, Recovered, Refused, Reserved, Settled
+from fastq.broker.command import Command
+from fastq.broker.commands import Batch, NewJob, Recovered, Refused, Reserved, Settled
 from fastq.broker.connection import SyncConnection
 from fastq.broker.keys import PAD, QueueKeys
 from fastq.broker.url import parse_url

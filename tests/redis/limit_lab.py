@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from fastq.broker import commands, scripts
-from fastq.broker.commands import Command, GivenBack
+from fastq.broker.command import Command, raw
+from fastq.broker.commands import GivenBack
 from fastq.broker.connection import SyncConnection
 from fastq.broker.keys import LimitKeys
 from fastq.broker.url import parse_url
@@ -35,7 +36,7 @@ class SetClock:
             return self.conn.call(command)
         keys = (*command.keys, command.keys[0].partition(b"}")[0] + b"}:%d" % now)
         words = ("EVAL", self.texts[command.script], len(keys), *keys, *command.args)
-        return self.conn.call(commands.raw(*words, decode=command.decode))
+        return self.conn.call(raw(*words, decode=command.decode))
 
 
 class LimitLab:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fastq.broker import commands
-from fastq.broker.commands import raw as command
+from fastq.broker.command import Command
+from fastq.broker.command import raw as command
 from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.url import parse_url
 from fastq.errors import FastQError
@@ -24,10 +24,10 @@ def closed_port() -> int:
         return int(server.getsockname()[1])
 
 
-def both(url: str, run: Run, **options: Any) -> list[Callable[[commands.Command[Any]], Any]]:
+def both(url: str, run: Run, **options: Any) -> list[Callable[[Command[Any]], Any]]:
     """The call of a new connection of each kind."""
 
-    def asynchronous(cmd: commands.Command[Any]) -> Any:
+    def asynchronous(cmd: Command[Any]) -> Any:
         async def once() -> Any:
             connection = AsyncConnection.to(parse_url(url), **options)
             try:
@@ -37,7 +37,7 @@ def both(url: str, run: Run, **options: Any) -> list[Callable[[commands.Command[
 
         return run(once())
 
-    def synchronous(cmd: commands.Command[Any]) -> Any:
+    def synchronous(cmd: Command[Any]) -> Any:
         connection = SyncConnection.to(parse_url(url), **options)
         try:
             return connection.call(cmd)
@@ -47,9 +47,7 @@ def both(url: str, run: Run, **options: Any) -> list[Callable[[commands.Command[
     return [asynchronous, synchronous]
 
 
-def refusal(
-    url: str, run: Run, kind: type[FastQError], cmd: commands.Command[Any] | None = None, **options: Any
-) -> str:
+def refusal(url: str, run: Run, kind: type[FastQError], cmd: Command[Any] | None = None, **options: Any) -> str:
     """What both movers say: the same class, one line, no password. Returns the async one's message."""
     messages = []
     for call in both(url, run, **options):

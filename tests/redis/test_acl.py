@@ -9,7 +9,7 @@ import pytest
 
 import fastq
 from fastq.broker import checker, doctor
-from fastq.broker.commands import raw
+from fastq.broker.command import raw
 from fastq.broker.connection import SyncConnection
 from fastq.broker.fence import FencedConnection
 from fastq.broker.inspector import Inspector

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from fastq.broker import commands
-from fastq.broker.commands import Command, NewJob, Parked, Recovered
+from fastq.broker.command import Command
+from fastq.broker.commands import NewJob, Parked, Recovered
 from fastq.broker.keys import PAD, bucket_of
 from tests.redis.lab import FAR, Lab, envelope
 

@@ -16,7 +16,8 @@ import pytest
 
 import fastq
 from fastq.broker import batches, commands, scripts
-from fastq.broker.commands import raw as command
+from fastq.broker.command import Command
+from fastq.broker.command import raw as command
 from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.fence import FencedConnection
 from fastq.broker.keys import QueueKeys
@@ -218,7 +219,7 @@ def test_a_node_that_is_away_keeps_no_other_back(make_cluster: Any) -> None:
         blocking.close()
 
 
-def _answer(connection: SyncConnection, asked: commands.Command[Any]) -> Any:
+def _answer(connection: SyncConnection, asked: Command[Any]) -> Any:
     try:
         return connection.call(asked)
     except BrokerUnavailable:  # a node that comes back takes nothing until it has heard from the others

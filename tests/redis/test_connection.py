@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from fastq.broker import commands
-from fastq.broker.commands import NewJob, Operation
-from fastq.broker.commands import raw as command
+from fastq.broker.command import Operation
+from fastq.broker.command import raw as command
+from fastq.broker.commands import NewJob
 from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.embedded import EmbeddedServer
 from fastq.broker.greeting import Clock

@@ -11,8 +11,8 @@ import hiredis
 import pytest
 
 from fastq.broker import commands
+from fastq.broker.command import raw as command
 from fastq.broker.commands import NewJob
-from fastq.broker.commands import raw as command
 from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.embedded import EmbeddedServer
 from fastq.broker.greeting import error_of

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from fastq.broker import commands, doctor
-from fastq.broker.commands import NewJob, Operation
+from fastq.broker.command import Operation
+from fastq.broker.commands import NewJob
 from fastq.broker.connection import SyncConnection
 from fastq.broker.doctor import Finding, examine, startup_warnings
 from fastq.broker.keys import GlobalKeys, QueueKeys

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 import fastq
-from fastq.broker.commands import raw as command
+from fastq.broker.command import raw as command
 from fastq.broker.embedded import shared_server
 from tests.conftest import eventually_async
 from tests.redis.workshop import working

@@ -12,6 +12,7 @@ import pytest
 import fastq
 from fastq import FastQ
 from fastq.broker import commands
+from fastq.broker.command import raw
 from fastq.broker.commands import Parked
 from fastq.broker.embedded import EmbeddedServer
 from fastq.job import WorkerCard, encode
@@ -172,7 +173,7 @@ async def test_it_runs_retries_fails_and_ends(app: FastQ) -> None:
         while (found := await app.explain(failing.id)).causes[0].code != "retry":
             await asyncio.sleep(0.005)
         assert "attempt 1 failed (OSError: no route)" in str(found)
-        assert await shop.helper.call(commands.raw("ZADD", app.keys("default").due, 1, failing.id)) == 0
+        assert await shop.helper.call(raw("ZADD", app.keys("default").due, 1, failing.id)) == 0
         await shop.ended(failing)
         found = await app.explain(failing.id)
         assert (found.causes[0].code, found.state) == ("failed", "failed")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fastq.broker import commands
+from fastq.broker.command import Command, raw
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.fence import FencedConnection
 from fastq.broker.url import parse_url
@@ -70,7 +71,7 @@ class SlowNetwork:
             await server.wait_closed()
 
 
-def settle(lab: Lab) -> commands.Command[commands.Settled]:
+def settle(lab: Lab) -> Command[commands.Settled]:
     return lab.settle_command(later=[("j", 0, envelope())])
 
 
@@ -130,7 +131,7 @@ async def test_only_its_own_predecessor_is_ended(lab: Lab, redis_url: str) -> No
     connection._before = (other._before[0], connection._before[1])
     connection.drop()
     await connection.connect()
-    assert await other.call(commands.raw("PING")) == b"PONG"
+    assert await other.call(raw("PING")) == b"PONG"
     assert other.connects == 1
     await connection.close()
     await other.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastq.broker import timing
-from fastq.broker.commands import Command
+from fastq.broker.command import Command
 from fastq.broker.timing import Fired
 from tests.redis.lab import Lab, envelope
 

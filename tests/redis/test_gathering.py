@@ -253,7 +253,7 @@ async def test_a_lost_lease_stops_the_call(mill: Mill) -> None:
 
 
 def _delete(*keys: bytes) -> Any:
-    from fastq.broker.commands import raw
+    from fastq.broker.command import raw
 
     return (yield raw("DEL", *keys))
 

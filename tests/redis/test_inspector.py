@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from fastq.broker import commands
-from fastq.broker.commands import Batch, NewJob, raw
+from fastq.broker.command import raw
+from fastq.broker.commands import Batch, NewJob
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.inspector import PAGE
 from fastq.broker.url import parse_url

@@ -19,7 +19,7 @@ import pytest
 
 import fastq
 from fastq import FastQ
-from fastq.broker import commands
+from fastq.broker.command import raw
 from fastq.limiter.stores import RedisStore
 from tests.conftest import eventually, eventually_async
 
@@ -185,8 +185,8 @@ async def test_pacing_is_exact(redis_url: str) -> None:
             for _ in range(100):
                 start = time.monotonic()
                 await asyncio.sleep(0.01)
-                await link.call(commands.raw("PING"))
-                await link.call(commands.raw("PING"))
+                await link.call(raw("PING"))
+                await link.call(raw("PING"))
                 late.append(time.monotonic() - start - 0.01)
             return sorted(late)
 

@@ -12,7 +12,8 @@ import pytest
 
 from fastq.broker import commands
 from fastq.broker.calls import Numbers, Target, enqueue_sync
-from fastq.broker.commands import Command, NewJob, Refused
+from fastq.broker.command import Command
+from fastq.broker.commands import NewJob, Refused
 from fastq.broker.connection import SyncConnection
 from fastq.broker.embedded import EmbeddedServer
 from fastq.broker.keys import PAD

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import fastq
 from fastq.broker.checker import check
-from fastq.broker.commands import raw as raw_command
+from fastq.broker.command import raw as raw_command
 from fastq.broker.doctor import _fleet
 from fastq.broker.inspector import Inspector, QueueInfo
 from fastq.cli.root import root

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastq.broker import timing
-from fastq.broker.commands import Command
+from fastq.broker.command import Command
 from fastq.broker.keys import bucket_of
 from fastq.broker.timing import Fired
 from fastq.job import JobRecord, encode

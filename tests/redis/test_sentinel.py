@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastq.broker.commands import raw as command
+from fastq.broker.command import raw as command
 from fastq.broker.embedded import EmbeddedServer, find_server
 from fastq.broker.greeting import find_master
 from fastq.broker.url import parse_url

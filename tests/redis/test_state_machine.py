@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 from fastq import job
 from fastq.broker import batches, commands, scripts, timing
 from fastq.broker.checker import check
+from fastq.broker.command import Command
 from fastq.broker.commands import Bound, Held, NewJob, Once, Parked, Promoted, Recovered, Refused, Settled
 from fastq.broker.keys import PAD, bucket_of
 from fastq.broker.pauses import Pause, suspend_task, unpause
@@ -248,7 +249,7 @@ class Protocol(RuleBasedStateMachine):
         busy = sorted(worker for worker, held in self.model.running.items() if held)
         return pick(number, busy * 2 + list(WORKERS))
 
-    def call(self, command: commands.Command[Any]) -> Any:
+    def call(self, command: Command[Any]) -> Any:
         return self.lab.call(command)
 
     # -- producers ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Self
 
 import pytest
 
-from fastq.broker.commands import raw as command
+from fastq.broker.command import raw as command
 from fastq.errors import BrokerUnavailable
 from tests.conftest import MakeServer
 from tests.nodes import SPEAK_TLS, tls_files

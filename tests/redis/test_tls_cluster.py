@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import fastq
-from fastq.broker.commands import raw as command
+from fastq.broker.command import raw as command
 from fastq.broker.connection import AsyncConnection, SyncConnection
 from fastq.broker.doctor import examine
 from fastq.broker.url import parse_url

@@ -142,7 +142,7 @@ async def test_a_cancelled_and_an_expired_job(app: fastq.FastQ) -> None:
 
 
 async def _awaited(app: fastq.FastQ, job_id: str) -> bool:
-    from fastq.broker.commands import raw
+    from fastq.broker.command import raw
 
     return bool(await app.call(raw("HEXISTS", app.keys("default").awaited, job_id)))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastq import FastQ, JobContext, Retry
-from fastq.broker.commands import raw as command
+from fastq.broker.command import raw as command
 from fastq.broker.connection import AsyncConnection
 from fastq.worker import ticker
 from tests.redis.workshop import Workshop, working

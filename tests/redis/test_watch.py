@@ -11,6 +11,7 @@ import pytest
 
 import fastq
 from fastq.broker import commands
+from fastq.broker.command import raw
 from tests.conftest import MakeServer, eventually_async
 from tests.redis.lab import Lab
 from tests.redis.workshop import working
@@ -108,7 +109,7 @@ async def collected(events: AsyncIterator[fastq.Event]) -> AsyncIterator[list[fa
 
 
 async def watched(app: fastq.FastQ, field: str) -> bool:
-    value = await app.call(commands.raw("HGET", app.keys("default").awaited, field))
+    value = await app.call(raw("HGET", app.keys("default").awaited, field))
     return value is not None and (field == "*" or b"!" in value)
 
 

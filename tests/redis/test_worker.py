@@ -12,7 +12,8 @@ import pytest
 
 import fastq
 from fastq import FastQ, JobContext, JobState
-from fastq.broker.commands import NewJob, enqueue, raw, recover
+from fastq.broker.command import raw
+from fastq.broker.commands import NewJob, enqueue, recover
 from fastq.broker.connection import SyncConnection
 from fastq.job import Envelope, encode
 from fastq.worker import stopping as stopping_module

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from fastq.broker import commands
-from fastq.broker.commands import Command
+from fastq.broker.command import Command
 from fastq.broker.keys import LimitKeys
 from fastq.broker.memory import MemoryEngine
 from fastq.limits import FixedWindow, Rule, SlidingWindow, Terms, TokenBucket, block

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fastq.broker import batches, flows, pauses, schema, scripts, tags, timing
 from fastq.broker import commands as c
-from fastq.broker.commands import Batch, Command, NewJob
+from fastq.broker.command import Command, raw
+from fastq.broker.commands import Batch, NewJob
 from fastq.broker.keys import PAD, GlobalKeys, LeaseKeys, QueueKeys
 
 Q = QueueKeys("fastq", "q")
@@ -224,10 +225,10 @@ def test_replay_takes_any_iterable() -> None:
 
 
 def test_raw_is_a_plain_command() -> None:
-    command = c.raw("LLEN", Q.ready[5], decode=int)
+    command = raw("LLEN", Q.ready[5], decode=int)
     assert (command.script, command.keys, command.args) == (None, (), ("LLEN", b"fastq:{q}:ready:5"))
     assert command.decode(b"7") == 7
-    assert c.raw("PING").decode(b"PONG") == b"PONG"
+    assert raw("PING").decode(b"PONG") == b"PONG"
 
 
 # -- replies -------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import fastq.broker.keys
 import fastq.limits
 from fastq.broker import commands
+from fastq.broker.command import raw
 from fastq.broker.keys import LimitKeys, describe
 from fastq.errors import ConfigError
 from fastq.limits import (
@@ -386,4 +387,4 @@ def test_idle_partitions_are_forgotten() -> None:
 
 def test_a_command_of_another_kind_is_refused() -> None:
     with pytest.raises(KeyError):
-        Memory()(commands.raw("PING", "x"), START)
+        Memory()(raw("PING", "x"), START)

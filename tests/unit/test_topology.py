@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastq.broker import commands
-from fastq.broker.commands import NewJob, raw
+from fastq.broker.command import raw
+from fastq.broker.commands import NewJob
 from fastq.broker.keys import GlobalKeys, LeaseKeys, LimitKeys, QueueKeys
 from fastq.broker.topology import Node, Redirection, Topology, key_of, redirection, slot_of
 from fastq.broker.url import parse_url
