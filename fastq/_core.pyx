@@ -30,9 +30,9 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF
-from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from cpython.object cimport PyObject, PyTypeObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_SET_ITEM
 from libc.math cimport isfinite
 from libc.string cimport memcpy, strcmp
 
@@ -62,6 +62,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text) noexcept
     char *PyUnicode_DATA(object text) noexcept
     object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
+    object PyType_GenericAlloc(PyTypeObject *type, Py_ssize_t items)
 
 
 cdef extern from *:
@@ -678,7 +679,7 @@ cdef enum:
     _PLAIN_FIELDS = 6  # of a commands.NewJob: id, envelope, delay_ms, unique, chosen, once
 
 
-def new_id():
+cpdef str new_id():
     """24 hexadecimal characters, 96 random bits of the operating system's: unguessable, needs no coordination.
 
     OSError: it has none to give.
@@ -696,7 +697,7 @@ def new_id():
     for i in range(_RANDOM):
         text[2 * i] = digits[random[i] >> 4]
         text[2 * i + 1] = digits[random[i] & 15]
-    return made
+    return <str>made
 
 
 cdef inline char *_big_endian(char *at, unsigned long long value, int size) noexcept:
@@ -724,7 +725,7 @@ cdef inline char *_msgpack_number(char *at, unsigned long long value) noexcept:
     return _big_endian(at + 1, value, 8)
 
 
-def plain_envelope(bytes head, bytes body, unsigned long long enqueued_at, /):
+cpdef bytes plain_envelope(bytes head, bytes body, unsigned long long enqueued_at):
     """The msgpack of an ``Envelope`` of this body that is enqueued now; ``head``: what precedes the body (job.plain_head).
 
     OverflowError: a body of 4 GiB or more.
@@ -749,6 +750,55 @@ def plain_envelope(bytes head, bytes body, unsigned long long enqueued_at, /):
     at[width] = 0  # attempt
     at[width + 1] = <char>0xC0  # extra: none
     return made
+
+
+cdef inline void _put(object made, Py_ssize_t at, object item) noexcept:
+    Py_INCREF(item)
+    PyTuple_SET_ITEM(made, at, item)
+
+
+cdef inline object _begin_tuple(type cls, Py_ssize_t first, tuple rest):
+    """An instance of a subclass of tuple, with ``rest`` behind room for its first items: its own ``__new__`` takes longer
+    than all else about it."""
+    cdef Py_ssize_t i
+    cdef object made = PyType_GenericAlloc(<PyTypeObject *>cls, first + PyTuple_GET_SIZE(rest))
+    for i in range(PyTuple_GET_SIZE(rest)):
+        _put(made, first + i, <object>PyTuple_GET_ITEM(rest, i))
+    return made
+
+
+@cython.final
+cdef class PlainCalls:
+    """Makes the calls of one task that have no options: as ``example`` (task.Call) but for id, body and time.
+
+    For bodies of up to ``max_body`` bytes; -1: there are none. ``head``: what precedes the body (job.plain_head).
+    """
+
+    cdef readonly Py_ssize_t max_body
+    cdef type _call, _job
+    cdef object _queue, _priority
+    cdef bytes _head
+    cdef tuple _call_rest, _job_rest
+
+    def __init__(self, example, bytes head not None, Py_ssize_t max_body, /):
+        cdef object job
+        if not isinstance(example, tuple) or len(example) < 3 or not isinstance(example[2], tuple) or len(example[2]) < 2:
+            raise TypeError("a call is a tuple of queue, priority, job, a job one of id and envelope; others may follow")
+        self._queue, self._priority, job = example[0], example[1], example[2]
+        self._call, self._job = type(example), type(job)
+        self._call_rest, self._job_rest = tuple(example[3:]), tuple(job[2:])
+        self._head, self.max_body = head, max_body
+
+    def make(self, bytes body not None, unsigned long long now_ms, /):
+        """A call with a new id; the body is not measured here."""
+        cdef object job_id = new_id(), envelope = plain_envelope(self._head, body, now_ms)
+        cdef object job = _begin_tuple(self._job, 2, self._job_rest), call = _begin_tuple(self._call, 3, self._call_rest)
+        _put(job, 0, job_id)
+        _put(job, 1, envelope)
+        _put(call, 0, self._queue)
+        _put(call, 1, self._priority)
+        _put(call, 2, job)
+        return call
 
 
 cdef inline int _digits(unsigned long long value) noexcept:

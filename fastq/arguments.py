@@ -114,14 +114,15 @@ class Arguments:
         self._simple = not self._variadic and not any(
             p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is p.empty for p in wanted
         )
-        self._decoders = [self._decoder(n) for n in range(self._most + 1)]
+        self._decode_by_count: list[Callable[[bytes], tuple[Any, ...]]]
+        self._decode_by_count = [self._decoder(n).decode for n in range(self._most + 1)]
 
     @property
     def decoders(self) -> tuple[list[Callable[[bytes], tuple[Any, ...]]] | None, int, int]:
         """For bodies that are arrays of n arguments: what decodes them, by n, and the least and the most n; None if that is
         not enough for this signature. Whatever they raise, :meth:`decode` raises in our words.
         """
-        return [decoder.decode for decoder in self._decoders] if self._simple else None, self._least, self._most
+        return self._decode_by_count if self._simple else None, self._least, self._most
 
     @property
     def signature(self) -> inspect.Signature:
@@ -150,6 +151,14 @@ class Arguments:
         """
         if kwargs or not self._simple or not self._least <= len(args) <= self._most:
             args, kwargs = self._bind(args, kwargs)
+        else:
+            try:
+                body = _encode(args)
+                self._decode_by_count[len(args)](body)
+            except Exception:  # noqa: BLE001, S110 - what is wrong is said below
+                pass
+            else:
+                return body
         body = encode_untyped(self.task, args, kwargs)
         self.decode(body)
         return body
@@ -214,7 +223,7 @@ class Arguments:
         count = _array_length(body)
         if count is not None and self._simple and self._least <= count <= self._most:
             try:
-                return self._decoders[count].decode(body), {}
+                return self._decode_by_count[count](body), {}
             except msgspec.ValidationError as error:
                 raise self._misfit(error) from None
             except Exception as error:  # noqa: BLE001 - DecodeError, UnicodeDecodeError, RecursionError

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from fastq._core import new_id, plain_envelope
+from fastq._core import PlainCalls, new_id, plain_envelope
 from fastq.errors import GivenBack, InvalidJobId, InvalidOption, NewerJob, UndecodableJob
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "JobState",
     "JobStatus",
     "Outcome",
+    "PlainCalls",
     "Progress",
     "WorkerCard",
     "culprits",

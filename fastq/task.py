@@ -23,6 +23,7 @@ import msgspec
 from fastq.arguments import Arguments, Returned, check_size
 from fastq.broker.commands import NewJob, Once
 from fastq.broker.tags import check_tags
+from fastq.config import Settings
 from fastq.context import is_injected
 from fastq.errors import InvalidOption, did_you_mean
 from fastq.handle import Bulk, JobHandle
@@ -32,6 +33,7 @@ from fastq.job import (
     Envelope,
     Extra,
     JobPriority,
+    PlainCalls,
     Seconds,
     check_id,
     check_priority,
@@ -130,6 +132,7 @@ class Call(NamedTuple):
 class Producer(Home, Protocol):
     """Who sends jobs: the application. ``R`` of the handles is for the type checker only."""
 
+    settings: Settings
     partitions: dict[str, int]
     """Of the queues that are split, into how many partitions."""
 
@@ -210,11 +213,8 @@ def make_call(
             data = plain_envelope(plain_head(priority, task), body, now)
         else:
             data = encode(Envelope(priority, PLAIN, task, body, now, 0, Extra(expires_at=now + round(expires * 1_000))))
-        # A NamedTuple's own __new__ takes twice as long, and this is done once per job.
-        job = tuple.__new__(NewJob, (plain_id or new_id(), data, 0, "", False, _NOT_ONCE))
-        if producer.partitions:
-            queue = producer.partition(queue, job.id)
-        return tuple.__new__(Call, (queue, priority, job, False, None, ()))
+        job = NewJob(plain_id or new_id(), data)
+        return Call(producer.partition(queue, job.id), priority, job)
     check_queue_name(queue)
     priority = check_priority(options.get("priority", defaults.priority))
     due = _due_ms(options, now)
@@ -431,6 +431,7 @@ class Task(_Enqueues[P, R]):
         self.name = name
         self.fn = fn
         self.defaults = options
+        self._plain_under: Settings | None = None
 
     @functools.cached_property
     def arguments(self) -> Arguments:
@@ -451,11 +452,24 @@ class Task(_Enqueues[P, R]):
         return self.owner.producer()
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        body, defaults = self.arguments.encode(args, kwargs), self.defaults
+        body, producer = self.arguments.encode(args, kwargs), self.owner.producer()
+        if self._plain_under is not producer.settings:
+            self._plain = self._plain_calls(producer)
+        if len(body) <= self._plain.max_body and not producer.partitions:
+            return self._plain.make(body, producer.now_ms())
+        defaults = self.defaults
         if defaults.unique is not None or defaults.idempotent is not None:
             named = functools.partial(self.arguments.named, args, kwargs)
-            return make_once(self.name, body, defaults, {}, self.owner.producer(), named)
-        return make_call(self.name, body, defaults, {}, self.owner.producer())
+            return make_once(self.name, body, defaults, {}, producer, named)
+        return make_call(self.name, body, defaults, {}, producer)
+
+    def _plain_calls(self, producer: Producer) -> PlainCalls[Call]:
+        """What makes the calls without options, as long as the settings are these; -1: a task of which none is that simple."""
+        defaults, self._plain_under = self.defaults, producer.settings
+        simple = defaults.expires is None and defaults.unique is None and defaults.idempotent is None
+        queue, most = producer.queue_of(self.name, defaults.queue), producer.max_body() if simple else -1
+        example = Call(queue, defaults.priority, NewJob("", b""))
+        return PlainCalls(example, plain_head(defaults.priority, self.name), most)
 
     def home(self) -> Home:
         """The application, for workflows."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any, cast
 
 import hiredis
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 
 from fastq import _core
 from fastq.broker.command import Command, Packed
-from fastq.broker.commands import NewJob, enqueue
+from fastq.broker.commands import NewJob, Once, enqueue
 from fastq.broker.connection import pack
 from fastq.broker.keys import QueueKeys
 from fastq.job import PLAIN, Envelope, check_id, decode_envelope, encode, new_id, plain_envelope, plain_head
+from fastq.task import Call
 
 pytestmark = pytest.mark.versions
 
@@ -100,6 +102,47 @@ def test_what_is_not_plain_is_left_to_others(odd: Any) -> None:
 @pytest.mark.parametrize("jobs", [(), (NewJob("a", b"A"),), None, "a"])
 def test_only_a_list_is_packed(jobs: Any) -> None:
     assert _core.pack_plain(b"", 0, "p", 1, jobs) is None
+
+
+EXAMPLE = Call("mail", 7, NewJob("", b""))
+
+
+@given(st.binary(max_size=300), st.integers(0, 2**64 - 1))
+def test_a_call_of_a_task_is_like_the_example(body: bytes, at: int) -> None:
+    calls = _core.PlainCalls(EXAMPLE, plain_head(7, "send"), 300)
+    call = calls.make(body, at)
+    envelope = encode(Envelope(7, PLAIN, "send", body, at))
+    assert call == EXAMPLE._replace(job=NewJob(call.job.id, envelope))
+    assert (type(call), type(call.job), len(call.job.id)) == (Call, NewJob, 24)
+    assert calls.make(body, at).job.id != call.job.id
+    assert calls.max_body == 300
+
+
+@pytest.mark.parametrize(
+    "example", [None, (), ("mail", 7), ["mail", 7, NewJob("", b"")], ("mail", 7, None), ("mail", 7, ("",))]
+)
+def test_what_is_no_example(example: Any) -> None:
+    with pytest.raises(TypeError):
+        _core.PlainCalls(example, b"", 0)
+
+
+def test_calls_leave_nothing_behind() -> None:
+    """Classes, items and the calls themselves are counted right: when nobody has 10,000 calls any more, they are gone."""
+
+    class OwnJob(NewJob):
+        pass
+
+    class OwnCall(Call):
+        pass
+
+    rest = Once(ttl_ms=1)
+    example = OwnCall("mail", 7, OwnJob("", b"", once=rest))
+    calls = _core.PlainCalls(example, plain_head(7, "send"), 300)
+    before = [sys.getrefcount(thing) for thing in (OwnCall, OwnJob, rest, example)]
+    made = [calls.make(b"x", 1) for _ in range(10_000)]
+    assert [sys.getrefcount(thing) for thing in (rest, example)] == [before[2] + 10_000, before[3]]
+    del made
+    assert [sys.getrefcount(thing) for thing in (OwnCall, OwnJob, rest, example)] == before
 
 
 def test_ids_are_24_hexadecimal_characters_and_never_the_same() -> None:
