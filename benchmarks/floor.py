@@ -212,6 +212,23 @@ async def enqueue(wire: Wire, jobs: int) -> None:
         await stored
 
 
+STORE = "redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) redis.call('RPUSH', KEYS[2], ARGV[1]) return 0"
+
+
+async def store_one(wire: Wire, sha: bytes, envelope: bytes) -> None:
+    """The floor of storing one job by a script: nothing tells a repetition, nobody is woken; id and call made, nothing else."""
+    await wire.call("EVALSHA", sha, 2, _keys.jobs, _keys.ready[5], os.urandom(12).hex(), envelope)
+
+
+async def transact_one(wire: Wire, envelope: bytes) -> None:
+    """The same without Lua, in one write: four commands instead of one."""
+    job_id = os.urandom(12).hex()
+    wire.call("MULTI")
+    wire.call("HSET", _keys.jobs, job_id, envelope)
+    wire.call("RPUSH", _keys.ready[5], job_id)
+    await wire.call("EXEC")
+
+
 async def send_laps(url: str, kind: str, laps: int) -> None:
     """100 jobs a second for ``pop`` or ``wake``."""
     wire, encode = await connect(url), msgspec.msgpack.encode

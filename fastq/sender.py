@@ -160,7 +160,7 @@ class Sender:
         safe = self._replicated if replicated is None else replicated
         sides = self._sides[safe]
         side = sides.get(loop)
-        if side is None or side.pid != os.getpid():
+        if side is None or side.forks != _forks:
             for old in [old for old in sides if old.is_closed()]:
                 del sides[old]
             side = sides[loop] = _AsyncSide(self._home, safe)
@@ -229,6 +229,17 @@ class Sender:
             if side is not None:
                 side.connection.close()
 
+
+_forks = 0
+"""How many forks this process is away from the one that imported this module; its pid would be a system call per job."""
+
+
+def _forked() -> None:
+    global _forks  # noqa: PLW0603 - there is one process
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
 
 _GROUP = 2_000
 """Calls of a stream that are held at a time."""
@@ -329,7 +340,7 @@ class _AsyncSide:
         settings, endpoint = app.settings, _checked(app)
         self._app = self.home = app
         self.seal = app.sealer()
-        self.pid = os.getpid()
+        self.forks = _forks
         self.replication = _replication(settings, replicated)
         self.connection = AsyncConnection.to(endpoint, **_timeouts(settings, self.replication))
         self.enqueuer = self._split() if endpoint.nodes else self._enqueuer()
@@ -479,9 +490,9 @@ class _SyncSide:
 
     def send(self, queue: str, priority: int, jobs: list[NewJob], batch: str = "") -> list[Refused]:
         sequence = getattr(self._local, "sequence", None)
-        if sequence is None or self._local.pid != os.getpid():
+        if sequence is None or self._local.forks != _forks:
             sequence = self._local.sequence = Numbers(self.connection.clock)
-            self._local.pid = os.getpid()
+            self._local.forks = _forks
         if (seal := self._seal) is not None:
             jobs = [_sealed_job(job, queue, seal) for job in jobs]
         target = Target(self._app.keys(queue), priority, self._app.bound(queue), batch)

@@ -93,6 +93,7 @@ def enqueue_rates(book: Book, redis: Redis, jobs: int) -> None:
 async def _enqueue_rates(book: Book, redis: Redis, jobs: int) -> None:
     few = jobs // 10
     wire = await floor.connect(redis.url)
+    smallest = await wire.call("SCRIPT", "LOAD", floor.STORE)
     await noop.enqueue(0)
     for _ in range(3):
         with _rate(book, ONE, "fastq", few):
@@ -101,6 +102,12 @@ async def _enqueue_rates(book: Book, redis: Redis, jobs: int) -> None:
         with _rate(book, ONE, "a bare round trip", few):
             for _n in range(few):
                 await wire.call("RPUSH", "bench:list", "x" * 68)
+        with _rate(book, ONE, "floor: the smallest script that stores a job", few):
+            for _n in range(few):
+                await floor.store_one(wire, smallest, b"x" * 68)
+        with _rate(book, ONE, "floor: the same by MULTI", few):
+            for _n in range(few):
+                await floor.transact_one(wire, b"x" * 68)
         with _rate(book, ONE, "fastq, enqueue_sync", few):
             for n in range(few):
                 noop.enqueue_sync(n)

@@ -284,15 +284,15 @@ class AsyncEnqueuer:
                 self._start_repair()
 
     def _landed(self, call: _Call, reply: Any) -> None:
-        if isinstance(reply, Exception):
-            self._sound = False
-        if isinstance(reply, hiredis.ReplyError):
-            if is_noscript(reply) or isinstance(error := error_of(reply, self._shown), BrokerUnavailable):
-                call.renumber(self._numbers)
-            else:
-                call.fail(error)
-        elif not isinstance(reply, Exception):
+        if not isinstance(reply, Exception):
             call.settle(call.command.decode(reply))
+        else:
+            self._sound = False
+            if isinstance(reply, hiredis.ReplyError):
+                if is_noscript(reply) or isinstance(error := error_of(reply, self._shown), BrokerUnavailable):
+                    call.renumber(self._numbers)
+                else:
+                    call.fail(error)
         self._aloft -= 1
         if self._aloft or self._boarding:
             return

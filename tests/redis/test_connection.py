@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import fastq
 from fastq.broker import commands
 from fastq.broker.command import Operation
 from fastq.broker.command import raw as command
@@ -511,3 +512,24 @@ def test_a_child_forked_in_the_middle_of_a_call_is_not_locked_out(redis_url: str
     thread.join()
     assert connection.call(command("ECHO", "parent")) == b"parent"
     connection.close()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_is_a_producer_of_its_own(redis_url: str, raw: Any) -> None:
+    """With its parent's id and numbers, jobs of either would pass for repetitions of the other's."""
+    app = fastq.FastQ(redis_url)
+
+    @app.task
+    def noop() -> None: ...
+
+    async def enqueue() -> str:
+        job = await noop.enqueue()
+        await app.aclose()
+        return job.id
+
+    ids = [noop.enqueue_sync().id, asyncio.run(enqueue())]
+    ids += [in_child(lambda: noop.enqueue_sync().id).decode() for _ in range(2)]
+    ids += [in_child(lambda: asyncio.run(enqueue())).decode(), noop.enqueue_sync().id]
+    assert raw.hlen("fastq:{default}:producers") == 5
+    assert set(ids) <= {job.decode() for job in raw.hkeys("fastq:{default}:jobs")}
+    app.close()
