@@ -34,7 +34,7 @@ class Packed(Command[T]):
 
     def __init__(
         self,
-        script: str,
+        script: str | None,
         keys: Sequence[bytes],
         words: Callable[[], Sequence[Any]],
         decode: Callable[[Any], T],

@@ -199,6 +199,9 @@ class Batch:
     def __len__(self) -> int:
         return self.to_settle() + len(self.parked)
 
+    def __bool__(self) -> bool:
+        return bool(self.succeeded or self.recorded or self.later or self.failed or self.released or self.parked)
+
     def end_unrecorded(self, job_id: str) -> None:
         """It did not run, and leaves no record that says so: its batch is told."""
         self.succeeded.append(job_id)
@@ -210,6 +213,8 @@ class Batch:
 
     def ids(self) -> list[str]:
         """Every job id in the batch."""
+        if not (self.recorded or self.later or self.failed or self.released or self.parked):
+            return self.succeeded
         return [
             *self.succeeded,
             *(row[2] for row in self.recorded),

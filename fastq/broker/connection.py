@@ -53,11 +53,11 @@ _packed: Callable[[tuple[Any, ...]], bytes] = cast(Any, hiredis.pack_command)  #
 def pack(command: Command[Any], *, by_text: bool = False) -> bytes:
     """The bytes of a command."""
     words: tuple[Any, ...]
+    if type(command) is Packed and not by_text:
+        return command.packed
     if command.script is None:
         words = tuple(command.args)
         return _packed(words)
-    if type(command) is Packed and not by_text:
-        return command.packed
     script = scripts.load(command.script)
     head = (b"EVAL", script.text) if by_text else (b"EVALSHA", script.sha)
     words = (*head, len(command.keys), *command.keys, *command.args)
@@ -387,12 +387,13 @@ class AsyncConnection:
         """Await the reply of a command that :meth:`send` has written, and decode it. Raises like :meth:`call`."""
         try:
             reply = await sent
-            if is_noscript(reply):
-                reply = await self.send(command, by_text=True)
+            if isinstance(reply, hiredis.ReplyError):
+                if is_noscript(reply):
+                    reply = await self.send(command, by_text=True)
+                if isinstance(reply, hiredis.ReplyError):
+                    raise self._reply_error(reply)
         except ConnectionResetError as error:
             raise unreachable(self.endpoint, error) from None
-        if isinstance(reply, hiredis.ReplyError):
-            raise self._reply_error(reply)
         return command.decode(reply)
 
     async def call_many(self, commands: Sequence[Command[Any]]) -> list[Any]:

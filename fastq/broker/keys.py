@@ -213,6 +213,7 @@ class QueueKeys:
     def __init__(self, prefix: str, queue: str) -> None:
         self.queue = queue
         self.base = f"{prefix}:{{{queue}}}:"
+        self._running = ("", b"")  # of the last worker asked for: mostly there is one
         self.jobs = self._name("jobs")
         self.ready = tuple(self._name(f"ready:{priority}") for priority in range(PRIORITIES))
         self.levels = self.ready[::-1]  # highest priority first, as the scripts take them
@@ -256,7 +257,11 @@ class QueueKeys:
 
     def running(self, worker: str) -> bytes:
         """The SET of job ids that ``worker`` holds."""
-        return self._name(f"running:{worker}")
+        of, name = self._running
+        if of != worker:
+            name = self._name(f"running:{worker}")
+            self._running = (worker, name)
+        return name
 
     def wake_of(self, worker: str) -> bytes:
         """The LIST of the token that is for ``worker`` alone."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastq.values import QueueOrder
     from fastq.worker.executor import Executor
 
-__all__ = ["Lane", "Turns", "key_of", "lanes_of"]
+__all__ = ["Lane", "Turns", "hungry", "key_of", "lanes_of", "unsettled"]
 
 Opener = Callable[[str, str, bytes], Envelope]
 
@@ -63,12 +63,12 @@ class Lane:
     def outcomes(self, batches: dict[str, Batch], worker: str, dead_max: int) -> list[Command[Any]]:
         """The commands that write the outcomes so far; new ones go into a new batch, which ``batches`` learns of."""
         batch = self.batch
-        if not len(batch):
+        if not batch:
             return []
         self.sent, self.batch = batch, Batch()
         batches[self.name] = self.batch
         commands: list[Command[Any]] = []
-        if batch.to_settle():
+        if not batch.parked or batch.to_settle():
             commands.append(settle(self.keys, worker, batch, dead_max))
         if batch.parked:
             commands.append(park(self.keys, worker, batch.parked))
@@ -111,6 +111,25 @@ class Lane:
 def key_of(raw_id: bytes) -> str | bytes:
     """By what the worker knows a job: a foreign producer's id that cannot be one by its bytes, so that they are settled."""
     return raw_id.decode() if raw_id.isascii() and len(raw_id) <= ID_MOST else raw_id
+
+
+# Loops where others have `any`: each frame of a generator is cold when a single job wakes an idle worker, and costs 3 µs.
+
+
+def unsettled(lanes: Sequence[Lane]) -> bool:
+    """Whether there are outcomes to be written."""
+    for lane in lanes:  # noqa: SIM110 - see above
+        if lane.batch:
+            return True
+    return False
+
+
+def hungry(lanes: Sequence[Lane]) -> bool:
+    """Whether one of the queues may have something for the worker."""
+    for lane in lanes:  # noqa: SIM110 - see above
+        if lane.hungry:
+            return True
+    return False
 
 
 class Turns:

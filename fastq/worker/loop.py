@@ -30,7 +30,7 @@ from fastq.values import QueueOrder
 from fastq.worker.beside import Beside
 from fastq.worker.cancels import Cancels
 from fastq.worker.executor import Executor
-from fastq.worker.lane import Lane, Turns, key_of, lanes_of
+from fastq.worker.lane import Lane, Turns, hungry, key_of, lanes_of, unsettled
 from fastq.worker.pauses import Pauses
 from fastq.worker.plan import slots
 from fastq.worker.reports import Reports
@@ -103,6 +103,7 @@ class WorkerLoop:
         self._aside: JobContext | None = None  # waits until it is the only one here on its last life
         self._last_life = max(self._settings.max_deliveries - 1, 1)
         self._filling = False
+        self._asleep = False  # and only outcomes, tokens and signals wake it
         self._cancels = Cancels(connection, self._lanes, self._cancel)
         self._waker = Wakers(waker, connection, self._lanes, self._ask_of_next, self._arrived, self._called)
         self._registered = False
@@ -162,7 +163,7 @@ class WorkerLoop:
         self._runs.begin_here()
         beside = Beside(self._event.set, self._tick(), self._waker.run(), self._cancels.run(), self._pauses.run())
         try:
-            while not self._over():
+            while not (self._stopping and self._over()):
                 beside.check()
                 try:
                     if self._unsure:
@@ -191,29 +192,33 @@ class WorkerLoop:
 
     async def _step(self) -> None:
         want, wanting = self._want(), self._turnstile.wanting and self._runs.free > 0
-        if not want and not wanting and not any(len(lane.batch) for lane in self._lanes):
+        if not want and not wanting and not unsettled(self._lanes):
             await self._sleep()
             return
         now = time.monotonic()
         for lane in self._in_turn():
             ask = min(want, RESERVE_MOST) if lane.hungry or now - lane.asked_at > GLANCE else 0
-            if ask > 0 or wanting or len(lane.batch):
+            if ask > 0 or wanting or lane.batch:
                 want -= await self._turn(lane, max(ask, 0))
-        if not self._backlog and not any(lane.hungry for lane in self._lanes):
+        if not self._backlog and not hungry(self._lanes):
             await self._sleep()
 
     async def _sleep(self) -> None:
         """Until an outcome, a wake token or a signal."""
-        if self._over():
+        if self._stopping and self._over():
             return  # the last outcome was settled just now, and nothing else will happen
-        if not any(len(lane.batch) for lane in self._lanes):
+        if not unsettled(self._lanes):
             self._waker.wait()
-            await self._event.wait()
+            self._asleep = True
+            try:
+                await self._event.wait()
+            finally:
+                self._asleep = False
         self._event.clear()
 
     def _want(self) -> int:
         """How many jobs to reserve now: the free slots, and the surplus that will start at once."""
-        if self._stopping or self.quiet or not any(lane.hungry for lane in self._lanes):
+        if self._stopping or self.quiet or not hungry(self._lanes):
             return 0
         return self._room(min(int(self._rate * SURPLUS_SECONDS), self._settings.prefetch_max))
 
@@ -275,6 +280,9 @@ class WorkerLoop:
             lane.taken_anew(reserved.ids)
             self._reserved(lane, reserved, ask)
             self._fill()
+            if self._asleep and not lane.hungry and not lane.batch:
+                self._waker.wait()  # for the next ones; the loop has nothing to do before an outcome is there
+                return
         self._event.set()
 
     async def _called(self) -> None:
@@ -348,7 +356,7 @@ class WorkerLoop:
         runs, backlog, last_life = self._runs, self._backlog, self._last_life
         limited, plans = self._turnstile.limited, self.executor.plans
         try:
-            while runs.free > 0 and (backlog or self._bring_back()):
+            while runs.free > 0 and (backlog or (self._aside is not None and self._bring_back())):
                 if not runs.fill(backlog, plans, limited, last_life):
                     continue
                 job = backlog.popleft()

@@ -15,9 +15,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
-from fastq.broker.command import Command, raw
+from fastq.broker.command import Command, Packed, raw
 from fastq.broker.commands import Reserved, reserve
-from fastq.broker.connection import AsyncConnection
+from fastq.broker.connection import AsyncConnection, pack
 from fastq.errors import BrokerError
 from fastq.worker.lane import Lane
 
@@ -73,6 +73,8 @@ class Waker:
         self._poking: asyncio.Task[None] | None = None
         self.armed = False
         self.arrivals = 0
+        self._asked: tuple[str, int] = ("", 0)
+        self._asking: list[Command[Any]] = []
 
     def wait(self) -> None:
         """The loop sleeps now: wait for what is to wake it. Does nothing while that goes on already."""
@@ -124,10 +126,15 @@ class Waker:
     async def _pop_and_reserve(self, worker: str, ask: int) -> None:
         self._deaf = False
         self.armed = True
+        if self._asked != (worker, ask):
+            self._asked = (worker, ask)
+            commands: list[Command[Any]] = [
+                self._block(worker),
+                *(reserve(lane.keys, worker, ask) for lane in self._lanes),
+            ]
+            self._asking = [_packed(command) for command in commands]
         try:
-            replies = await self._connection.call_many(
-                [self._block(worker), *(reserve(lane.keys, worker, ask) for lane in self._lanes)]
-            )
+            replies = await self._connection.call_many(self._asking)
         finally:
             self.armed = False
             self.arrivals += 1
@@ -135,6 +142,7 @@ class Waker:
             self._arrived(lane, reserved, ask)
         if replies[0] is not None and replies[0][0] not in self._by_list:
             await self._called()
+        await asyncio.sleep(0)  # the handlers begin before the next question is asked
 
     async def _pop(self, worker: str) -> None:
         popped = await self._connection.call(self._block(worker))
@@ -150,6 +158,11 @@ class Waker:
     def _look(self, lanes: Sequence[Lane]) -> None:
         for lane in lanes:
             self._arrived(lane, None, 0)
+
+
+def _packed(command: Command[Any]) -> Command[Any]:
+    """The same command, to be sent again and again: its bytes are made here."""
+    return Packed(command.script, command.keys, lambda: command.args, command.decode, pack(command))
 
 
 class Wakers:
@@ -183,7 +196,7 @@ class Wakers:
     @property
     def arrivals(self) -> int:
         """How many such reserves have come."""
-        return sum(waker.arrivals for waker in self._each)
+        return sum([waker.arrivals for waker in self._each])
 
     def wait(self) -> None:
         """As of each."""

@@ -19,6 +19,7 @@ from fastq.job import Envelope, encode
 from fastq.worker import stopping as stopping_module
 from fastq.worker.cancels import Cancels
 from fastq.worker.waker import IDLE_WAIT
+from tests.conftest import eventually_async
 from tests.redis.workshop import Workshop, working
 
 
@@ -722,6 +723,54 @@ async def test_an_idle_worker_of_several_queues_is_woken_by_each(redis_url: str,
                 await asyncio.sleep(0.001)
             await asyncio.sleep(0)
     assert sorted(waits)[-2] < IDLE_WAIT / 2, waits
+
+
+ALONE: dict[str, tuple[bytes, bytes | None]] = {
+    "garbage": (b"a", b"\xc1\xc1\xc1"),
+    "of a newer release": (b"a", encode(Envelope(5, 99, "good", b"\x90", int(time.time() * 1_000)))),
+    "an id that is none": (b"\xff" * 3, encode(Envelope(5, 1, "good", b"\x90", 0))),
+    "no envelope": (b"a", None),
+    "an unknown task": (b"a", encode(Envelope(5, 1, "nobody", b"\x90", int(time.time() * 1_000)))),
+    "wrong arguments": (b"a", encode(Envelope(5, 1, "good", b"\x91\x01", 0))),
+}
+
+
+@pytest.mark.parametrize("kind", ALONE)
+async def test_an_idle_worker_answers_what_cannot_run(redis_url: str, raw: Any, kind: str) -> None:
+    """It is all that has come: no other job's outcome has the worker write this one's."""
+    app = make_app(redis_url)
+
+    @app.task
+    async def good() -> None: ...
+
+    keys, (job_id, envelope) = app.keys("default"), ALONE[kind]
+    async with working(app) as shop:
+        await shop.ended(await good.enqueue())
+        await eventually_async(lambda: raw.info("clients")["blocked_clients"] == 1)
+        if envelope is not None:
+            raw.hset(keys.jobs, job_id, envelope)
+        raw.rpush(keys.ready[5], job_id)
+        raw.rpush(keys.wake, "1")
+        await eventually_async(lambda: raw.llen(keys.ready[5]) == 0)
+        await eventually_async(lambda: raw.scard(keys.running(shop.name)) == 1)
+        await shop.ended(await good.enqueue())
+
+
+async def test_a_worker_with_a_long_job_goes_on_waiting_for_others(redis_url: str) -> None:
+    app = make_app(redis_url, concurrency=20)
+    running, gate = list[int](), asyncio.Event()
+
+    @app.task
+    async def long(n: int) -> None:
+        running.append(n)
+        await gate.wait()
+
+    async with working(app) as shop:
+        for n in range(15):
+            await long.enqueue(n)
+            await eventually_async(lambda n=n: running == [*range(n + 1)])  # type: ignore[misc]
+        gate.set()
+        await eventually_async(lambda: not shop.loop.executor.running)
 
 
 async def test_an_error_that_cannot_be_shown_is_a_failure_like_any_other(redis_url: str) -> None:
