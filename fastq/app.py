@@ -85,7 +85,7 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
 
     def __init__(self, url: str | None = None, **settings: Any) -> None:
         super().__init__()
-        self._bound = self
+        self.attached = self
         self.arguments = {"url": url, **settings}
         loaded = config.load(arguments=self.arguments)
         self.settings: config.Settings = loaded.settings
@@ -195,7 +195,7 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
             inner = walk_packages(getattr(module, "__path__", ()), f"{name}.")
             for each in (module, *(import_module(found.name) for found in inner)):
                 for value in list(vars(each).values()):
-                    if isinstance(value, Tasks) and value._bound is None:
+                    if isinstance(value, Tasks) and value.attached is None:
                         self.include(value)
         return sorted(set(self.tasks) - before)
 

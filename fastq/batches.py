@@ -240,7 +240,7 @@ class Filling:
         if self._task is None or options:
             call = self.home._named(self._name, args, kwargs, options)
         else:
-            call = self._task._call(args, kwargs)
+            call = self._task._call(args, kwargs, self.home)
         # A NamedTuple's own __new__ takes twice as long, and this is done once per job.
         job = tuple.__new__(NewJob, (f"{self.result.id}-{number}", *call.job[1:]))
         queue = call.queue

@@ -77,7 +77,7 @@ class Tasks:
         self.bounds: dict[str, tuple[int, str]] = {}  # queue -> max_pending, when_full
         self.split: dict[str, int] = {}  # queue -> partitions, as the code says
         self.written: dict[str, Written] = {}
-        self._bound: Producer | None = None
+        self.attached: Producer | None = None
 
     def producer(self) -> Producer:
         """Who sends the jobs of these tasks.
@@ -85,9 +85,9 @@ class Tasks:
         Raises:
             FastQError: no application has included them.
         """
-        if self._bound is None:
+        if self.attached is None:
             raise FastQError("these tasks belong to no application yet: call app.include(tasks) first")
-        return self._bound
+        return self.attached
 
     def include(self, other: Tasks) -> None:
         """Take the tasks and schedules of another set in.
@@ -107,7 +107,7 @@ class Tasks:
         for name, count in other.split.items():
             self._split_queue(name, count)
         self.written.update(other.written)
-        other._bound = self._bound
+        other.attached = self.attached
 
     def _add(self, name: str, task: Task[..., Any]) -> None:
         known = self.tasks.get(name)

@@ -321,6 +321,8 @@ def _placed(call: Call, producer: Producer) -> Call:
 class Owner(Protocol):
     """Where a task is registered."""
 
+    attached: Producer | None
+
     def producer(self) -> Producer:
         """Who sends its jobs; raises FastQError when no application has included it."""
         ...
@@ -334,7 +336,7 @@ class _Enqueues(Generic[P, R]):
 
     name: str
 
-    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], producer: Producer) -> Call:
         raise NotImplementedError
 
     def _producer(self) -> Producer:
@@ -357,11 +359,13 @@ class _Enqueues(Generic[P, R]):
 
             job = await send_email.enqueue("a@example.org", subject="hello")
         """
-        return await self._producer().send(self._call(args, kwargs))
+        producer = self._producer()
+        return await producer.send(self._call(args, kwargs, producer))
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
         """:meth:`enqueue` from blocking code (Django views, scripts)."""
-        return self._producer().send_sync(self._call(args, kwargs))
+        producer = self._producer()
+        return producer.send_sync(self._call(args, kwargs, producer))
 
     async def enqueue_many(self, calls: Calls, *, ids: bool = True) -> Bulk:
         """Enqueue one job per item of any iterable, in chunks of bounded size; memory does not grow with it.
@@ -379,12 +383,13 @@ class _Enqueues(Generic[P, R]):
         """
         producer = self._producer()
         if isinstance(calls, AsyncIterable):
-            return await producer.send_many((self._item(item) async for item in calls), ids=ids)
-        return await producer.send_many(map(self._item, calls), ids=ids)
+            return await producer.send_many((self._item(item, producer) async for item in calls), ids=ids)
+        return await producer.send_many((self._item(item, producer) for item in calls), ids=ids)
 
     def enqueue_many_sync(self, calls: Iterable[tuple[Any, ...] | Mapping[str, Any]], *, ids: bool = True) -> Bulk:
         """:meth:`enqueue_many` from blocking code."""
-        return self._producer().send_many_sync(map(self._item, calls), ids=ids)
+        producer = self._producer()
+        return producer.send_many_sync((self._item(item, producer) for item in calls), ids=ids)
 
     def s(self, *args: Any, **kwargs: Any) -> Signature:
         """This call as a part of a workflow. Behind other jobs, what they have returned comes before these arguments.
@@ -404,11 +409,11 @@ class _Enqueues(Generic[P, R]):
     def _signature(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, immutable: bool) -> Signature:
         raise NotImplementedError
 
-    def _item(self, item: tuple[Any, ...] | Mapping[str, Any]) -> Call:
-        if isinstance(item, Mapping):
-            return self._call((), item)
+    def _item(self, item: tuple[Any, ...] | Mapping[str, Any], producer: Producer) -> Call:
         if isinstance(item, tuple | list):
-            return self._call(tuple(item), {})
+            return self._call(tuple(item), {}, producer)
+        if isinstance(item, Mapping):
+            return self._call((), item, producer)
         raise InvalidOption(
             f"enqueue_many of task {self.name!r} got {item!r:.100}: give tuples of arguments or mappings of keywords"
         )
@@ -449,10 +454,10 @@ class Task(_Enqueues[P, R]):
         return Returned(self.name, self.fn if self.many is None else self.many.shape())
 
     def _producer(self) -> Producer:
-        return self.owner.producer()
+        return self.owner.attached or self.owner.producer()
 
-    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        body, producer = self.arguments.encode(args, kwargs), self.owner.producer()
+    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], producer: Producer) -> Call:
+        body = self.arguments.encode(args, kwargs)
         if self._plain_under is not producer.settings:
             self._plain = self._plain_calls(producer)
         if len(body) <= self._plain.max_body and not producer.partitions:
@@ -544,11 +549,11 @@ class Configured(_Enqueues[P, R]):
     def _producer(self) -> Producer:
         return self.task.owner.producer()
 
-    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], producer: Producer) -> Call:
         task = self.task
         body = task.arguments.encode(args, kwargs)
         named = functools.partial(task.arguments.named, args, kwargs)
-        return make_once(task.name, body, task.defaults, self._options, self._producer(), named)
+        return make_once(task.name, body, task.defaults, self._options, producer, named)
 
     def _signature(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, immutable: bool) -> Signature:
         return Signature(self.task, args, kwargs, self._options, immutable=immutable)

@@ -21,13 +21,16 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from fastq import FastQ
 from fastq._core import take_in
 from fastq.board import Board
-from fastq.broker.commands import Batch
+from fastq.broker.commands import Batch, enqueue
+from fastq.broker.connection import pack
+from fastq.broker.keys import QueueKeys
 from fastq.context import JobContext
-from fastq.job import PLAIN, Envelope, encode, read_envelope
+from fastq.job import PLAIN, Envelope, encode, plain_envelope, plain_head, read_envelope
 from fastq.metrics import WorkerMetrics
 from fastq.worker.executor import Executor
 
 JOBS = 500
+KEYS = QueueKeys("fastq", "default")
 MOST_RATIO = 5.0  # of a job of the executor to a bare Task: measured 1.5 to 2.4
 
 app = FastQ(result_ttl=0, concurrency=JOBS, threads=32)
@@ -58,14 +61,16 @@ async def injected(number: int, job: JobContext) -> None:
 
 
 @pytest.mark.benchmark(group="encode, 500 jobs")
-@pytest.mark.parametrize("part", ["arguments", "envelope", "call"])
+@pytest.mark.parametrize("part", ["arguments", "envelope", "call", "command"])
 def test_encode(benchmark: BenchmarkFixture, part: str) -> None:
-    """Arguments bound, encoded and checked; the envelope around them; both, with id and options."""
+    """Arguments bound, encoded and checked; the envelope around them; both, with id and options; all of them as one call."""
     body = noop.arguments.encode((1,), {})
+    jobs = [noop._call((n,), {}, app).job for n in range(JOBS)]
     parts: dict[str, Callable[[], object]] = {
         "arguments": lambda: [noop.arguments.encode((n,), {}) for n in range(JOBS)],
-        "envelope": lambda: [encode(Envelope(5, PLAIN, "noop", body, 1 << 41)) for _ in range(JOBS)],
-        "call": lambda: [noop._call((n,), {}) for n in range(JOBS)],
+        "envelope": lambda: [plain_envelope(plain_head(5, "noop"), body, 1 << 41) for _ in range(JOBS)],
+        "call": lambda: [noop._call((n,), {}, app) for n in range(JOBS)],
+        "command": lambda: pack(enqueue(KEYS, 5, "0" * 12, 1 << 50, jobs)),
     }
     benchmark(parts[part])
 

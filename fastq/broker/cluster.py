@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import hiredis
 
-from fastq.broker.command import Command, raw
-from fastq.broker.connection import LATE, AsyncConnection, SyncConnection, Waiter, is_noscript, pack
+from fastq.broker.command import Command, Waiter, raw
+from fastq.broker.connection import LATE, AsyncConnection, SyncConnection, is_noscript, pack
 from fastq.broker.greeting import error_of, unreachable
 from fastq.broker.topology import BLOCKING, LAYOUT, Node, Redirection, Topology, guarded, redirection
 from fastq.broker.url import Endpoint

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["Command", "Operation", "Packed", "as_is", "raw"]
+__all__ = ["Command", "Operation", "Packed", "Waiter", "as_is", "raw"]
 
 T = TypeVar("T")
 
@@ -50,6 +50,26 @@ class Packed(Command[T]):
     def args(self) -> Sequence[Any]:  # type: ignore[override]  # as all commands, it is made once and read
         """As of any command."""
         return self._words()
+
+
+class Waiter(Protocol):
+    """What waits for a reply: a future, or what is told about it as one is, without a turn of the event loop in between."""
+
+    def done(self) -> bool:
+        """Whether it does not want the reply any more."""
+        ...
+
+    def set_result(self, reply: Any, /) -> None:
+        """The reply is here; an error reply is a value."""
+        ...
+
+    def set_exception(self, error: Exception, /) -> None:
+        """The connection is gone: the command may or may not have run."""
+        ...
+
+    def exception(self) -> object:
+        """Called after ``set_exception``, so that a future whose caller went away leaves no warning."""
+        ...
 
 
 Operation = Generator[Command[Any] | list[Command[Any]], Any, T]

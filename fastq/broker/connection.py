@@ -13,12 +13,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import hiredis
 
 from fastq.broker import scripts
-from fastq.broker.command import Command, Operation, Packed
+from fastq.broker.command import Command, Operation, Packed, Waiter
 from fastq.broker.greeting import (
     MOVED_ON,
     Clock,
@@ -75,26 +75,6 @@ def is_moved_on(reply: Any) -> bool:
 
 
 # -- asyncio ----------------------------------------------------------------------------------
-
-
-class Waiter(Protocol):
-    """What waits for a reply: a future, or what is told about it as one is, without a turn of the event loop in between."""
-
-    def done(self) -> bool:
-        """Whether it does not want the reply any more."""
-        ...
-
-    def set_result(self, reply: Any, /) -> None:
-        """The reply is here; an error reply is a value."""
-        ...
-
-    def set_exception(self, error: Exception, /) -> None:
-        """The connection is gone: the command may or may not have run."""
-        ...
-
-    def exception(self) -> object:
-        """Called after ``set_exception``, so that a future whose caller went away leaves no warning."""
-        ...
 
 
 class Wire:
@@ -388,13 +368,17 @@ class AsyncConnection:
         try:
             reply = await sent
             if isinstance(reply, hiredis.ReplyError):
-                if is_noscript(reply):
-                    reply = await self.send(command, by_text=True)
-                if isinstance(reply, hiredis.ReplyError):
-                    raise self._reply_error(reply)
+                reply = await self._second_answer(command, reply)
         except ConnectionResetError as error:
             raise unreachable(self.endpoint, error) from None
         return command.decode(reply)
+
+    async def _second_answer(self, command: Command[Any], error: Exception) -> Any:
+        """After an error reply: that to the script's text, if it was not known by its name."""
+        reply = await self.send(command, by_text=True) if is_noscript(error) else error
+        if isinstance(reply, hiredis.ReplyError):
+            raise self._reply_error(reply)
+        return reply
 
     async def call_many(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """Send several commands back to back; their decoded replies in order. The first error reply is raised."""
@@ -405,7 +389,16 @@ class AsyncConnection:
             raise unreachable(self.endpoint, "not connected")
         sent = [loop.create_future() for _ in commands]
         self._write(wire, b"".join(map(pack, commands)), *sent)
-        return [await self.finish(command, future) for command, future in zip(commands, sent, strict=True)]
+        decoded = []
+        try:  # as finish, without a coroutine for each: an idle worker's next jobs come this way
+            for command, future in zip(commands, sent, strict=True):
+                reply = await future
+                if isinstance(reply, hiredis.ReplyError):
+                    reply = await self._second_answer(command, reply)
+                decoded.append(command.decode(reply))
+        except ConnectionResetError as error:
+            raise unreachable(self.endpoint, error) from None
+        return decoded
 
     async def run(self, operation: Operation[T]) -> T:
         """Drive an operation to its result. What it does not catch of the errors of :meth:`call` is raised here."""

@@ -44,7 +44,7 @@ Landed = Callable[["_Call", Any], None]
 class _Call:
     """One call of the script: the jobs in it, its number, and whether it is over.
 
-    It waits for its own reply (see :class:`fastq.broker.connection.Waiter`): its callers hear of it in the same turn of the
+    It waits for its own reply (see :class:`fastq.broker.command.Waiter`): its callers hear of it in the same turn of the
     event loop.
     """
 
@@ -169,7 +169,16 @@ class AsyncEnqueuer:
             BrokerUnavailable: not confirmed in time. BrokerOutOfMemory, BrokerReplyError: refused by Redis.
             QueueFull: no room in this process's buffer until the deadline.
         """
-        deadline = self._loop.time() + self._timeout
+        deadline, connection = self._loop.time() + self._timeout, self._connection
+        if self._alone and not self._flying and connection.connected:
+            future: asyncio.Future[list[Refused]] = self._loop.create_future()
+            self._flying, self._epoch = True, connection.connects
+            self._sound = self._overlaps and connection.in_order
+            self._calls = calls = [
+                _Call(target, [_Waiting(target, jobs, future, deadline)], self._numbers, self._landed)
+            ]
+            self._send(calls)
+            return future
         if self._waiting >= self._limit:
             return self._submit_later(target, jobs, deadline)
         return self._enlist(target, jobs, deadline)
@@ -180,14 +189,7 @@ class AsyncEnqueuer:
 
     def _enlist(self, target: Target, jobs: list[NewJob], deadline: float) -> asyncio.Future[list[Refused]]:
         future: asyncio.Future[list[Refused]] = self._loop.create_future()
-        waiting = _Waiting(target, jobs, future, deadline)
-        if self._alone and not self._flying and self._connection.connected:
-            self._flying = True
-            self._begin_on(self._connection)
-            self._calls = calls = [_Call(target, [waiting], self._numbers, self._landed)]
-            self._send(calls)
-            return future
-        self._queue.append(waiting)
+        self._queue.append(_Waiting(target, jobs, future, deadline))
         self._waiting += len(jobs)
         if not self._flying:
             self._flying = True

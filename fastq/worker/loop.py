@@ -277,7 +277,8 @@ class WorkerLoop:
         if reserved is None or reserved.held == -1:
             lane.hungry = True
         else:
-            lane.taken_anew(reserved.ids)
+            if lane.sent is not None:
+                lane.taken_anew(reserved.ids)
             self._reserved(lane, reserved, ask)
             self._fill()
             if self._asleep and not lane.hungry and not lane.batch:
@@ -309,7 +310,8 @@ class WorkerLoop:
         ids, envelopes, deliveries = reserved.ids, reserved.envelopes, reserved.deliveries
         if not self._backlog:
             self._backlog_since = time.monotonic()
-            self._ticker.hurry()
+            if self._ticker.resting:
+                self._ticker.hurry()
         if isinstance(reserved, Unparked):
             odd: Iterable[int] = range(len(ids))
         else:

@@ -30,6 +30,8 @@ class Ticker:
 
     def __init__(self) -> None:
         self._busy = asyncio.Event()
+        self.resting = False
+        """Whether the pause under way is a long one."""
 
     def hurry(self) -> None:
         """There is something to look after from now on."""
@@ -41,6 +43,8 @@ class Ticker:
             await asyncio.sleep(TICK)
             return
         self._busy.clear()
+        self.resting = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(until_beat()):
                 await self._busy.wait()
+        self.resting = False

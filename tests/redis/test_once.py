@@ -188,7 +188,7 @@ async def test_concurrent_duplicates_execute_once_and_all_get_the_first_result(a
 
     other = FastQ(app.settings.url)  # another process's application, with its own connections
     other.include(app)
-    app._bound = app
+    app.attached = app
     async with working(app) as shop:
         jobs = await asyncio.gather(*(charge.enqueue("o-1", amount=9.5) for _ in range(50)))
         jobs += [await other.enqueue("charge", "o-1", 9.5), await asyncio.to_thread(charge.enqueue_sync, "o-1", 9.5)]

@@ -119,7 +119,7 @@ def test_nothing_changes_for_a_queue_that_is_not_split() -> None:
         @each.task(queue="mail")
         async def send(to: str) -> None: ...
 
-        call = send._call(("a",), {})
+        call = send._call(("a",), {}, each)
         assert call.queue == "mail"
         assert each.keys(call.queue).jobs == b"fastq:{mail}:jobs"
     assert split.keys(partition_for("bulk", 4, "order-42")).jobs == b"fastq:{bulk:2}:jobs"
