@@ -163,7 +163,7 @@ def test_a_reserve_that_is_answered_after_sigterm(
 
 def test_a_lease_that_nobody_extends_is_found(make_fleet: MakeFleet, redis_url: str, proxy: FaultProxy) -> None:
     """The planted bug `never_extends`: the analysis of F-31 sees that a lease is lost, and jobs run twice."""
-    fleet = make_fleet(proxy.url, workers=1).serving(plant="never_extends")
+    fleet = make_fleet(proxy.url, workers=1, lease=2 * LEASE).serving(plant="never_extends")
     fleet.url = redis_url
     proxy.delay = 0.2
     fleet.enqueue("gated", "long", str(fleet.gate()))

@@ -208,8 +208,8 @@ async def test_a_waiter_that_was_cancelled_holds_nothing(redis_url: str, raw: An
 
 
 async def test_a_blocked_event_loop_does_not_lose_it(redis_url: str) -> None:
-    async with application(redis_url) as app, app.leader("report", ttl=0.5) as term:
-        time.sleep(1.5)
+    async with application(redis_url) as app, app.leader("report", ttl=1.5) as term:
+        time.sleep(3.5)
         term.check()
 
 
