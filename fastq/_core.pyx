@@ -730,11 +730,14 @@ cpdef bytes plain_envelope(bytes head, bytes body, unsigned long long enqueued_a
 
     OverflowError: a body of 4 GiB or more.
     """
-    cdef Py_ssize_t first = PyBytes_GET_SIZE(head), size = PyBytes_GET_SIZE(body), length
+    cdef Py_ssize_t first, size, length
     cdef char[_INT] stamp
     cdef int width = <int>(_msgpack_number(stamp, enqueued_at) - stamp)
     cdef char *at
     cdef bytes made
+    if head is None or body is None:
+        raise TypeError("head and body are bytes")
+    first, size = PyBytes_GET_SIZE(head), PyBytes_GET_SIZE(body)
     if size > 0xFFFFFFFF:
         raise OverflowError(f"a body of {size} bytes")
     length = 1 if size < 1 << 8 else 2 if size < 1 << 16 else 4
@@ -850,7 +853,7 @@ cdef bint _is_plain(object job):
     )
 
 
-def pack_plain(bytes start, long words, str producer, unsigned long long sequence, jobs, /):
+def pack_plain(bytes start not None, long words, str producer not None, unsigned long long sequence, jobs, /):
     """The bytes of a call of enqueue.lua with these jobs; None: they are not all plain, or not a list.
 
     ``start``: the ``words`` words up to the producer, as Redis's protocol has them, without the count before them.

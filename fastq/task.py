@@ -196,9 +196,7 @@ def check_options(options: Mapping[str, Any]) -> JobOptions:
 _NOT_ONCE = Once()
 
 
-def make_call(
-    task: str, body: bytes, defaults: TaskOptions, options: JobOptions, producer: Producer, *, plain_id: str = ""
-) -> Call:
+def make_call(task: str, body: bytes, defaults: TaskOptions, options: JobOptions, producer: Producer) -> Call:
     """Put header and body together.
 
     Raises:
@@ -213,7 +211,7 @@ def make_call(
             data = plain_envelope(plain_head(priority, task), body, now)
         else:
             data = encode(Envelope(priority, PLAIN, task, body, now, 0, Extra(expires_at=now + round(expires * 1_000))))
-        job = NewJob(plain_id or new_id(), data)
+        job = NewJob(new_id(), data)
         return Call(producer.partition(queue, job.id), priority, job)
     check_queue_name(queue)
     priority = check_priority(options.get("priority", defaults.priority))
@@ -322,6 +320,7 @@ class Owner(Protocol):
     """Where a task is registered."""
 
     attached: Producer | None
+    """The application that has included it, if any."""
 
     def producer(self) -> Producer:
         """Who sends its jobs; raises FastQError when no application has included it."""
@@ -436,7 +435,8 @@ class Task(_Enqueues[P, R]):
         self.name = name
         self.fn = fn
         self.defaults = options
-        self._plain_under: Settings | None = None
+        # In one attribute: threads that enqueue see both or neither.
+        self._plain: tuple[Settings | None, PlainCalls[Call] | None] = (None, None)
 
     @functools.cached_property
     def arguments(self) -> Arguments:
@@ -458,10 +458,11 @@ class Task(_Enqueues[P, R]):
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], producer: Producer) -> Call:
         body = self.arguments.encode(args, kwargs)
-        if self._plain_under is not producer.settings:
-            self._plain = self._plain_calls(producer)
-        if len(body) <= self._plain.max_body and not producer.partitions:
-            return self._plain.make(body, producer.now_ms())
+        settings, plain = self._plain
+        if plain is None or settings is not producer.settings:
+            plain = self._plain_calls(producer)
+        if len(body) <= plain.max_body and not producer.partitions:
+            return plain.make(body, producer.now_ms())
         defaults = self.defaults
         if defaults.unique is not None or defaults.idempotent is not None:
             named = functools.partial(self.arguments.named, args, kwargs)
@@ -470,11 +471,13 @@ class Task(_Enqueues[P, R]):
 
     def _plain_calls(self, producer: Producer) -> PlainCalls[Call]:
         """What makes the calls without options, as long as the settings are these; -1: a task of which none is that simple."""
-        defaults, self._plain_under = self.defaults, producer.settings
+        defaults, settings = self.defaults, producer.settings
         simple = defaults.expires is None and defaults.unique is None and defaults.idempotent is None
         queue, most = producer.queue_of(self.name, defaults.queue), producer.max_body() if simple else -1
         example = Call(queue, defaults.priority, NewJob("", b""))
-        return PlainCalls(example, plain_head(defaults.priority, self.name), most)
+        made = PlainCalls(example, plain_head(defaults.priority, self.name), most)
+        self._plain = (settings, made)
+        return made
 
     def home(self) -> Home:
         """The application, for workflows."""

@@ -172,6 +172,7 @@ class AsyncEnqueuer:
         deadline, connection = self._loop.time() + self._timeout, self._connection
         if self._alone and not self._flying and connection.connected:
             future: asyncio.Future[list[Refused]] = self._loop.create_future()
+            # As _board and _take_off, in one: frames are what a lone call costs.
             self._flying, self._epoch = True, connection.connects
             self._sound = self._overlaps and connection.in_order
             self._calls = calls = [

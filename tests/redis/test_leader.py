@@ -209,7 +209,7 @@ async def test_a_waiter_that_was_cancelled_holds_nothing(redis_url: str, raw: An
 
 async def test_a_blocked_event_loop_does_not_lose_it(redis_url: str) -> None:
     async with application(redis_url) as app, app.leader("report", ttl=1.5) as term:
-        time.sleep(3.5)
+        time.sleep(3.5)  # the event loop is blocked, for two leases: what the test is about
         term.check()
 
 

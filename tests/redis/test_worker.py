@@ -768,7 +768,7 @@ async def test_a_worker_with_a_long_job_goes_on_waiting_for_others(redis_url: st
     async with working(app) as shop:
         for n in range(15):
             await long.enqueue(n)
-            await eventually_async(lambda n=n: running == [*range(n + 1)])  # type: ignore[misc]
+            await eventually_async(lambda n=n: running == [*range(n + 1)])
         gate.set()
         await eventually_async(lambda: not shop.loop.executor.running)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import hiredis
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import fastq
 from fastq import _core
 from fastq.broker.command import Command, Packed
 from fastq.broker.commands import NewJob, Once, enqueue
@@ -102,6 +105,43 @@ def test_what_is_not_plain_is_left_to_others(odd: Any) -> None:
 @pytest.mark.parametrize("jobs", [(), (NewJob("a", b"A"),), None, "a"])
 def test_only_a_list_is_packed(jobs: Any) -> None:
     assert _core.pack_plain(b"", 0, "p", 1, jobs) is None
+
+
+def test_threads_that_enqueue_for_the_first_time_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that comes second finds all or nothing of what the first one is working out."""
+    app, begun, go_on = fastq.FastQ("redis://nowhere"), threading.Event(), threading.Event()
+
+    @app.task
+    def send(to: str) -> None: ...
+
+    def slow_head(priority: int, name: str) -> bytes:
+        if not begun.is_set():
+            begun.set()
+            assert go_on.wait(10)
+        return plain_head(priority, name)
+
+    monkeypatch.setattr("fastq.task.plain_head", slow_head)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(send._call, ("a",), {}, app)
+        assert begun.wait(10)
+        try:
+            second = send._call(("a",), {}, app)
+        finally:
+            go_on.set()
+        assert first.result(10).queue == second.queue == "default"
+
+
+def test_nothing_is_no_bytes() -> None:
+    nothing = cast(Any, None)
+    for wrong in (
+        lambda: plain_envelope(nothing, b"", 1),
+        lambda: plain_envelope(b"", nothing, 1),
+        lambda: _core.pack_plain(nothing, 0, "p", 1, []),
+        lambda: _core.pack_plain(b"", 0, nothing, 1, []),
+        lambda: _core.PlainCalls(EXAMPLE, b"", 0).make(nothing, 1),
+    ):
+        with pytest.raises(TypeError):
+            wrong()
 
 
 EXAMPLE = Call("mail", 7, NewJob("", b""))
