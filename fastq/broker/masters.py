@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -79,7 +80,7 @@ def examine(
     prefix: str, cluster: Endpoint, look: Callable[[Master], Operation[list[Finding]]]
 ) -> Operation[list[Finding]]:
     """What ``look`` finds at each master, and what is wrong with the cluster as a whole."""
-    layout = yield LAYOUT
+    layout = yield from _layout(cluster)
     masters = _masters(prefix, cluster, layout)
     found = yield from _each(masters, look)
     return [*_coverage(layout), *(yield from _failover(masters, found)), *_merged(found)]
@@ -89,8 +90,16 @@ def of_each(
     prefix: str, cluster: Endpoint, look: Callable[[Master], Operation[list[Finding]]]
 ) -> Operation[list[Finding]]:
     """What ``look`` finds at each master."""
-    masters = _masters(prefix, cluster, (yield LAYOUT))
+    masters = _masters(prefix, cluster, (yield from _layout(cluster)))
     return _merged((yield from _each(masters, look)))
+
+
+def _layout(cluster: Endpoint) -> Operation[Any]:
+    """Of any master that answers: the next one is asked when one is away, which is just what is to be found."""
+    for _ in cluster.nodes[1:]:
+        with contextlib.suppress(BrokerUnavailable):
+            return (yield LAYOUT)
+    return (yield LAYOUT)
 
 
 def _each(

@@ -138,6 +138,7 @@ class Topology:
         self._endpoint = endpoint
         self._seeds = [Node(host, port) for host, port in endpoint.nodes]
         self._owners: list[Node | None] = []
+        self._first = Node("", 0)  # the master that is asked what any could be
         self._suspects: dict[Node, None] = {}
         self._learnt_at = 0.0
         self._stale = True
@@ -176,7 +177,7 @@ class Topology:
         if key is None and near is not None:
             key = key_of(near)
         if key is None:
-            return self.masters[0]
+            return self._first
         slot = slot_of(key)
         node = self._owners[slot] if self._owners else None
         if node is None:
@@ -215,6 +216,7 @@ class Topology:
         if not masters:
             raise BrokerUnavailable(f"{asked} knows of no node that serves any slot")
         self._owners, self.masters = owners, masters
+        self._first = asked if asked in masters else masters[0]  # that one is up: it has just answered
         self._suspects.clear()
         self._stale = False
         self._learnt_at = time.monotonic()
@@ -234,6 +236,8 @@ class Topology:
         """Something is wrong, with these nodes if any are named: ask others what has become of them."""
         self._stale = True
         self._suspects.update(dict.fromkeys(nodes))
+        if self._first in self._suspects:
+            self._first = next((node for node in self.masters if node not in self._suspects), self._first)
 
     # -- SCAN walks one node's keys; over a cluster its cursor says which node it has come to ---------------------------
 

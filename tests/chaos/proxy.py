@@ -18,9 +18,10 @@ from typing import Any, Self
 from fastq.broker import scripts
 from fastq.broker.url import parse_url
 
-PASS, DROP, HOLD = "pass", "drop", "hold"
+PASS, DROP, HOLD, CUT = "pass", "drop", "hold", "cut"
 Rule = Callable[[list[str]], str]
-"""The names of what is in a client's bytes (see ``MARKS``; others are let through) -> what becomes of the reply."""
+"""The names of what is in a client's bytes (see ``MARKS``; others are let through) -> what becomes of the reply; CUT: the
+connection breaks before Redis has any of these bytes, or of what follows them."""
 
 MARKED = ("enqueue", "enqueue_once", "register", "reserve", "settle", "recover", "extend", "lease", "penalize")
 MARKS = {scripts.load(name).sha: name for name in MARKED}
@@ -44,6 +45,8 @@ class Line:
         while data := await self.client_reader.read(1 << 20):
             names = [name for mark, name in MARKS.items() if mark in data]
             what = self.proxy.judge(names)
+            if what == CUT:
+                return
             if what == DROP:
                 self.dropping = names
             elif what == HOLD:

@@ -28,6 +28,19 @@ def learnt() -> Topology:
     return topology
 
 
+def test_what_any_master_can_answer_is_asked_of_one_that_is_up() -> None:
+    ping, topology = raw("PING"), learnt()
+    assert topology.owner(ping) == A
+    topology.suspect(A)
+    assert topology.owner(ping) == B
+    topology.suspect(B)
+    assert topology.owner(ping) == B, "whoever is asked: nobody is left"
+    topology.learn(LAYOUT, B)
+    assert topology.owner(ping) == B, "it has just answered"
+    topology.learn(LAYOUT, Node("seed", 7000))  # a name of one of them, or a replica
+    assert topology.owner(ping) == A
+
+
 @given(st.binary() | st.sampled_from([b"{}", b"{", b"}{", b"{a}{b}", b"x{{y}}z", b"fastq:{q}:jobs"]))
 def test_slots_are_those_of_redis(key: bytes) -> None:
     from redis.crc import key_slot
