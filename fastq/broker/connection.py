@@ -334,7 +334,7 @@ class AsyncConnection:
         """
         if self._wire is None:
             raise unreachable(self.endpoint, "not connected")
-        self._write(self._wire, pack(command), waiter)
+        self._write(self._wire, command.packed if type(command) is Packed else pack(command), waiter)
 
     def place(self, key: bytes) -> Any:  # noqa: ARG002 - a cluster's
         """What tells apart the servers that keys are on: commands of one place fail together. None where there is one server."""

@@ -57,9 +57,8 @@ class _Call:
         self._landed = landed
         self.renumber(numbers)
 
-    def done(self) -> bool:
-        """False: the reply is wanted even when no caller waits for it any more."""
-        return False
+    done = staticmethod(bool)
+    """False: the reply is wanted even when no caller waits for it any more. (A call without a frame.)"""
 
     def set_result(self, reply: Any) -> None:
         """The reply, or the error reply, is here."""

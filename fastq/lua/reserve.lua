@@ -8,64 +8,72 @@
 -- It hands out fewer than wanted (2,000 at most) when many were cancelled; the wake token says that there are more.
 -- Reply {now_ms, held, ids, envelopes, deliveries}; held -1: the lease is gone; deliveries is empty when no job has any.
 --- @include "now"
---- @include "number"
---- @include "add"
 --- @include "wake"
 --- @include "is_ghost"
+local worker, want = ARGV[1], math.min(tonumber(ARGV[2]), 2000) -- Lua cannot unpack 8,000, and what is popped must be held
+local MOST_GHOSTS = 500 -- a call stays near 4 ms: skipping 100,000 at once would stop Redis for 0.4 to 0.8 s
+local clock, running, unfolding = now_ms(), KEYS[2], string.sub(KEYS[13], 1, -7) .. 'unfolding'
+if not redis.call('ZSCORE', KEYS[1], worker) then return {clock, -1, {}, {}, {}} end
+-- most queues, most of the time: not paused, no ghosts, deliveries, unique:start, awaited, and no workflow that unfolds
+local plain = redis.call('EXISTS', KEYS[4], KEYS[6], KEYS[7], KEYS[10], KEYS[11], unfolding) == 0
+if want < 1 or not plain and redis.call('EXISTS', KEYS[4]) == 1 then
+  return {clock, redis.call('SCARD', running) - 1, {}, {}, {}}
+end
+
+local taken, remain, skipped = {}, false, 0
+local haunted = not plain and redis.call('HLEN', KEYS[6]) > 0
+local pop, LEVELS = {#KEYS - 13, unpack(KEYS, 14)}, #KEYS - 12 -- of LMPOP: one command for all levels
+pop[LEVELS + 1], pop[LEVELS + 2] = 'LEFT', 'COUNT'
+local function take()
+  repeat
+    pop[LEVELS + 3] = want - #taken
+    local popped = redis.call('LMPOP', unpack(pop))
+    for _, id in ipairs(popped and popped[2] or {}) do
+      if haunted and is_ghost(KEYS[6], id) then skipped = skipped + 1 else taken[#taken + 1] = id end
+    end
+    remain = redis.call('EXISTS', unpack(KEYS, 14)) > 0
+  until not remain or #taken == want or skipped >= MOST_GHOSTS
+end
+take()
+if plain then -- what the rest needs is not even defined yet: that would be a third of a short call
+  if remain then wake(KEYS[5]) end
+  if #taken == 0 then return {clock, redis.call('SCARD', running) - 1, {}, {}, {}} end
+  redis.call('SADD', running, unpack(taken))
+  return {clock, redis.call('SCARD', running) - 1, taken, redis.call('HMGET', KEYS[3], unpack(taken)), {}}
+end
+
+--- @include "number"
+--- @include "add"
 --- @include "release_unique"
 --- @include "tell"
 --- @include "flows"
 --- @include "begin"
 --- @include "unfold"
 --- @include "unfold_more"
-local workers, running, jobs, paused, wake_list, ghosts, deliveries, unique, unique_of, unique_start = unpack(KEYS, 1, 10)
-local worker, want = ARGV[1], math.min(tonumber(ARGV[2]), 2000) -- Lua cannot unpack 8,000, and what is popped must be held
-local MOST_GHOSTS = 500 -- a call stays near 4 ms: skipping 100,000 at once would stop Redis for 0.4 to 0.8 s
-local now = now_ms()
-if not redis.call('ZSCORE', workers, worker) then return {now, -1, {}, {}, {}} end
-if want < 1 or redis.call('EXISTS', paused) == 1 then
-  return {now, redis.call('SCARD', running) - 1, {}, {}, {}}
-end
-
-local ids, more, skipped = {}, false, 0
-local haunted = redis.call('HLEN', ghosts) > 0
-local words, LEVELS = {#KEYS - 13, unpack(KEYS, 14)}, #KEYS - 12 -- of LMPOP: one command for all levels
-words[LEVELS + 1], words[LEVELS + 2] = 'LEFT', 'COUNT'
-local function take()
-  while #ids < want and skipped < MOST_GHOSTS do
-    words[LEVELS + 3] = want - #ids
-    local popped = redis.call('LMPOP', unpack(words))
-    if not popped then return end
-    for _, id in ipairs(popped[2]) do
-      if haunted and is_ghost(ghosts, id) then skipped = skipped + 1 else ids[#ids + 1] = id end
-    end
-  end
-  more = redis.call('EXISTS', unpack(KEYS, 14)) > 0
-end
-take()
-if #ids < want and not more then -- nothing else is to be done: workflows of which more is ripe than one call may begin go on
-  local flow = redis.call('SRANDMEMBER', base_of(KEYS[13]) .. 'unfolding')
+if #taken < want and not remain then -- nothing else is to be done: workflows of which more is ripe than one call may begin go on
+  local flow = redis.call('SRANDMEMBER', unfolding)
   if flow then
-    unfold_more(KEYS[13], now, flow)
+    unfold_more(KEYS[13], clock, flow)
     take()
   end
 end
-if more then wake(wake_list) end
-if #ids == 0 then return {now, redis.call('SCARD', running) - 1, {}, {}, {}} end
+local jobs, wake_list, deliveries, unique, unique_of, unique_start = KEYS[3], KEYS[5], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+if remain then wake(wake_list) end
+if #taken == 0 then return {clock, redis.call('SCARD', running) - 1, {}, {}, {}} end
 
-redis.call('SADD', running, unpack(ids))
+redis.call('SADD', running, unpack(taken))
 if redis.call('HLEN', unique_start) > 0 then -- unique until they are started, that is: until now
   local begun = {}
-  for i, key in ipairs(redis.call('HMGET', unique_start, unpack(ids))) do
-    if key then begun[#begun + 1] = ids[i] end
+  for i, key in ipairs(redis.call('HMGET', unique_start, unpack(taken))) do
+    if key then begun[#begun + 1] = taken[i] end
   end
   release_unique(unique, unique_of, begun)
 end
-if redis.call('HLEN', KEYS[11]) > 0 then tell(KEYS[11], KEYS[12], now, 'started', ids) end
-local envelopes = redis.call('HMGET', jobs, unpack(ids))
+if redis.call('HLEN', KEYS[11]) > 0 then tell(KEYS[11], KEYS[12], clock, 'started', taken) end
+local envelopes = redis.call('HMGET', jobs, unpack(taken))
 local suspects = {}
 if redis.call('HLEN', deliveries) > 0 then
-  suspects = redis.call('HMGET', deliveries, unpack(ids))
-  for i = 1, #ids do suspects[i] = number(suspects[i]) end
+  suspects = redis.call('HMGET', deliveries, unpack(taken))
+  for i = 1, #taken do suspects[i] = number(suspects[i]) end
 end
-return {now, redis.call('SCARD', running) - 1, ids, envelopes, suspects}
+return {clock, redis.call('SCARD', running) - 1, taken, envelopes, suspects}

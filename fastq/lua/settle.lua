@@ -8,6 +8,25 @@
 --   and last, of jobs of workflows that have succeeded: id result; of jobs that were cancelled without a record: id ''
 -- Sent twice, or by a worker whose lease was lost: what the running set no longer holds is left alone (the fence).
 -- Reply {held, stale ids}; held -1: the lease is gone.
+local stale, finished = {}, {}
+do -- succeeded: the hot path; what the rest needs is not even defined yet, which would be half of a short call
+  local count = tonumber(ARGV[2])
+  for from = 3, count + 2, 5000 do -- Lua unpacks fewer than 8,000
+    local first = #finished + 1
+    for i, owned in ipairs(redis.call('SMISMEMBER', KEYS[1], unpack(ARGV, from, math.min(from + 4999, count + 2)))) do
+      local into = owned == 1 and finished or stale
+      into[#into + 1] = ARGV[from + i - 1]
+    end
+    if #finished >= first then
+      redis.call('SREM', KEYS[1], unpack(finished, first))
+      redis.call('HDEL', KEYS[2], unpack(finished, first))
+    end
+  end
+  -- no other outcomes; no deliveries, unique:of, cancels, awaited, groups: nobody else is to hear of these
+  if #ARGV == count + 6 and redis.call('EXISTS', KEYS[9], KEYS[11], KEYS[13], KEYS[14], KEYS[16]) == 0 then
+    return {redis.call('SCARD', KEYS[1]) - 1, stale}
+  end
+end
 --- @include "now"
 --- @include "number"
 --- @include "add"
@@ -31,8 +50,7 @@
 local running, jobs, due, due_wake, wake_list, dead, dead_jobs, dead_errors, deliveries = unpack(KEYS, 1, 9)
 local unique, unique_of, done, cancels, awaited, events, groups = unpack(KEYS, 10, 16)
 local LEVELS, BUCKETS = 17, 27
-local stale, finished, position = {}, {}, 2
-local kinds = {} -- job id -> its event, when that is not `succeeded`
+local position, kinds = tonumber(ARGV[2]) + 3, {} -- kinds: job id -> its event, when that is not `succeeded`
 local heard = redis.call('HLEN', awaited) > 0 -- somebody waits for jobs of this queue, or watches them
 local now, asked = now_ms(), redis.call('HLEN', cancels) > 0
 local grouped = redis.call('EXISTS', groups) == 1 -- workflows are under way
@@ -55,29 +73,11 @@ local function section(width, field)
   if count == 0 then return rows end
   local owned, kept, mine = held_of(running, ids), {}, {}
   for i = 1, count do
-    if owned[i] == 1 then
-      kept[#kept + 1], mine[#mine + 1] = rows[i], ids[i]
-    else
-      stale[#stale + 1] = ids[i]
-    end
+    if owned[i] == 1 then kept[#kept + 1], mine[#mine + 1] = rows[i], ids[i] else stale[#stale + 1] = ids[i] end
   end
   many('SREM', running, mine)
   return kept, mine
 end
-
--- succeeded: the hot path, three commands for the whole section
-local count = tonumber(ARGV[position])
-if count > 0 then
-  local ids = slice(ARGV, position + 1, count)
-  local owned, mine = held_of(running, ids), {}
-  for i = 1, count do
-    if owned[i] == 1 then mine[#mine + 1] = ids[i] else stale[#stale + 1] = ids[i] end
-  end
-  many('SREM', running, mine)
-  many('HDEL', jobs, mine)
-  finished = mine
-end
-position = position + 1 + count
 
 local recorded, recorded_ids = section(3, 2)
 local fields = {}

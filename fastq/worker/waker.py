@@ -29,8 +29,72 @@ IDLE_WAIT = 2.0
 RESERVE_MOST = 2_000
 """Jobs of one reserve."""
 
+Arrived = Callable[[Lane, Reserved | None, int], None]
+
 TOKEN_MS = 60_000
 """How long a token lies in a worker's own list, should the worker be gone; as in include/wake_holder.lua."""
+
+
+class _Round:
+    """A pop and the reserves behind it, on their way.
+
+    What these bring is taken in the moment it is read; a coroutine that waits for it would be a turn of the event loop later. The
+    coroutine hears of the end of it all, by a future with the bare reply of the pop, and sees to what was ``refused``.
+    """
+
+    __slots__ = ("arrived", "ask", "due", "over", "pop", "popped", "refused")
+
+    def __init__(self, arrived: Arrived, ask: int, over: Callable[[], None], due: int) -> None:
+        self.arrived = arrived
+        self.ask = ask
+        self.over = over
+        self.due = due  # replies
+        self.pop: Any = None
+        self.popped: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.refused: list[tuple[Lane, Command[Any], Any]] = []
+
+
+class _Reply:
+    """Waits for the reply of one command of a round (see :class:`fastq.broker.command.Waiter`)."""
+
+    __slots__ = ("_command", "_lane", "_round")
+
+    def __init__(self, round_: _Round, lane: Lane | None, command: Command[Any]) -> None:
+        self._round = round_
+        self._lane = lane
+        self._command = command
+
+    done = staticmethod(bool)
+    """False: all are counted. (A call without a frame.)"""
+
+    def set_result(self, reply: Any) -> None:
+        """The reply, or the error reply."""
+        round_, lane = self._round, self._lane
+        if round_.popped.done():  # nobody waits any more: the worker leaves
+            return
+        if lane is None:
+            round_.pop = reply
+        elif isinstance(reply, Exception):
+            round_.refused.append((lane, self._command, reply))
+        else:
+            try:
+                round_.arrived(lane, self._command.decode(reply), round_.ask)
+            except Exception as error:  # noqa: BLE001 - of the worker, which ends of it; not of the protocol that calls this
+                round_.popped.set_exception(error)
+                return
+        round_.due -= 1
+        if not round_.due:
+            if not round_.refused:
+                round_.over()
+            round_.popped.set_result(round_.pop)
+
+    def set_exception(self, error: Exception) -> None:
+        """The connection is gone."""
+        if not self._round.popped.done():
+            self._round.popped.set_exception(error)
+
+    def exception(self) -> None:
+        """As of a future; there is nothing to read."""
 
 
 class Waker:
@@ -56,7 +120,7 @@ class Waker:
         own: AsyncConnection,
         lanes: Sequence[Lane],
         ask: Callable[[], tuple[str, int]],
-        arrived: Callable[[Lane, Reserved | None, int], None],
+        arrived: Arrived,
         called: Callable[[], Coroutine[Any, Any, None]],
         share: int,
     ) -> None:
@@ -74,7 +138,7 @@ class Waker:
         self.armed = False
         self.arrivals = 0
         self._asked: tuple[str, int] = ("", 0)
-        self._asking: list[Command[Any]] = []
+        self._asking: list[tuple[Lane | None, Command[Any]]] = []
 
     def wait(self) -> None:
         """The loop sleeps now: wait for what is to wake it. Does nothing while that goes on already."""
@@ -128,21 +192,36 @@ class Waker:
         self.armed = True
         if self._asked != (worker, ask):
             self._asked = (worker, ask)
-            commands: list[Command[Any]] = [
-                self._block(worker),
-                *(reserve(lane.keys, worker, ask) for lane in self._lanes),
-            ]
-            self._asking = [_packed(command) for command in commands]
+            asked: list[tuple[Lane | None, Command[Any]]] = [(None, self._block(worker))]
+            asked += [(lane, reserve(lane.keys, worker, ask)) for lane in self._lanes]
+            self._asking = [(lane, _packed(command)) for lane, command in asked]
         try:
-            replies = await self._connection.call_many(self._asking)
+            popped = await self._replies(ask)
         finally:
+            self._over()
+        if popped is not None and popped[0] not in self._by_list:
+            await self._called()
+
+    async def _replies(self, ask: int) -> Any:
+        """What was popped; what the reserves have brought has arrived."""
+        connection = self._connection
+        if not connection.connected:
+            await connection.connect()
+        round_ = _Round(self._arrived, ask, self._over, len(self._asking))
+        for lane, command in self._asking:
+            connection.post(command, _Reply(round_, lane, command))
+        popped = await connection.finish(self._asking[0][1], round_.popped)
+        for lane, command, reply in round_.refused:
+            again = asyncio.get_running_loop().create_future()
+            again.set_result(reply)
+            self._arrived(lane, await connection.finish(command, again), ask)
+        return popped
+
+    def _over(self) -> None:
+        """No reserve is on its way."""
+        if self.armed:
             self.armed = False
             self.arrivals += 1
-        for lane, reserved in zip(self._lanes, replies[1:], strict=True):
-            self._arrived(lane, reserved, ask)
-        if replies[0] is not None and replies[0][0] not in self._by_list:
-            await self._called()
-        await asyncio.sleep(0)  # the handlers begin before the next question is asked
 
     async def _pop(self, worker: str) -> None:
         popped = await self._connection.call(self._block(worker))
@@ -179,7 +258,7 @@ class Wakers:
         own: AsyncConnection,
         lanes: Sequence[Lane],
         ask: Callable[[], tuple[str, int]],
-        arrived: Callable[[Lane, Reserved | None, int], None],
+        arrived: Arrived,
         called: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         links = connection.split(len(lanes))

@@ -219,9 +219,10 @@ def test_one_job_can_be_watched(lab: Lab, ear: Ear) -> None:
 @pytest.mark.one_server("counts commands")
 def test_who_is_not_waited_for_costs_one_command(lab: Lab) -> None:
     """A batch of outcomes asks once, and nothing more, whether anybody waits."""
-    lab.take(*(f"j{n}" for n in range(100)))
+    lab.take(*(f"j{n}" for n in range(101)))
+    lab.settle(succeeded=["j100"])  # Redis knows the script from now on
     calls = commands_of(lab, lambda: lab.settle(succeeded=[f"j{n}" for n in range(100)]))
-    assert calls == {"evalsha": 1, "hlen": 4, "exists": 1, "smismember": 1, "srem": 1, "hdel": 1, "time": 1, "scard": 1}
+    assert calls == {"evalsha": 1, "smismember": 1, "srem": 1, "hdel": 1, "exists": 1, "scard": 1}
 
 
 def commands_of(lab: Lab, act: Callable[[], object]) -> dict[str, int]:

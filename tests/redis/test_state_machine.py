@@ -1134,6 +1134,8 @@ Mutation = tuple[str, str, str]
 # second cancel that asks for less, park of a cancelled job (test_cancel).
 BUGS: dict[str, Mutation] = {
     "settle without its fence": ("settle", "if owned[i] == 1 then", "if true then"),
+    "settle of successes without its fence": ("settle", "owned == 1 and finished or stale", "finished"),
+    "settle that asks whether nobody is to hear, and does not listen": ("settle", "KEYS[16]) == 0", "KEYS[16]) >= 0"),
     "settle that forgets the unique key": ("settle", "release_unique(unique, unique_of, finished)", ""),
     "settle that forgets the deliveries": ("settle", "many('HDEL', deliveries, finished)", ""),
     "a retry that keeps its old envelope": ("settle", "redis.call('HSET', jobs, row[1], row[3])", ""),
@@ -1159,9 +1161,10 @@ BUGS: dict[str, Mutation] = {
         "if redis.call('ZCARD', workers) ~= #KEYS - 14 then return 'again' end",
         "",
     ),
-    "reserve that does not hold": ("reserve", "redis.call('SADD', running, unpack(ids))", ""),
-    "reserve without a lease": ("reserve", "if not redis.call('ZSCORE', workers, worker)", "if false"),
-    "reserve from a paused queue": ("reserve", " or redis.call('EXISTS', paused) == 1", ""),
+    "reserve that does not hold": ("reserve", "redis.call('SADD', running, unpack(taken))", ""),
+    "reserve without a lease": ("reserve", "if not redis.call('ZSCORE', KEYS[1], worker)", "if false"),
+    "reserve from a paused queue": ("reserve", " or not plain and redis.call('EXISTS', KEYS[4]) == 1", ""),
+    "reserve that takes every queue for a plain one": ("reserve", "unfolding) == 0", "unfolding) >= 0"),
     "enqueue that repeats": ("enqueue", "(tonumber(last) or 0) >= tonumber(ARGV[2])", "false"),
     "a bound that does not hold": (
         "enqueue_once",

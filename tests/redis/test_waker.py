@@ -98,6 +98,24 @@ async def test_jobs_of_a_lost_reply_of_the_waiting_reserve_are_found(redis_url: 
     assert runs == [1]
 
 
+async def test_jobs_that_cannot_be_taken_end_the_worker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come in a callback of the connection: a bug there must not be the connection's, which would be made anew for ever."""
+    app = make_app(redis_url)
+    shop = Workshop(app)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug of the worker")
+
+    running = asyncio.create_task(shop.loop.run())
+    await armed(shop)
+    monkeypatch.setattr(shop.loop, "_take_in", fail)
+    await app.enqueue("anything")
+    with pytest.raises(RuntimeError, match="a bug of the worker"):
+        await asyncio.wait_for(running, 10)
+    await shop.helper.close()
+    await app.aclose()
+
+
 async def test_cuts_of_both_connections_lose_and_double_nothing(redis_url: str, raw: Any) -> None:
     """F-33: jobs that come one by one, so that most are taken by the waiting reserve; the connections are cut in turns."""
     app = make_app(redis_url, concurrency=5)
