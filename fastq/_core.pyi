@@ -29,6 +29,7 @@ class Ledger:
 @final
 class Tokens:
     mark: int
+    renew: float
     @property
     def low(self) -> bool: ...
     @property

@@ -33,7 +33,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_SET_ITEM
-from libc.math cimport isfinite
+from libc.math cimport INFINITY, isfinite
 from libc.string cimport memcpy, strcmp
 
 cimport cython
@@ -229,6 +229,8 @@ cdef class Tokens:
     """Units that were not used in time and wait for ``drain()``."""
     cdef public long long mark
     """Units below which ``low`` is true."""
+    cdef public double renew
+    """The first ``take`` after this instant makes ``low`` true, too."""
     cdef readonly double granted
     """The ``granted`` of the oldest units in here, as far as is known; of the last ones when there are none."""
 
@@ -236,6 +238,7 @@ cdef class Tokens:
         self._size = 0
         self._total = self.expired = self.mark = 0
         self.granted = 0.0
+        self.renew = INFINITY
 
     cdef void _drop(self, double now) noexcept:
         cdef int gone = 0, i
@@ -263,6 +266,8 @@ cdef class Tokens:
         if cost > self._total:
             return False
         self._total -= cost
+        if now > self.renew:
+            self.mark = self._total + 1
         while used < self._size and cost >= self._count[used]:
             cost -= self._count[used]
             used += 1
@@ -298,7 +303,7 @@ cdef class Tokens:
 
     @property
     def low(self):
-        """Whether fewer than ``mark`` units are in here: time to ask for more."""
+        """Whether it is time to ask for more: fewer than ``mark`` units are in here, or one was taken after ``renew``."""
         return self._total < self.mark
 
     def left(self, double now, /):

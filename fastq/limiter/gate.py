@@ -344,8 +344,8 @@ class Gate:
         return False
 
     def top_up(self) -> None:
-        """Ask for more before the last unit is used, so that nobody has to wait for the answer."""
-        self.tokens.mark = 0
+        """Ask for more before the last unit is used or too old, so that nobody has to wait for the answer."""
+        self.tokens.mark, self.tokens.renew = 0, math.inf
         if not self._asking and self._timer is None and self._blocked is None:
             self._asking = True
             self._spawn(self._ask_ahead())
@@ -353,7 +353,11 @@ class Gate:
     async def _ask_ahead(self) -> None:
         try:
             now, terms = time.monotonic(), self.terms()
-            want = block(terms, 0, self._lately(now, terms))
+            held = self.tokens.left(now)
+            want = block(terms, 0, self._lately(now, terms)) - held
+            if want < 1:  # demand has fallen: what is here will do
+                self._set_marks(held, now, terms.use_within)
+                return
             sent, reply = await self._request(acquire(self._keys, terms, want=want, override=self._override))
             if reply.status == b"granted":
                 self._put(sent, reply, terms)
@@ -372,9 +376,17 @@ class Gate:
         late = reply.units > 0 and until < now
         self._note_late(late, now - sent)
         self.tokens.put(reply.units, until, float(reply.now_us))
-        self.tokens.mark = reply.units // 2
+        self._set_marks(self.tokens.left(now), sent, until - sent)
         self._tell(now, 0 if late else reply.wait_us, 1)  # what came late goes back, and is there at once
         return now
+
+    def _set_marks(self, held: int, since: float, usable: float) -> None:
+        """More is asked for when half of what is held is used, or has lost half of its time: it would end unused, all at once.
+
+        A slow limit, which yields one unit at a time, is not asked ahead.
+        """
+        self.tokens.mark = held // 2
+        self.tokens.renew = since + usable / 2 if held > 1 else math.inf
 
     async def _request(self, command: Any) -> tuple[float, Acquired]:
         self.counts.note("requests")

@@ -138,6 +138,25 @@ def test_the_oldest_grant_is_known_as_long_as_its_units_may_be_in_here() -> None
     assert tokens.granted == 1_795_305_600_000_009
 
 
+def test_when_it_is_time_to_ask_for_more() -> None:
+    """Few are left, or what is left has lost much of its time, and is used."""
+    tokens = Tokens()
+    tokens.put(10, 100.0)
+    tokens.mark, tokens.renew = 5, 50.0
+    assert tokens.take(5, 50.0)
+    assert not tokens.low
+    assert tokens.take(1, 50.0)
+    assert tokens.low, "fewer than the mark"
+    tokens.mark = 0
+    assert not tokens.take(5, 51.0)
+    assert not tokens.low, "none was taken"
+    assert tokens.take(1, 51.0)
+    assert tokens.low, "old"
+    tokens.mark, tokens.renew = 0, math.inf
+    assert tokens.take(1, 99.0)
+    assert not tokens.low
+
+
 def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
     tokens = Tokens()
     tokens.put(5, 10.0)

@@ -126,6 +126,23 @@ async def test_leader_election_with_try_acquire() -> None:
     assert [await limiter.try_acquire(timeout=0) for limiter in limiters].count(True) == 1
 
 
+@pytest.mark.parametrize("pace", [0.0007, 0.0011, 0.002, 0.003])
+async def test_steady_use_never_waits(monkeypatch: pytest.MonkeyPatch, pace: float) -> None:
+    """What was granted in advance is renewed while there is some of it, at any pace: its units all end at once."""
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    limiter = fastq.configure_limiter("steady", store="memory", rate="10000/s", use_within=0.05)
+    waited = 0
+    for _ in range(1_000):
+        now[0] += pace
+        if not limiter.take_at_hand(1):
+            waited += 1
+            await limiter.acquire()
+        await asyncio.sleep(0)  # the request that was made has its answer
+        await asyncio.sleep(0)
+    assert waited <= 2, "the first one, and what came before it was known how many are used"
+
+
 async def test_a_memory_pool_wakes_its_waiters() -> None:
     """F008, F012: max_concurrent in memory, in order, nothing lost when waiters are cancelled."""
     fastq.configure_limiter("pool", store="memory", max_concurrent=2)
