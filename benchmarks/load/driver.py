@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks.load import rows
 from benchmarks.load.book import Book
@@ -51,6 +51,7 @@ def measure(repeats: int = 3, jobs: int = FAST, *, full: bool = False) -> Book:
     with private_server() as redis:
         book = Book(redis.name())
         _drains(book, redis, [], repeats, jobs)
+        _latencies(book, redis, [], repeats, 0)
         _own(book, redis, repeats, jobs, full)
     return book
 
@@ -74,6 +75,7 @@ def compare(
         rivals = _installed(book, names)
         steps: list[Callable[[], object]] = [
             lambda: _drains(book, redis, rivals, repeats, jobs, quick=quick),
+            lambda: _latencies(book, redis, rivals, repeats, FEW // 2 if quick else len(rivals)),
             lambda: _own(book, redis, 1 if quick else repeats, jobs, full),
         ]
         steps += [lambda other=other: _rest_of(book, redis, other, 1 if quick else repeats) for other in rivals]  # type: ignore[misc]
@@ -107,40 +109,55 @@ def _drains(book: Book, redis: Redis, rivals: Sequence[Rival], repeats: int, job
         if not attempt(book, other.candidate.name, lambda other=other: _learn(redis, other, sizes)):  # type: ignore[misc]
             continue
     rivals = sorted(rivals, key=lambda other: -sizes.get(other.candidate.name, 0))
-    field = [other.candidate for other in rivals if other.candidate.name in sizes]
+    able = [other for other in rivals if other.candidate.name in sizes]
+    plan = list(_of_a_round(floors, able, FEW if quick else len(able)))
     for turn in range(repeats):
         say(f"drains, round {turn + 1} of {repeats}")
-        for who in (FASTQ, *floors, *field):
-            attempt(book, who.name, lambda who=who: rows.drained(book, redis, who, sizes[who.name]))  # type: ignore[misc]
-        for row, task, who in _variants(rivals, sizes, FEW if quick else len(rivals)):
+        for who, row, how in plan:
+            size = max(sizes[who.name] // (4 if row == rows.SYNC else 1), LEAST)
             attempt(
                 book, f"{who.name}, {row}",
-                lambda row=row, task=task, who=who: rows.drained(  # type: ignore[misc]
-                    book, redis, who, max(sizes[who.name] // (4 if row == rows.SYNC else 1), LEAST), row, task=task
-                ),
-            )  # fmt: skip
-        for who in (FASTQ, *floors, *(field[:FEW] if quick else field)):
-            attempt(
-                book, f"{who.name}, two",
-                lambda who=who: rows.drained(book, redis, who, sizes[who.name], rows.TWO, processes=2),  # type: ignore[misc]
+                lambda who=who, row=row, how=how, size=size: rows.drained(book, redis, who, size, row, **how),  # type: ignore[misc]
             )  # fmt: skip
 
 
-def _variants(rivals: Sequence[Rival], sizes: dict[str, int], most: int) -> list[tuple[str, str, Candidate]]:
-    found = [
-        (rows.KEPT, "noop_kept", FASTQ),
-        (rows.LIMITED, "noop_limited", FASTQ),
-        (rows.SYNC, "noop_sync", FASTQ),
-    ]
-    able = [o for o in rivals if o.candidate.name in sizes and o.about.handlers != "async"]
-    return found + [
-        (rows.SYNC, "noop_sync" if o.about.handlers == "both" else "noop", o.candidate) for o in able[:most]
-    ]
+def _of_a_round(
+    floors: Sequence[Candidate], rivals: Sequence[Rival], most: int
+) -> Iterator[tuple[Candidate, str, dict[str, int | str]]]:
+    """The drains of one round. What is compared comes one after the other: the machine is twice as fast in some minutes."""
+    yield FASTQ, rows.DRAIN, {}
+    yield FASTQ, rows.KEPT, {"task": "noop_kept"}
+    yield FASTQ, rows.LIMITED, {"task": "noop_limited"}
+    for who in (FASTQ, *floors, *(other.candidate for other in rivals[:most])):
+        yield who, rows.TWO, {"processes": 2}
+    for who in (*floors, *(other.candidate for other in rivals)):
+        yield who, rows.DRAIN, {}
+    yield FASTQ, rows.SYNC, {"task": "noop_sync"}
+    for other in [other for other in rivals if other.about.handlers != "async"][:most]:
+        yield other.candidate, rows.SYNC, {"task": "noop_sync" if other.about.handlers == "both" else "noop"}
 
 
 def _learn(redis: Redis, other: Rival, sizes: dict[str, int]) -> None:
     rate = drain(redis, other.candidate, 1_500, seconds=30).jobs_per_second
     sizes[other.candidate.name] = int(min(max(rate * SECONDS, LEAST), FAST)) // 100 * 100
+
+
+def _latencies(book: Book, redis: Redis, rivals: Sequence[Rival], repeats: int, most: int) -> None:
+    """In rounds, too; those that are slowest to wake in the first one are not asked again beyond ``most``."""
+    able = [other for other in rivals if other.candidate.name in book.rows.get(rows.DRAIN, {})]
+    for turn in range(repeats):
+        say(f"latency, round {turn + 1} of {repeats}")
+        attempt(book, "idle latency", lambda: rows.idle_latency(book, redis, 400))
+        for kind in ("pop", "wake"):
+            attempt(book, f"latency, {kind}", lambda kind=kind: rows.floor_latency(book, redis, kind, 400))  # type: ignore[misc]
+        for other in able:
+            name = other.candidate.name
+            attempt(book, f"{name}, latency", lambda other=other: rows.rival_latency(book, redis, other, 300))  # type: ignore[misc]
+        measured = book.rows.get(rows.P50, {})
+        able = sorted(
+            (o for o in able if o.candidate.name in measured), key=lambda o: book.median(rows.P50, o.candidate.name)
+        )
+        able = able[:most]
 
 
 def _own(book: Book, redis: Redis, repeats: int, jobs: int, full: bool) -> None:
@@ -152,9 +169,6 @@ def _own(book: Book, redis: Redis, repeats: int, jobs: int, full: bool) -> None:
     row("Redis alone", lambda: rows.raw_rates(book, redis))
     row("enqueue", lambda: rows.enqueue_rates(book, redis, jobs // 4))
     for _ in range(repeats):
-        row("idle latency", lambda: rows.idle_latency(book, redis, 400))
-        row("latency of the floors", lambda: rows.floor_latency(book, redis, "pop", 400))
-        row("latency of the floors", lambda: rows.floor_latency(book, redis, "wake", 400))
         row("half load", lambda: rows.half_load(book, redis, book.median(rows.DRAIN) / 2, 4.0))
         row("together", lambda: rows.together(book, redis, FASTQ, rows.own_producer(), 10.0 if full else 4.0))
         row("bytes", lambda: rows.bytes_per_job(book, redis, FASTQ, 50_000))
@@ -165,15 +179,14 @@ def _own(book: Book, redis: Redis, repeats: int, jobs: int, full: bool) -> None:
 
 
 def _rest_of(book: Book, redis: Redis, other: Rival, repeats: int) -> None:
-    """Latency, enqueue, together and memory of a rival that drains."""
+    """Enqueue, together and memory of a rival that drains."""
     name = other.candidate.name
     if name not in book.rows.get(rows.DRAIN, {}):
         return
     rate = book.median(rows.DRAIN, name)
     some = int(min(max(rate, 1_000), 20_000))
     for _ in range(repeats):
-        say(f"{name}: latency, enqueue, together, memory")
-        attempt(book, name, lambda: rows.rival_latency(book, redis, other, 300))
+        say(f"{name}: enqueue, together, memory")
         attempt(
             book, name, lambda: book.add(rows.MANY, name, some / other.send(redis.url, "fill", "noop", some), "jobs/s")
         )
