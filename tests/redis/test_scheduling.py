@@ -570,8 +570,12 @@ async def test_the_job_of_a_tick(redis_url: str, lab: Lab) -> None:
 
 async def test_two_schedulers_that_both_lead_fire_each_tick_once(redis_url: str, lab: Lab) -> None:
     """F-54: a partition or a SIGSTOP may leave two that believe it; fire.lua lets one of them through."""
-    one = Rig(redis_url, beating(redis_url), lease_key="fastq:one")
-    two = Rig(redis_url, beating(redis_url), lease_key="fastq:two")
+    one, two = (
+        Rig(
+            redis_url, beating(redis_url, misfire="all"), lease_key=f"fastq:{key}"
+        )  # also when the machine stands still
+        for key in ("one", "two")
+    )
     async with one.running("lead", "periodic"), two.running("lead", "periodic"):
         await eventually_async(lambda: len(ticks_of(lab)) >= 15)
     ticks = ticks_of(lab)

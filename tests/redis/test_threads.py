@@ -188,7 +188,7 @@ async def test_its_time_counts_from_when_it_began(redis_url: str) -> None:
     """Not while it waits for a free thread."""
     app = FastQ(redis_url, result_ttl=60, threads=1, concurrency=4)
 
-    @app.task(timeout=0.6, max_attempts=1)
+    @app.task(timeout=1.0, max_attempts=1)
     def slow() -> float:
         begun = time.monotonic()
         while time.monotonic() - begun < 0.35:
@@ -203,4 +203,4 @@ async def test_its_time_counts_from_when_it_began(redis_url: str) -> None:
         for job in jobs:
             status = await shop.ended(job)
             assert status.state == "success"
-            assert 0.35 <= status.result < 0.55
+            assert 0.35 <= status.result < 0.7, "the second would have 0.7, the third be timed out"
