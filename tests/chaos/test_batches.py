@@ -23,7 +23,9 @@ def test_a_batch_of_3000_calls_back_once_whatever_is_killed(
     assert fleet.producer
     batch = fleet.producer.enqueue_batch_sync(
         "piece",
-        ((number, 0.005) for number in range(JOBS)),
+        (
+            (number, 0.005 if number < JOBS - 1 else 2.0) for number in range(JOBS)
+        ),  # the last one: not over before it was looked at
         on_complete=jobs.step.si("complete"),
         on_success=jobs.step.si("success"),
         on_failure=jobs.step.si("failure"),
