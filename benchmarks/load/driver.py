@@ -125,13 +125,14 @@ def _of_a_round(
     floors: Sequence[Candidate], rivals: Sequence[Rival], most: int
 ) -> Iterator[tuple[Candidate, str, dict[str, int | str]]]:
     """The drains of one round. What is compared comes one after the other: the machine is twice as fast in some minutes."""
-    yield FASTQ, rows.DRAIN, {}
+    for who in (FASTQ, *floors):
+        yield who, rows.DRAIN, {}
     yield FASTQ, rows.KEPT, {"task": "noop_kept"}
     yield FASTQ, rows.LIMITED, {"task": "noop_limited"}
     for who in (FASTQ, *floors, *(other.candidate for other in rivals[:most])):
         yield who, rows.TWO, {"processes": 2}
-    for who in (*floors, *(other.candidate for other in rivals)):
-        yield who, rows.DRAIN, {}
+    for other in rivals:
+        yield other.candidate, rows.DRAIN, {}
     yield FASTQ, rows.SYNC, {"task": "noop_sync"}
     for other in [other for other in rivals if other.about.handlers != "async"][:most]:
         yield other.candidate, rows.SYNC, {"task": "noop_sync" if other.about.handlers == "both" else "noop"}

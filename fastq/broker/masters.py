@@ -96,7 +96,7 @@ def of_each(
 
 def _layout(cluster: Endpoint) -> Operation[Any]:
     """Of any master that answers: the next one is asked when one is away, which is just what is to be found."""
-    for _ in cluster.nodes[1:]:
+    for _ in range(max(2, len(cluster.nodes) - 1)):  # a URL of one node may name any
         with contextlib.suppress(BrokerUnavailable):
             return (yield LAYOUT)
     return (yield LAYOUT)

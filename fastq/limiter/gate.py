@@ -353,16 +353,16 @@ class Gate:
     async def _ask_ahead(self) -> None:
         try:
             now, terms = time.monotonic(), self.terms()
-            held = self.tokens.left(now)
+            held = self.tokens.left(now) if terms.kind == "bucket" else 0
             want = block(terms, 0, self._lately(now, terms)) - held
             if want < 1:  # demand has fallen: what is here will do
-                self._set_marks(held, now, terms.use_within)
-                return
-            sent, reply = await self._request(acquire(self._keys, terms, want=want, override=self._override))
-            if reply.status == b"granted":
-                self._put(sent, reply, terms)
+                self._set_marks(held, terms, now, terms.use_within)
             else:
-                await self._not_granted(reply, terms, 0)
+                sent, reply = await self._request(acquire(self._keys, terms, want=want, override=self._override))
+                if reply.status == b"granted":
+                    self._put(sent, reply, terms)
+                else:
+                    await self._not_granted(reply, terms, 0)
         except BrokerError as error:
             self._failed(error)
         finally:
@@ -376,17 +376,19 @@ class Gate:
         late = reply.units > 0 and until < now
         self._note_late(late, now - sent)
         self.tokens.put(reply.units, until, float(reply.now_us))
-        self._set_marks(self.tokens.left(now), sent, until - sent)
+        held = self.tokens.left(now) if terms.kind == "bucket" else reply.units
+        self._set_marks(held, terms, sent, until - sent)
         self._tell(now, 0 if late else reply.wait_us, 1)  # what came late goes back, and is there at once
         return now
 
-    def _set_marks(self, held: int, since: float, usable: float) -> None:
-        """More is asked for when half of what is held is used, or has lost half of its time: it would end unused, all at once.
+    def _set_marks(self, held: int, terms: Terms, since: float, usable: float) -> None:
+        """More is asked for when half of what is held is used; of a bucket also when it has lost half of its time, as it ends all at once.
 
-        A slow limit, which yields one unit at a time, is not asked ahead.
+        A slow limit, which yields one unit at a time, is not asked ahead. What a window has granted and nobody has used is given
+        back when all of it has expired: renewed before that, it would never be, and count as used.
         """
         self.tokens.mark = held // 2
-        self.tokens.renew = since + usable / 2 if held > 1 else math.inf
+        self.tokens.renew = since + usable / 2 if held > 1 and terms.kind == "bucket" else math.inf
 
     async def _request(self, command: Any) -> tuple[float, Acquired]:
         self.counts.note("requests")

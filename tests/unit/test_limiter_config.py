@@ -143,6 +143,29 @@ async def test_steady_use_never_waits(monkeypatch: pytest.MonkeyPatch, pace: flo
     assert waited <= 2, "the first one, and what came before it was known how many are used"
 
 
+async def test_who_needs_more_than_is_at_hand_is_served_although_nothing_is_to_be_renewed() -> None:
+    limiter = fastq.configure_limiter("fallen", store="memory", rate="10000/s", use_within=0.05)
+    await limiter.acquire()
+    gate = limiter._gate()
+    gate.tokens.put(100, time.monotonic() + 60.0)
+    gate.top_up()  # finds that these will do, after the next line has joined
+    await limiter.acquire(timeout=5, cost=103)
+
+
+async def test_what_a_window_granted_ahead_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steady use below a window's limit uses up little more than it takes."""
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    limiter = fastq.configure_limiter(
+        "window", store="memory", algorithm="sliding_window", limit=10_000, window_seconds=10
+    )
+    for _ in range(10_000):
+        now[0] += 0.002
+        await limiter.acquire()
+        await asyncio.sleep(0)
+    assert (await limiter.state()).remaining > 4_000, "500 a second take 5,000"
+
+
 async def test_a_memory_pool_wakes_its_waiters() -> None:
     """F008, F012: max_concurrent in memory, in order, nothing lost when waiters are cancelled."""
     fastq.configure_limiter("pool", store="memory", max_concurrent=2)
