@@ -8,9 +8,12 @@
 --   and last, of jobs of workflows that have succeeded: id result; of jobs that were cancelled without a record: id ''
 -- Sent twice, or by a worker whose lease was lost: what the running set no longer holds is left alone (the fence).
 -- Reply {held, stale ids}; held -1: the lease is gone.
-local stale, finished = {}, {}
+local stale, finished, heard, cancelling = {}, {}, false, false
 do -- succeeded: the hot path; what the rest needs is not even defined yet, which would be half of a short call
   local count = tonumber(ARGV[2])
+  -- no other outcomes; no deliveries, unique:of, cancels, awaited, groups: nobody else is to hear of these
+  local plain = #ARGV == count + 6 and redis.call('EXISTS', KEYS[9], KEYS[11], KEYS[13], KEYS[14], KEYS[16]) == 0
+  if not plain then heard, cancelling = redis.call('HLEN', KEYS[14]) > 0, redis.call('HLEN', KEYS[13]) > 0 end
   for from = 3, count + 2, 5000 do -- Lua unpacks fewer than 8,000
     local first = #finished + 1
     for i, owned in ipairs(redis.call('SMISMEMBER', KEYS[1], unpack(ARGV, from, math.min(from + 4999, count + 2)))) do
@@ -22,10 +25,7 @@ do -- succeeded: the hot path; what the rest needs is not even defined yet, whic
       redis.call('HDEL', KEYS[2], unpack(finished, first))
     end
   end
-  -- no other outcomes; no deliveries, unique:of, cancels, awaited, groups: nobody else is to hear of these
-  if #ARGV == count + 6 and redis.call('EXISTS', KEYS[9], KEYS[11], KEYS[13], KEYS[14], KEYS[16]) == 0 then
-    return {redis.call('SCARD', KEYS[1]) - 1, stale}
-  end
+  if plain then return {redis.call('SCARD', KEYS[1]) - 1, stale} end
 end
 --- @include "now"
 --- @include "number"
@@ -51,8 +51,7 @@ local running, jobs, due, due_wake, wake_list, dead, dead_jobs, dead_errors, del
 local unique, unique_of, done, cancels, awaited, events, groups = unpack(KEYS, 10, 16)
 local LEVELS, BUCKETS = 17, 27
 local position, kinds = tonumber(ARGV[2]) + 3, {} -- kinds: job id -> its event, when that is not `succeeded`
-local heard = redis.call('HLEN', awaited) > 0 -- somebody waits for jobs of this queue, or watches them
-local now, asked = now_ms(), redis.call('HLEN', cancels) > 0
+local now, asked = now_ms(), cancelling -- asked: there are requests to cancel
 local grouped = redis.call('EXISTS', groups) == 1 -- workflows are under way
 
 -- whether this job, which would run again, was cancelled while it ran; then it has ended here
