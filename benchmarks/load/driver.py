@@ -117,7 +117,7 @@ def _drains(book: Book, redis: Redis, rivals: Sequence[Rival], repeats: int, job
             size = max(sizes[who.name] // (4 if row == rows.SYNC else 1), LEAST)
             attempt(
                 book, f"{who.name}, {row}",
-                lambda who=who, row=row, how=how, size=size: rows.drained(book, redis, who, size, row, **how),  # type: ignore[misc]
+                lambda who=who, row=row, how=how, size=size: rows.drained(book, redis, who, size, row, **how),  # type: ignore[misc]  # mypy cannot infer a lambda with defaults
             )  # fmt: skip
 
 
@@ -150,10 +150,10 @@ def _latencies(book: Book, redis: Redis, rivals: Sequence[Rival], repeats: int, 
         say(f"latency, round {turn + 1} of {repeats}")
         attempt(book, "idle latency", lambda: rows.idle_latency(book, redis, 400))
         for kind in ("pop", "wake"):
-            attempt(book, f"latency, {kind}", lambda kind=kind: rows.floor_latency(book, redis, kind, 400))  # type: ignore[misc]
+            attempt(book, f"latency, {kind}", lambda kind=kind: rows.floor_latency(book, redis, kind, 400))  # type: ignore[misc]  # as above
         for other in able:
             name = other.candidate.name
-            attempt(book, f"{name}, latency", lambda other=other: rows.rival_latency(book, redis, other, 300))  # type: ignore[misc]
+            attempt(book, f"{name}, latency", lambda other=other: rows.rival_latency(book, redis, other, 300))  # type: ignore[misc]  # as above
         measured = book.rows.get(rows.P50, {})
         able = sorted(
             (o for o in able if o.candidate.name in measured), key=lambda o: book.median(rows.P50, o.candidate.name)
