@@ -11,7 +11,6 @@ import os
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -31,16 +30,15 @@ from fastq.broker.greeting import (
     unreachable,
 )
 from fastq.broker.url import Endpoint
+from fastq.broker.wire import NOTHING, Wire
 from fastq.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["AsyncConnection", "SyncConnection", "Wire"]
+__all__ = ["AsyncConnection", "SyncConnection"]
 
 T = TypeVar("T")
-
-_NOTHING = object()
 
 LATE = 1.0
 """Seconds without an answer after which it is asked whether another server leads now, where there is somebody to ask."""
@@ -75,64 +73,6 @@ def is_moved_on(reply: Any) -> bool:
 
 
 # -- asyncio ----------------------------------------------------------------------------------
-
-
-class Wire:
-    """An asyncio protocol: replies are matched to their waiters in the order of the commands."""
-
-    __slots__ = ("_reader", "failure", "lost", "on_lost", "pending", "progress", "transport")
-
-    def __init__(self, on_lost: Callable[[Wire], None]) -> None:
-        self._reader: Any = hiredis.Reader(notEnoughData=_NOTHING)
-        self.pending: deque[Waiter] = deque()
-        self.transport: asyncio.Transport | None = None
-        self.progress = time.monotonic()
-        self.on_lost = on_lost
-        self.failure: str = ""
-        self.lost = False
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # noqa: D102 - asyncio's
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:  # noqa: D102 - asyncio's
-        reader, pending = self._reader, self.pending
-        self.progress = time.monotonic()
-        reply: Any = None
-        try:
-            reader.feed(data)
-            while (reply := reader.gets()) is not _NOTHING:
-                waiter = pending.popleft()
-                if not waiter.done():
-                    waiter.set_result(reply)
-        except IndexError:  # nobody has asked: protected mode, too many clients
-            self.abort(last_words([reply]) or "a reply to nothing")
-        except hiredis.ProtocolError as error:
-            self.abort(f"the reply is not of Redis's protocol: {error}")
-
-    def eof_received(self) -> bool:  # noqa: D102 - asyncio's
-        return False
-
-    def pause_writing(self) -> None:
-        """Commands are bounded by their callers; asyncio's own buffer may grow to that bound."""
-
-    def resume_writing(self) -> None:
-        """See :meth:`pause_writing`."""
-
-    def connection_lost(self, error: Exception | None) -> None:  # noqa: D102 - asyncio's
-        self.lost = True
-        self.failure = self.failure or (str(error) if error else "the connection was closed")
-        pending, self.pending = self.pending, deque()
-        for waiter in pending:
-            if not waiter.done():
-                waiter.set_exception(ConnectionResetError(self.failure))
-                waiter.exception()  # a caller that went away must not leave a warning
-        self.on_lost(self)
-
-    def abort(self, failure: str) -> None:
-        """Drop the connection; whoever waits is told why."""
-        self.failure = failure
-        if self.transport is not None:
-            self.transport.abort()
 
 
 class AsyncConnection:
@@ -310,20 +250,10 @@ class AsyncConnection:
         if not search.cancelled() and search.exception() is None and search.result() != self._found:
             self.drop("another server leads now")
 
-    def _write(self, wire: Wire, data: bytes, *waiters: Waiter) -> None:
-        if wire.lost or wire.transport is None:
-            for waiter in waiters:
-                waiter.set_exception(ConnectionResetError(wire.failure))
-            return
-        if not wire.pending:
-            wire.progress = time.monotonic()
-        wire.pending.extend(waiters)
-        wire.transport.write(data)
-
     def _send(self, wire: Wire, data: bytes) -> asyncio.Future[Any]:
         assert self._loop is not None
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._write(wire, data, future)
+        wire.send(data, future)
         return future
 
     def post(self, command: Command[Any], waiter: Waiter) -> None:
@@ -334,7 +264,7 @@ class AsyncConnection:
         """
         if self._wire is None:
             raise unreachable(self.endpoint, "not connected")
-        self._write(self._wire, command.packed if type(command) is Packed else pack(command), waiter)
+        self._wire.send(command.packed if type(command) is Packed else pack(command), waiter)
 
     def place(self, key: bytes) -> Any:  # noqa: ARG002 - a cluster's
         """What tells apart the servers that keys are on: commands of one place fail together. None where there is one server."""
@@ -388,7 +318,7 @@ class AsyncConnection:
         if wire is None or loop is None:
             raise unreachable(self.endpoint, "not connected")
         sent = [loop.create_future() for _ in commands]
-        self._write(wire, b"".join(map(pack, commands)), *sent)
+        wire.send(b"".join(map(pack, commands)), *sent)
         decoded = []
         try:  # as finish, without a coroutine for each: an idle worker's next jobs come this way
             for command, future in zip(commands, sent, strict=True):
@@ -538,7 +468,7 @@ class SyncConnection:
             self._socket = self._dial()
         except OSError as error:
             raise error if isinstance(error, BrokerUnavailable) else unreachable(self.endpoint, error) from None
-        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._reader = hiredis.Reader(notEnoughData=NOTHING)
         words = self.endpoint.handshake(client_name())
         try:
             replies = self._exchange(b"".join(map(_packed, words)), len(words))
@@ -574,7 +504,7 @@ class SyncConnection:
             self._socket.sendall(data)
             while len(replies) < count:
                 reply = self._reader.gets()
-                if reply is not _NOTHING:
+                if reply is not NOTHING:
                     replies.append(reply)
                     continue
                 received = self._socket.recv(65_536)

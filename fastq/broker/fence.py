@@ -14,8 +14,9 @@ import os
 from typing import Any
 
 from fastq.broker.command import raw
-from fastq.broker.connection import AsyncConnection, Wire, pack
+from fastq.broker.connection import AsyncConnection, pack
 from fastq.broker.greeting import client_name
+from fastq.broker.wire import Wire
 
 __all__ = ["FencedConnection"]
 

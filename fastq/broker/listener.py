@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from fastq.broker.command import raw
-from fastq.broker.connection import AsyncConnection, Wire
+from fastq.broker.connection import AsyncConnection
 from fastq.broker.url import Endpoint
+from fastq.broker.wire import Wire
 
 __all__ = ["Listener"]
 
