@@ -859,7 +859,7 @@ cdef bint _is_plain(object job):
 
 
 def pack_plain(bytes start not None, long words, str producer not None, unsigned long long sequence, jobs, /):
-    """The bytes of a call of enqueue.lua with these jobs; None: they are not all plain, or not a list.
+    """The bytes of a call of enqueue_plain.lua with these jobs; None: they are not all plain, or not a list.
 
     ``start``: the ``words`` words up to the producer, as Redis's protocol has them, without the count before them.
     """
@@ -871,10 +871,9 @@ def pack_plain(bytes start not None, long words, str producer not None, unsigned
     cdef bytes made
     if type(jobs) is not list or not _is_text(producer):
         return None
-    count = words + 3 + 2 * len(<list>jobs)
+    count = words + 2 + 2 * len(<list>jobs)
     width = <int>(_decimal(number, sequence) - number)
     size = 1 + _digits(count) + 2 + PyBytes_GET_SIZE(start) + _word_size(PyUnicode_GET_LENGTH(producer)) + _word_size(width)
-    size += _word_size(5)
     for job in <list>jobs:
         if not _is_plain(job):
             return None
@@ -889,7 +888,6 @@ def pack_plain(bytes start not None, long words, str producer not None, unsigned
     at += 2 + PyBytes_GET_SIZE(start)
     at = _word(at, PyUnicode_DATA(producer), PyUnicode_GET_LENGTH(producer))
     at = _word(at, number, width)
-    at = _word(at, b"plain", 5)
     for job in <list>jobs:
         name, envelope = <object>PyTuple_GET_ITEM(job, 0), <object>PyTuple_GET_ITEM(job, 1)
         at = _word(at, PyUnicode_DATA(name), PyUnicode_GET_LENGTH(name))

@@ -238,11 +238,11 @@ class AsyncCluster(AsyncConnection):
             return link.send(guarded(command), by_text=by_text)
         return self._begin(self._send_later(command, by_text, near))
 
-    def post(self, command: Command[Any], waiter: Waiter) -> None:
+    def post(self, command: Command[Any], waiter: Waiter, *, now: bool = False) -> None:
         """As :meth:`AsyncConnection.post`; a node that is not connected will be."""
         link = self._ready(command)
         if link is not None:
-            link.post(guarded(command), waiter)
+            link.post(guarded(command), waiter, now=now)
             return
         self._begin(self._send_later(command, False, None)).add_done_callback(lambda sent: _hand_on(sent, waiter))
 

@@ -13,7 +13,7 @@ from fastq._core import pack_plain
 from fastq.broker import scripts
 from fastq.broker.command import Command, Packed, as_is, raw
 from fastq.broker.keys import PAD, GlobalKeys, LeaseKeys, LimitKeys, QueueKeys
-from fastq.job import JobRecord, encode
+from fastq.job import JobPriority, JobRecord, encode
 from fastq.limits import Acquired, LimitState, Rule, Terms
 
 T = TypeVar("T")
@@ -78,13 +78,17 @@ def _dropped(q: QueueKeys, bound: Bound, now_ms: int) -> bytes:
 
 @functools.lru_cache(maxsize=1_000)
 def _start(sha: bytes, keys: tuple[bytes, ...]) -> tuple[bytes, int]:
-    """The words of a call of enqueue.lua up to its keys, as Redis's protocol has them, and how many they are."""
+    """The words of a call of enqueue_plain.lua up to its keys, as Redis's protocol has them, and how many they are."""
     words = (b"EVALSHA", sha, b"%d" % len(keys), *keys)
     return b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words), len(words)
 
 
-def _plain(producer: str, sequence: int, jobs: Sequence[NewJob]) -> list[Any]:
-    return [producer, sequence, "plain", *(word for job in jobs for word in (job.id, job.envelope))]
+def _plain(jobs: Sequence[NewJob]) -> list[Any]:
+    return [word for job in jobs for word in (job.id, job.envelope)]
+
+
+def _none_refused(reply: int) -> list[Refused]:  # noqa: ARG001 - whether it was a repetition is all the same to the caller
+    return []
 
 
 def enqueue(
@@ -97,13 +101,14 @@ def enqueue(
     batch: str = "",
 ) -> Command[list[Refused]]:
     """Accept up to :data:`BATCH` jobs of one priority, of the batch of this id. ``sequence`` (µs) grows with every call."""
-    keys: tuple[bytes, ...] = q.stores[priority]
     if bound is None and not batch:
-        packed = pack_plain(*_start(scripts.load("enqueue").sha, keys), producer, sequence, jobs)
+        few = q.plain_stores[priority]
+        packed = pack_plain(*_start(scripts.load("enqueue_plain").sha, few), producer, sequence, jobs)
         if packed is not None:
-            return Packed("enqueue", keys, lambda: _plain(producer, sequence, jobs), _refusals, packed)
-    elif bound is None and not any(job.delay_ms > 0 or job.unique or job.chosen for job in jobs):
-        return Command("enqueue", (*keys, q.batch(batch)), _plain(producer, sequence, jobs), _refusals)
+            return Packed("enqueue_plain", few, lambda: [producer, sequence, *_plain(jobs)], _none_refused, packed)
+    keys: tuple[bytes, ...] = q.stores[priority]
+    if batch and bound is None and not any(job.delay_ms > 0 or job.unique or job.chosen for job in jobs):
+        return Command("enqueue", (*keys, q.batch(batch)), [producer, sequence, "plain", *_plain(jobs)], _refusals)
     args: list[Any] = [producer, sequence]
     if bound is None and not any(job.unique for job in jobs):
         args.append("full")
@@ -135,7 +140,6 @@ def confirm_replicas(q: QueueKeys, replicas: int, timeout_ms: int) -> list[Comma
 class Reserved(NamedTuple):
     """A batch from Redis. ``held`` counts all that the worker holds now; -1: its lease is gone."""
 
-    now_ms: int
     held: int
     ids: list[bytes]
     envelopes: list[bytes | None]
@@ -147,13 +151,21 @@ def register(q: QueueKeys, worker: str, lease_ms: int, info: bytes) -> Command[i
     return Command("register", (q.workers, q.running(worker), q.jobs, q.info), (worker, lease_ms, PAD, info), int)
 
 
+def _reserved(reply: Any) -> Reserved:
+    if type(reply) is bytes:  # of one job
+        held, size, rest = reply.split(b" ", 2)
+        length = int(size)
+        reply = int(held), [rest[:length]], [rest[length:]], []
+    return tuple.__new__(Reserved, reply)  # its own __new__ is a frame
+
+
 def reserve(q: QueueKeys, worker: str, want: int) -> Command[Reserved]:
     """Take up to ``want`` (at most 2,000) jobs under this worker's lease."""
     keys = (
-        q.workers, q.running(worker), q.jobs, q.paused, q.wake, q.ghosts, q.deliveries, q.unique, q.unique_of,
-        q.unique_start, q.awaited, q.events, q.groups, *q.levels,
+        q.workers, q.running(worker), q.jobs, q.wake, q.unique, q.unique_of, q.events, q.groups, q.ready[JobPriority.NORMAL],
+        q.paused, q.ghosts, q.deliveries, q.unique_start, q.awaited, *q.levels[:5], *q.levels[6:],
     )  # fmt: skip
-    return Command("reserve", keys, (worker, want), Reserved._make)
+    return Command("reserve", keys, (worker, want), _reserved)
 
 
 class Held(NamedTuple):

@@ -256,15 +256,19 @@ class AsyncConnection:
         wire.send(data, future)
         return future
 
-    def post(self, command: Command[Any], waiter: Waiter) -> None:
-        """Write a command now; ``waiter`` is given its bare reply (an error reply is a value), or the loss of the connection.
+    def post(self, command: Command[Any], waiter: Waiter, *, now: bool = False) -> None:
+        """Write a command; ``waiter`` is given its bare reply (an error reply is a value), or the loss of the connection.
+
+        ``now``: it leaves before this returns; else with whatever is written in this turn of the event loop.
 
         Raises:
             BrokerUnavailable: there is no connection; nothing was sent.
         """
-        if self._wire is None:
+        wire = self._wire
+        if wire is None:
             raise unreachable(self.endpoint, "not connected")
-        self._wire.send(command.packed if type(command) is Packed else pack(command), waiter)
+        data = command.packed if type(command) is Packed else pack(command)
+        (wire.send_now if now else wire.send)(data, waiter)
 
     def place(self, key: bytes) -> Any:  # noqa: ARG002 - a cluster's
         """What tells apart the servers that keys are on: commands of one place fail together. None where there is one server."""

@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import hiredis
+import msgspec
 
 from fastq.broker.calls import BATCH_BYTES, Numbers, Replication, Target, gave_up
+from fastq.broker.command import Command
 from fastq.broker.commands import BATCH, NewJob, Refused, confirm_replicas, enqueue
 from fastq.broker.connection import AsyncConnection, is_noscript
 from fastq.broker.greeting import error_of
@@ -23,68 +25,47 @@ MOST_ALOFT = 4
 """Calls under way beyond which jobs wait for the next flight."""
 
 
-class _Waiting:
-    """Jobs of one caller on their way, at most one call's worth."""
+class _Waiting(msgspec.Struct, eq=False):
+    """Jobs of one caller on their way, at most one call's worth. (A Struct is made without a frame.)"""
 
-    __slots__ = ("deadline", "future", "jobs", "size", "target")
+    target: Target
+    jobs: list[NewJob]
+    future: asyncio.Future[list[Refused]]
+    deadline: float
 
-    def __init__(
-        self, target: Target, jobs: list[NewJob], future: asyncio.Future[list[Refused]], deadline: float
-    ) -> None:
-        self.target = target
-        self.jobs = jobs
-        self.future = future
-        self.deadline = deadline
-        self.size = len(jobs[0].envelope) if len(jobs) == 1 else sum(len(job.envelope) for job in jobs)
-
-
-Landed = Callable[["_Call", Any], None]
+    @property
+    def size(self) -> int:
+        """Bytes of their envelopes."""
+        return sum(len(job.envelope) for job in self.jobs)
 
 
-class _Call:
+class _Call(msgspec.Struct, eq=False):
     """One call of the script: the jobs in it, its number, and whether it is over.
 
-    It waits for its own reply (see :class:`fastq.broker.command.Waiter`): its callers hear of it in the same turn of the
-    event loop.
+    It waits for its own reply (see :class:`fastq.broker.command.Waiter`), and tells ``landed``: its callers hear of it in the same turn
+    of the event loop.
     """
 
-    __slots__ = ("_landed", "command", "members", "number", "over", "target")
-
-    def __init__(self, target: Target, members: list[_Waiting], numbers: Numbers, landed: Landed) -> None:
-        self.target = target
-        self.members = members
-        self.over = False
-        self._landed = landed
-        self.renumber(numbers)
+    target: Target
+    members: list[_Waiting]
+    landed: Callable[[_Call, Any], None]
+    number: int
+    command: Command[list[Refused]]
+    over: bool = False
 
     done = staticmethod(bool)
     """False: the reply is wanted even when no caller waits for it any more. (A call without a frame.)"""
 
     def set_result(self, reply: Any) -> None:
         """The reply, or the error reply, is here."""
-        self._landed(self, reply)
+        self.landed(self, reply)
 
     def set_exception(self, error: Exception) -> None:
         """The connection is gone."""
-        self._landed(self, error)
+        self.landed(self, error)
 
     def exception(self) -> None:
         """As of a future; there is nothing to read."""
-
-    def renumber(self, numbers: Numbers) -> None:
-        """Give the call a new number: right after an error reply only, which says that the call did not run."""
-        self.number = numbers.next()
-        members = self.members
-        jobs = members[0].jobs if len(members) == 1 else [job for member in members for job in member.jobs]
-        self.command = enqueue(
-            self.target.keys,
-            self.target.priority,
-            numbers.producer,
-            self.number,
-            jobs,
-            self.target.bound,
-            self.target.batch,
-        )
 
     def settle(self, refusals: list[Refused]) -> None:
         """Tell every caller what was refused of its jobs."""
@@ -168,20 +149,31 @@ class AsyncEnqueuer:
             BrokerUnavailable: not confirmed in time. BrokerOutOfMemory, BrokerReplyError: refused by Redis.
             QueueFull: no room in this process's buffer until the deadline.
         """
-        deadline, connection = self._loop.time() + self._timeout, self._connection
-        if self._alone and not self._flying and connection.connected:
-            future: asyncio.Future[list[Refused]] = self._loop.create_future()
-            # As _board and _take_off, in one: frames are what a lone call costs.
-            self._flying, self._epoch = True, connection.connects
-            self._sound = self._overlaps and connection.in_order
-            self._calls = calls = [
-                _Call(target, [_Waiting(target, jobs, future, deadline)], self._numbers, self._landed)
-            ]
-            self._send(calls)
-            return future
+        deadline = self._loop.time() + self._timeout
+        if self._alone and not self._flying and self._overlaps:
+            return self._send_alone(target, jobs, deadline)
         if self._waiting >= self._limit:
             return self._submit_later(target, jobs, deadline)
         return self._enlist(target, jobs, deadline)
+
+    def _send_alone(self, target: Target, jobs: list[NewJob], deadline: float) -> asyncio.Future[list[Refused]]:
+        """As _board and _take_off, of one call that has left when this returns. Its frames are what a lone caller waits for."""
+        connection, number = self._connection, self._numbers.next()
+        command = enqueue(
+            target.keys, target.priority, self._numbers.producer, number, jobs, target.bound, target.batch
+        )
+        future: asyncio.Future[list[Refused]] = self._loop.create_future()
+        call = _Call(target, [_Waiting(target, jobs, future, deadline)], self._landed, number, command)
+        self._flying, self._calls, self._epoch = True, [call], connection.connects
+        self._sound = connection.in_order
+        self.round_trips += 1
+        try:
+            connection.post(command, call, now=True)
+            self._aloft += 1
+        except BrokerUnavailable:  # there is no connection any more
+            self._sound = False
+            self._start_repair()
+        return future
 
     async def _submit_later(self, target: Target, jobs: list[NewJob], deadline: float) -> list[Refused]:
         await self._wait_for_room(deadline)
@@ -268,11 +260,23 @@ class AsyncEnqueuer:
             count, size, first = 0, 0, 0
             for index, member in enumerate(group):
                 if count and (count + len(member.jobs) > BATCH or size + member.size > BATCH_BYTES):
-                    yield _Call(target, group[first:index], self._numbers, self._landed)
+                    yield self._call(target, group[first:index])
                     count, size, first = 0, 0, index
                 count += len(member.jobs)
                 size += member.size
-            yield _Call(target, group[first:], self._numbers, self._landed)
+            yield self._call(target, group[first:])
+
+    def _call(self, target: Target, members: list[_Waiting]) -> _Call:
+        return _Call(target, members, self._landed, *self._numbered(target, members))
+
+    def _numbered(self, target: Target, members: list[_Waiting]) -> tuple[int, Command[list[Refused]]]:
+        jobs = members[0].jobs if len(members) == 1 else [job for member in members for job in member.jobs]
+        number, (keys, priority, bound, batch) = self._numbers.next(), target
+        return number, enqueue(keys, priority, self._numbers.producer, number, jobs, bound, batch)
+
+    def _renumber(self, call: _Call) -> None:
+        """Give a call a new number: right after an error reply only, which says that the call did not run."""
+        call.number, call.command = self._numbered(call.target, call.members)
 
     def _send(self, calls: list[_Call]) -> None:
         self.round_trips += 1
@@ -292,7 +296,7 @@ class AsyncEnqueuer:
             self._sound = False
             if isinstance(reply, hiredis.ReplyError):
                 if is_noscript(reply) or isinstance(error := error_of(reply, self._shown), BrokerUnavailable):
-                    call.renumber(self._numbers)
+                    self._renumber(call)
                 else:
                     call.fail(error)
         self._aloft -= 1

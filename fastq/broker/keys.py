@@ -246,11 +246,12 @@ class QueueKeys:
         self.groups = self._name("groups")
         self.replicated = self._name("replicated")
         self.unfolding = self._name("unfolding")
-        # The keys of enqueue.lua, by priority: as they are, they go with each call.
+        # The keys of enqueue.lua and of enqueue_plain.lua, by priority: as they are, they go with each call.
         self.stores = tuple(
             (self.jobs, ready, self.due, self.due_wake, self.wake, self.producers, self.dead, self.done)
             for ready in self.ready
         )
+        self.plain_stores = tuple((self.jobs, ready, self.wake, self.producers) for ready in self.ready)
 
     def _name(self, name: str) -> bytes:
         return (self.base + name).encode()

@@ -1,24 +1,13 @@
 #!lua
 -- enqueue: accept jobs of one queue and one priority; pending at once, or scheduled
 -- KEYS {q}:jobs {q}:ready:<priority> {q}:due {q}:due:wake {q}:wake {q}:producers {q}:dead {q}:done {q}:batch:<id>
--- ARGV producer sequence kind, then per job: id envelope                (kind 'plain': ready, our own ids)
+-- ARGV producer sequence kind, then per job: id envelope                (kind 'plain': as enqueue_plain.lua, of a batch)
 --                                         id envelope delay_ms          (kind 'full': the caller may have chosen the id)
 --   the last key is there for jobs of a batch only
 -- Sent twice: the producer's sequence number (µs) makes the second call a no-op, even if the jobs have run meanwhile. One that lies
 -- more than a day ahead of Redis's clock is garbage: taken for a number, it would have all that its producer sends pass for stored.
 -- Reply {repeated, {index, why, detail} ...} with one entry for each job that was not created; 'closed', and none was, when their
 -- batch takes no more.
-if ARGV[3] == 'plain' and not KEYS[9] then -- before what it does not need: all of that takes a third of a short call
-  local last = redis.call('HGET', KEYS[6], ARGV[1])
-  if last and (tonumber(last) or 0) >= tonumber(ARGV[2]) and tonumber(last) < redis.call('TIME')[1] * 1e6 + 864e8 then return {1} end
-  redis.call('HSET', KEYS[6], ARGV[1], ARGV[2])
-  local ids = {}
-  for i = 4, #ARGV, 2 do ids[#ids + 1] = ARGV[i] end
-  redis.call('HSET', KEYS[1], unpack(ARGV, 4))
-  redis.call('RPUSH', KEYS[2], unpack(ids))
-  if redis.call('LLEN', KEYS[5]) == 0 then redis.call('RPUSH', KEYS[5], '1') end
-  return {0}
-end
 --- @include "now"
 --- @include "number"
 --- @include "add"
@@ -32,7 +21,7 @@ if last and (tonumber(last) or 0) >= tonumber(ARGV[2]) and tonumber(last) < redi
 if batch and redis.call('HGET', batch, 'state') ~= 'filling' then return {0, {0, 'closed', ''}} end
 redis.call('HSET', producers, ARGV[1], ARGV[2])
 
-if ARGV[3] == 'plain' then -- of a batch
+if ARGV[3] == 'plain' then
   local ids = {}
   for i = 4, #ARGV, 2 do ids[#ids + 1] = ARGV[i] end
   redis.call('HSET', jobs, unpack(ARGV, 4))

@@ -272,8 +272,11 @@ class WorkerLoop:
             return "", 0
         return self.worker_id, self._room(0)
 
-    def _arrived(self, lane: Lane, reserved: Reserved | None, ask: int) -> None:
-        """The waker's pop has ended: with jobs, if it had a reserve behind it; the loop looks into the lane otherwise."""
+    def _arrived(self, lane: Lane, reserved: Reserved | None, ask: int) -> bool:
+        """The waker's pop has ended: with jobs, if it had a reserve behind it; the loop looks into the lane otherwise.
+
+        Whether the loop sleeps on, as it has nothing to do before an outcome is there.
+        """
         if reserved is None or reserved.held == -1:
             lane.hungry = True
         else:
@@ -282,9 +285,9 @@ class WorkerLoop:
             self._reserved(lane, reserved, ask)
             self._fill()
             if self._asleep and not lane.hungry and not lane.batch:
-                self._waker.wait()  # for the next ones; the loop has nothing to do before an outcome is there
-                return
+                return True
         self._event.set()
+        return False
 
     async def _called(self) -> None:
         """This worker was meant: a job that it holds was cancelled, or it has room again."""

@@ -29,7 +29,7 @@ IDLE_WAIT = 2.0
 RESERVE_MOST = 2_000
 """Jobs of one reserve."""
 
-Arrived = Callable[[Lane, Reserved | None, int], None]
+Arrived = Callable[[Lane, Reserved | None, int], bool]
 
 TOKEN_MS = 60_000
 """How long a token lies in a worker's own list, should the worker be gone; as in include/wake_holder.lua."""
@@ -42,13 +42,13 @@ class _Round:
     coroutine hears of the end of it all, by a future with the bare reply of the pop, and sees to what was ``refused``.
     """
 
-    __slots__ = ("arrived", "ask", "due", "over", "pop", "popped", "refused")
+    __slots__ = ("again", "arrived", "ask", "due", "pop", "popped", "refused")
 
-    def __init__(self, arrived: Arrived, ask: int, over: Callable[[], None], due: int) -> None:
+    def __init__(self, arrived: Arrived, ask: int, due: int) -> None:
         self.arrived = arrived
         self.ask = ask
-        self.over = over
         self.due = due  # replies
+        self.again = True  # the loop sleeps on
         self.pop: Any = None
         self.popped: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.refused: list[tuple[Lane, Command[Any], Any]] = []
@@ -78,14 +78,13 @@ class _Reply:
             round_.refused.append((lane, self._command, reply))
         else:
             try:
-                round_.arrived(lane, self._command.decode(reply), round_.ask)
+                if not round_.arrived(lane, self._command.decode(reply), round_.ask):
+                    round_.again = False
             except Exception as error:  # noqa: BLE001 - of the worker, which ends of it; not of the protocol that calls this
                 round_.popped.set_exception(error)
                 return
         round_.due -= 1
         if not round_.due:
-            if not round_.refused:
-                round_.over()
             round_.popped.set_result(round_.pop)
 
     def set_exception(self, error: Exception) -> None:
@@ -109,7 +108,8 @@ class Waker:
         own: the worker's other connection, which nothing blocks.
         lanes: the worker's queues.
         ask: the worker's id and how many jobs it has room for; an empty id: it takes nothing now.
-        arrived: is given what a lane's reserve brought, out of how many it asked for; None: the lane is worth a look.
+        arrived: is given what a lane's reserve brought, out of how many it asked for; None: the lane is worth a look. Tells whether
+            the loop sleeps on.
         called: told that there was a token for this worker alone.
         share: among how many queues of the worker its room is divided.
     """
@@ -165,8 +165,11 @@ class Waker:
 
     async def run(self) -> None:
         """Until cancelled."""
+        again = False
         while True:
-            await self._waiting.wait()
+            if not again:
+                await self._waiting.wait()
+            again = False
             self._waiting.clear()
             worker, room = self._ask()
             if not worker:
@@ -174,7 +177,7 @@ class Waker:
             ask = min(room // self._share, RESERVE_MOST)
             try:
                 if ask and not any(lane.doubt for lane in self._lanes):
-                    await self._pop_and_reserve(worker, ask)
+                    again = await self._pop_and_reserve(worker, ask)
                 else:
                     await self._pop(worker)
             except BrokerError:
@@ -187,7 +190,8 @@ class Waker:
         heard = () if self._deaf else self._by_list
         return raw("BLPOP", *heard, *(lane.keys.wake_of(worker) for lane in self._lanes), IDLE_WAIT)
 
-    async def _pop_and_reserve(self, worker: str, ask: int) -> None:
+    async def _pop_and_reserve(self, worker: str, ask: int) -> bool:
+        """Whether the loop has slept on: then it is waited for the next ones at once."""
         self._deaf = False
         self.armed = True
         if self._asked != (worker, ask):
@@ -195,33 +199,29 @@ class Waker:
             asked: list[tuple[Lane | None, Command[Any]]] = [(None, self._block(worker))]
             asked += [(lane, reserve(lane.keys, worker, ask)) for lane in self._lanes]
             self._asking = [(lane, _packed(command)) for lane, command in asked]
+        round_ = _Round(self._arrived, ask, len(self._asking))
         try:
-            popped = await self._replies(ask)
-        finally:
-            self._over()
-        if popped is not None and popped[0] not in self._by_list:
+            await self._carry_out(round_)
+        finally:  # a little late; until here its loop would take what has come for what is on its way
+            self.armed = False
+            self.arrivals += 1
+        if round_.pop is not None and round_.pop[0] not in self._by_list:
             await self._called()
+        return round_.again
 
-    async def _replies(self, ask: int) -> Any:
-        """What was popped; what the reserves have brought has arrived."""
+    async def _carry_out(self, round_: _Round) -> None:
+        """What the reserves have brought has arrived when this is over."""
         connection = self._connection
         if not connection.connected:
             await connection.connect()
-        round_ = _Round(self._arrived, ask, self._over, len(self._asking))
         for lane, command in self._asking:
             connection.post(command, _Reply(round_, lane, command))
-        popped = await connection.finish(self._asking[0][1], round_.popped)
+        round_.pop = await connection.finish(self._asking[0][1], round_.popped)
         for lane, command, reply in round_.refused:
             again = asyncio.get_running_loop().create_future()
             again.set_result(reply)
-            self._arrived(lane, await connection.finish(command, again), ask)
-        return popped
-
-    def _over(self) -> None:
-        """No reserve is on its way."""
-        if self.armed:
-            self.armed = False
-            self.arrivals += 1
+            self._arrived(lane, await connection.finish(command, again), round_.ask)
+            round_.again = False
 
     async def _pop(self, worker: str) -> None:
         popped = await self._connection.call(self._block(worker))

@@ -25,6 +25,7 @@ connection breaks before Redis has any of these bytes, or of what follows them."
 
 MARKED = ("enqueue", "enqueue_once", "register", "reserve", "settle", "recover", "extend", "lease", "penalize")
 MARKS = {scripts.load(name).sha: name for name in MARKED}
+MARKS[scripts.load("enqueue_plain").sha] = "enqueue"
 MARKS[b"\r\nSADD\r\n"] = "announce"  # of a queue, after an enqueue
 
 

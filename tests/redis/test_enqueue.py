@@ -71,6 +71,17 @@ def test_there_is_one_wake_token_at_most(lab: Lab) -> None:
     assert lab.value("wake") == ["1"]
 
 
+def test_who_comes_later_is_woken_too(lab: Lab) -> None:
+    """The token was taken, and its taker has not reserved yet; or it lay there with nothing pending."""
+    lab.enqueue("a")
+    lab.raw.delete(lab.q.wake)
+    lab.enqueue("b")
+    assert lab.value("wake") == ["1"]
+    lab.raw.delete(lab.q.ready[5])
+    lab.enqueue("c", "d")
+    assert lab.value("wake") == ["1"]
+
+
 def test_a_paused_queue_takes_jobs(lab: Lab) -> None:
     lab.raw.set(lab.q.paused, "1")
     assert lab.enqueue("a") == []

@@ -134,6 +134,7 @@ def test_every_script_says_what_it_does_without_memory() -> None:
         "batch_open",
         "enqueue",
         "enqueue_once",
+        "enqueue_plain",
         "fire",
         "flow_add",
         "flow_grow",

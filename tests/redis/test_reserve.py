@@ -22,8 +22,7 @@ def test_what_is_handed_out_is_held(lab: Lab) -> None:
     lab.register()
     lab.enqueue("a", "b", "c")
     reserved = lab.reserve(2)
-    assert reserved == Reserved(reserved.now_ms, 2, [b"a", b"b"], [E, E], [])
-    assert lab.near() == reserved.now_ms
+    assert reserved == Reserved(2, [b"a", b"b"], [E, E], [])
     assert lab.keys() == {
         **lab.worker_keys("a", "b"),
         "jobs": {PAD: b"", "a": E, "b": E, "c": E},
@@ -36,7 +35,7 @@ def test_what_is_handed_out_is_held(lab: Lab) -> None:
 def test_nothing_there(lab: Lab) -> None:
     lab.register()
     before = lab.keys()
-    assert lab.reserve()[1:] == (0, *NOTHING)
+    assert lab.reserve() == (0, *NOTHING)
     assert lab.keys() == before
 
 
@@ -80,6 +79,31 @@ def test_a_token_is_left_while_there_is_more(lab: Lab) -> None:
         assert lab.value("wake") == (["1"] if more else None)
 
 
+def test_a_token_is_left_while_there_is_more_of_the_usual_priority(lab: Lab) -> None:
+    lab.register()
+    lab.enqueue("a", "b", "c", "d")
+    for want, more in ((1, True), (2, True), (1, False)):
+        lab.raw.delete(lab.q.wake)
+        assert len(lab.reserve(want).ids) == want
+        assert lab.value("wake") == (["1"] if more else None)
+
+
+def test_a_token_that_lies_there_is_not_doubled(lab: Lab) -> None:
+    lab.register()
+    lab.enqueue("a", "b", "c")
+    assert len(lab.reserve(1).ids) == 1
+    assert lab.value("wake") == ["1"]
+
+
+@pytest.mark.parametrize("name", ["a", "a b", "3 ", "\u00e4", "x" * 200])
+def test_one_job_alone(lab: Lab, name: str) -> None:
+    """Its reply is one string: whatever its id and envelope are."""
+    lab.register()
+    data = E + b" 1 2 \x00\xff"
+    lab.enqueue(NewJob(name, data))
+    assert lab.reserve() == Reserved(1, [name.encode()], [data], [])
+
+
 # -- what stands in the way -------------------------------------------------------------------
 
 
@@ -88,14 +112,14 @@ def test_a_worker_without_a_lease_gets_nothing(lab: Lab, pending: tuple[str, ...
     if pending:
         lab.enqueue(*pending)
     before = lab.keys()
-    assert lab.reserve()[1:] == (-1, *NOTHING)
+    assert lab.reserve() == (-1, *NOTHING)
     assert lab.keys() == before
 
 
 def test_a_worker_that_was_recovered_gets_nothing(lab: Lab) -> None:
     lab.take("a")
     lab.recover()
-    assert lab.reserve()[1:] == (-1, *NOTHING)
+    assert lab.reserve() == (-1, *NOTHING)
     assert lab.ready() == ["a"]
 
 
@@ -103,7 +127,7 @@ def test_a_lease_counts_until_it_is_recovered(lab: Lab) -> None:
     """A worker that is late, but whose jobs nobody has taken, still owns them: its next extend makes it good."""
     lab.register(lease=-1)
     lab.enqueue("a")
-    assert lab.reserve()[1:4] == (1, [b"a"], [E])
+    assert lab.reserve()[:3] == (1, [b"a"], [E])
 
 
 def test_a_paused_queue_hands_out_nothing_and_keeps_its_token(lab: Lab) -> None:
@@ -111,7 +135,7 @@ def test_a_paused_queue_hands_out_nothing_and_keeps_its_token(lab: Lab) -> None:
     lab.enqueue("a")
     lab.raw.set(lab.q.paused, "1")
     before = lab.keys()
-    assert lab.reserve()[1:] == (1, *NOTHING)
+    assert lab.reserve() == (1, *NOTHING)
     assert lab.keys() == before
     lab.raw.delete(lab.q.paused)
     assert lab.reserve().ids == [b"a"]
@@ -123,7 +147,7 @@ def test_a_worker_without_room_learns_what_it_holds(lab: Lab, want: int) -> None
     lab.enqueue("a")
     lab.raw.delete(lab.q.wake)
     before = lab.keys()
-    assert lab.reserve(want)[1:] == (1, *NOTHING)
+    assert lab.reserve(want) == (1, *NOTHING)
     assert lab.keys() == before
 
 
@@ -131,7 +155,7 @@ def test_an_id_without_an_envelope_is_handed_out_as_such(lab: Lab) -> None:
     """A foreign writer's: the worker decides, and the script does not fail."""
     lab.register()
     lab.raw.rpush(lab.q.ready[5], "foreign")
-    assert lab.reserve()[1:4] == (1, [b"foreign"], [None])
+    assert lab.reserve()[:3] == (1, [b"foreign"], [None])
 
 
 # -- sent twice -------------------------------------------------------------------------------

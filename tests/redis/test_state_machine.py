@@ -427,7 +427,7 @@ class Protocol(RuleBasedStateMachine):
         model = self.model
         reserved = self.lab.reserve(want, worker)
         if worker not in model.running:
-            assert reserved[1:] == (-1, [], [], [])
+            assert reserved == (-1, [], [], [])
             return
         ids = list(model.pop(want))
         model.running[worker].update(ids)
@@ -775,7 +775,7 @@ class Protocol(RuleBasedStateMachine):
         self.lab.raw.set(self.lab.q.paused, "1")
         reserved = self.lab.reserve(3, worker)
         held = len(self.model.running[worker]) if worker in self.model.running else -1
-        assert reserved[1:] == (held, [], [], [])
+        assert reserved == (held, [], [], [])
         self.lab.raw.delete(self.lab.q.paused)
 
     # -- what holds after every step ------------------------------------------------------------------
@@ -1163,9 +1163,18 @@ BUGS: dict[str, Mutation] = {
     ),
     "reserve that does not hold": ("reserve", "redis.call('SADD', running, unpack(taken))", ""),
     "reserve without a lease": ("reserve", "if not redis.call('ZSCORE', KEYS[1], worker)", "if false"),
-    "reserve from a paused queue": ("reserve", " or not plain and redis.call('EXISTS', KEYS[4]) == 1", ""),
-    "reserve that takes every queue for a plain one": ("reserve", "unfolding) == 0", "unfolding) >= 0"),
+    "reserve from a paused queue": (
+        "reserve",
+        "if redis.call('EXISTS', KEYS[PAUSED]) == 1 then return nothing() end",
+        "",
+    ),
+    "reserve that takes every queue for a plain one": (
+        "reserve",
+        "unpack(KEYS, PAUSED)) == 0",
+        "unpack(KEYS, PAUSED)) >= 0",
+    ),
     "enqueue that repeats": ("enqueue", "(tonumber(last) or 0) >= tonumber(ARGV[2])", "false"),
+    "a plain enqueue that repeats": ("enqueue_plain", "(tonumber(last) or 0) >= tonumber(ARGV[2])", "false"),
     "a bound that does not hold": (
         "enqueue_once",
         "if bound < 1 or pending < bound then return true end",
@@ -1186,7 +1195,7 @@ BUGS: dict[str, Mutation] = {
     "enqueue_once with two holders": ("enqueue_once", "local holder = key ~= ''", "local holder = false"),
     "enqueue_once that forgets the time": ("enqueue_once", " or redis.call('GET', unique .. ':ttl:' .. key)", ""),
     "enqueue_once that replaces what runs": ("enqueue_once", " or is_running(holder)", ""),
-    "reserve that keeps the key of a started job": ("reserve", "release_unique(unique, unique_of, begun)", ""),
+    "reserve that keeps the key of a started job": ("reserve", "release_unique(KEYS[5], KEYS[6], begun)", ""),
     "promote that leaves the job due": ("promote", "redis.call('ZREMRANGEBYRANK', due, 0, #ids - 1)", ""),
     "promote before the time": ("promote", "'-inf', now, 'BYSCORE'", "'-inf', '+inf', 'BYSCORE'"),
     "replay that leaves the letter": ("replay", "redis.call('ZREM', dead, id) == 1", "redis.call('ZSCORE', dead, id)"),
@@ -1319,7 +1328,8 @@ HUNTS: dict[str, tuple[str, ...]] = {
     "enqueue_full promote": ("promote that leaves the job due",),
     "enqueue_full register reserve": ("enqueue_once that replaces what runs",),
     "enqueue_full status": ("status that does not look at the due",),
-    "enqueue_plain": ("enqueue that repeats",),
+    "enqueue_full": ("enqueue that repeats",),
+    "enqueue_plain": ("a plain enqueue that repeats",),
     "enqueue_plain recover register reserve": ("recover that charges everybody",),
     "enqueue_plain register reserve settle": ("a retry that keeps its old envelope",),
     "extend recover register": ("extend that revives",),

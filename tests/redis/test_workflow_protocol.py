@@ -460,7 +460,7 @@ SMALL_BUGS = {
     "what is left over is forgotten": ("settle", "redis.call('HSET', flow, 'later', later)", ""),
     "what is left over begins twice": ("settle", "begun, list = unfold(", "begun = unfold("),
     "an end before all has begun": ("settle", "if later == '' and open == 0", "if open == 0"),
-    "a worker that does not ask for more": ("reserve", "unfold_more(KEYS[13], clock, flow)", ""),
+    "a worker that does not ask for more": ("reserve", "unfold_more(KEYS[8], clock, flow)", ""),
     "a cancelled workflow that still unfolds": ("flow_cancel", "redis.call('HDEL', flow, 'later')", ""),
 }
 

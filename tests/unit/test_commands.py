@@ -31,6 +31,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "enqueue_once": lambda: c.enqueue(
         Q, 5, "p", 1, [NewJob("a", b"A", unique="k")], c.Bound(9, "drop_oldest", 9), "ab"
     ),
+    "enqueue_plain": lambda: c.enqueue(Q, 5, "p", 1, [NewJob("a", b"e")]),
     "extend": lambda: c.extend(Q, 1_000, ["v", "w"]),
     "fire": lambda: timing.fire(Q, 5, "s", 1, "a", b"e", b"d"),
     "flow_add": lambda: flows.flow_add(Q, "ab", 0, "w", ["e0", b"E"]),
@@ -97,8 +98,8 @@ def named_keys(script: str) -> list[str]:
     found: list[str] = []
     for i, word in enumerate(words):
         if word == "..." and i + 1 < len(words):
-            assert (words[i - 1], words[i + 1]) == ("{q}:ready:10", "{q}:ready:0")
-            found += [f"{{q}}:ready:{priority}" for priority in range(9, 0, -1)]
+            first, last = (int(words[at].removeprefix("{q}:ready:")) for at in (i - 1, i + 1))
+            found += [f"{{q}}:ready:{priority}" for priority in range(first - 1, last, -1)]
         elif word == "...":
             found.append(f"{words[i - 1]} again")
         else:
@@ -136,7 +137,7 @@ def test_all_keys_of_a_call_are_in_one_slot(script: str) -> None:
 
 def test_plain_jobs_take_the_short_path() -> None:
     command = c.enqueue(Q, 7, "p", 3, [NewJob("a", b"A"), NewJob("b", b"B", delay_ms=-1)])
-    assert command.args == ["p", 3, "plain", "a", b"A", "b", b"B"]
+    assert command.args == ["p", 3, "a", b"A", "b", b"B"]
     assert command.keys[1] == b"fastq:{q}:ready:7"
 
 
@@ -256,7 +257,8 @@ def test_raw_is_a_plain_command() -> None:
         ("recover", [1, 2, -1], c.Recovered(1, 2, -1)),
         ("register", 1_000, 1_000),
         ("replay", 2, 2),
-        ("reserve", [1_000, 2, [b"a"], [None], []], c.Reserved(1_000, 2, [b"a"], [None], [])),
+        ("reserve", [2, [b"a"], [None], []], c.Reserved(2, [b"a"], [None], [])),
+        ("reserve", b"1 3 a b\x05 \xff", c.Reserved(1, [b"a b"], [b"\x05 \xff"], [])),
         ("resume", [1, [b"a"], [b"A"]], c.Held(1, [b"a"], [b"A"])),
         ("settle", [-1, [b"a"]], c.Settled(-1, [b"a"])),
         ("status", [b"pending", b"E"], [b"pending", b"E"]),

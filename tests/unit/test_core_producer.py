@@ -67,7 +67,7 @@ def test_a_call_is_what_hiredis_makes_of_it(jobs: list[NewJob], number: int, pro
     command = enqueue(Q, 5, producer, number, jobs)
     assert isinstance(command, Packed)
     assert pack(command) == expected(command)
-    assert command.args == [producer, number, "plain", *(word for job in jobs for word in job[:2])]
+    assert command.args == [producer, number, *(word for job in jobs for word in job[:2])]
 
 
 @pytest.mark.parametrize("number", EDGES)
@@ -79,8 +79,8 @@ def test_numbers_of_every_width(number: int) -> None:
 def test_a_script_that_redis_has_not_got_goes_by_its_text() -> None:
     command = enqueue(Q, 5, "p", 7, [NewJob("a", b"A")])
     by_text = pack(command, by_text=True)
-    assert by_text.startswith(b"*16\r\n$4\r\nEVAL\r\n")
-    assert by_text.endswith(b"$1\r\np\r\n$1\r\n7\r\n$5\r\nplain\r\n$1\r\na\r\n$1\r\nA\r\n")
+    assert by_text.startswith(b"*11\r\n$4\r\nEVAL\r\n")
+    assert by_text.endswith(b"$1\r\np\r\n$1\r\n7\r\n$1\r\na\r\n$1\r\nA\r\n")
 
 
 ODD: dict[str, Any] = {
