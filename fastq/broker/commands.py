@@ -253,19 +253,20 @@ class Settled(NamedTuple):
 
 def settle(q: QueueKeys, worker: str, batch: Batch, dead_max: int) -> Command[Settled]:
     """Write a batch of outcomes; the running set of the worker is the fence."""
-    buckets: dict[tuple[str, int], int] = {}
-    for name, expires, _, _ in batch.recorded:
-        buckets.setdefault((name, expires), len(buckets) + 1)
-    args: list[Any] = [dead_max, len(batch.succeeded), *batch.succeeded, len(batch.recorded)]
+    buckets, last, rows = dict[tuple[str, int], list[Any]](), None, list[Any]()
     for name, expires, job_id, record in batch.recorded:
-        args += (buckets[name, expires], job_id, record)
+        if name is not last:  # most often, all are of one
+            last, rows = name, buckets.setdefault((name, expires), [])
+        rows.append(job_id)
+        rows.append(record)
+    args: list[Any] = [dead_max, len(batch.succeeded), *batch.succeeded, len(buckets)]
+    for (name, expires), recorded in buckets.items():
+        args += (name, expires, len(recorded) // 2, *recorded)
     for rows in (batch.later, batch.failed):
         args.append(len(rows))
         for row in rows:
             args += row
     args += (len(batch.released), *batch.released)
-    for name, expires in buckets:
-        args += (name, expires)
     for output in batch.outputs:
         args += output
     keys = (

@@ -3,8 +3,8 @@
 -- KEYS {q}:running:<worker> {q}:jobs {q}:due {q}:due:wake {q}:wake {q}:dead {q}:dead:jobs {q}:dead:errors {q}:deliveries
 --      {q}:unique {q}:unique:of {q}:done {q}:cancels {q}:awaited {q}:events {q}:groups {q}:ready:10 ... {q}:ready:0 {q}:done:<ttl>:<n> ...
 -- ARGV dead_max, then five sections (job.Outcome), each a count and its rows:
---   succeeded: id | recorded: bucket_number id record | later: id delay_ms envelope | failed: id envelope error | released: id
---   then per bucket: its name and the time in ms at which it expires
+--   succeeded: id | recorded: bucket expires_ms n, then n times: id record | later: id delay_ms envelope | failed: id envelope error
+--   | released: id
 --   and last, of jobs of workflows that have succeeded: id result; of jobs that were cancelled without a record: id ''
 -- Sent twice, or by a worker whose lease was lost: what the running set no longer holds is left alone (the fence).
 -- Reply {held, stale ids}; held -1: the lease is gone.
@@ -35,6 +35,7 @@ end
 --- @include "slice"
 --- @include "many"
 --- @include "held"
+--- @include "keep_records"
 --- @include "release_unique"
 --- @include "bury"
 --- @include "tell"
@@ -78,17 +79,20 @@ local function section(width, field)
   return kept, mine
 end
 
-local recorded, recorded_ids = section(3, 2)
-local fields = {}
-for _, row in ipairs(recorded) do
-  local bucket = tonumber(row[1])
-  fields[bucket] = fields[bucket] or {}
-  table.insert(fields[bucket], row[2])
-  table.insert(fields[bucket], row[3])
-  finished[#finished + 1] = row[2]
-  if (heard or grouped) and string.sub(row[3], 3, 11) == 'cancelled' then kinds[row[2]] = 'cancelled' end -- or it had expired
+local buckets = tonumber(ARGV[position])
+position = position + 1
+for n = 1, buckets do
+  local name, expires, first = ARGV[position], ARGV[position + 1], position + 3
+  position = first + 2 * ARGV[position + 2]
+  local mine, lost = keep_records(running, jobs, done, KEYS[BUCKETS + n], name, expires, ARGV, first, position - 1)
+  for i = 1, #mine do finished[#finished + 1] = mine[i] end
+  for i = 1, #lost do stale[#stale + 1] = lost[i] end
+  if heard or grouped then
+    for i = first, position - 1, 2 do
+      if string.sub(ARGV[i + 1], 3, 11) == 'cancelled' then kinds[ARGV[i]] = 'cancelled' end -- or it had expired
+    end
+  end
 end
-if #recorded > 0 then many('HDEL', jobs, recorded_ids) end
 
 local later, again, earliest = section(3, 1), {}, false
 for _, row in ipairs(later) do
@@ -122,14 +126,8 @@ for i = #released, 1, -1 do
 end
 if #released > 0 then wake(wake_list) end
 
-for bucket, values in pairs(fields) do
-  local key, name, expires = KEYS[BUCKETS + bucket], ARGV[position + 2 * bucket - 2], ARGV[position + 2 * bucket - 1]
-  many('HSET', key, values)
-  redis.call('PEXPIREAT', key, expires)
-  redis.call('ZADD', done, expires, name)
-end
 if #finished > 0 then
-  if grouped then flows_go_on(groups, now, finished, kinds, ARGV, position + 2 * (#KEYS - BUCKETS)) end
+  if grouped then flows_go_on(groups, now, finished, kinds, ARGV, position) end
   release_unique(unique, unique_of, finished)
   if redis.call('HLEN', deliveries) > 0 then many('HDEL', deliveries, finished) end
   if asked then many('HDEL', cancels, finished) end

@@ -1133,6 +1133,8 @@ Mutation = tuple[str, str, str]
 # Bugs that take thousands of random steps to meet are found by the tests of their own scripts: unpause, release_unique, fire, enqueue, a
 # second cancel that asks for less, park of a cancelled job (test_cancel).
 BUGS: dict[str, Mutation] = {
+    "a record without a fence": ("settle", "if owned[i] ~= 1 then", "if false then"),
+    "a record of others' jobs among one's own": ("settle", "ids, rows, first, last = mine, held, 1, #held", ""),
     "settle without its fence": ("settle", "if owned[i] == 1 then", "if true then"),
     "settle of successes without its fence": ("settle", "owned == 1 and finished or stale", "finished"),
     "settle that asks whether nobody is to hear, and does not listen": ("settle", "KEYS[16]) == 0", "KEYS[16]) >= 0"),
@@ -1342,6 +1344,8 @@ HUNTS: dict[str, tuple[str, ...]] = {
     "settle": (
         "a retry that counts as an end",
         "settle without its fence",
+        "a record without a fence",
+        "a record of others' jobs among one's own",
     ),
     "unpark": ("unpark that does not hold",),
 }
