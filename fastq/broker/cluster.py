@@ -246,6 +246,11 @@ class AsyncCluster(AsyncConnection):
             return
         self._begin(self._send_later(command, False, None)).add_done_callback(lambda sent: _hand_on(sent, waiter))
 
+    def post_all(self, commands: Sequence[Command[Any]], waiters: Sequence[Waiter]) -> None:
+        """As :meth:`AsyncConnection.post_all`; each goes to its node."""
+        for command, waiter in zip(commands, waiters, strict=True):
+            self.post(command, waiter)
+
     def _ready(self, command: Command[Any], near: Command[Any] | None = None) -> AsyncConnection | None:
         """The connection over which the command can leave now."""
         if not self._topology.settled:

@@ -270,6 +270,12 @@ class AsyncConnection:
         data = command.packed if type(command) is Packed else pack(command)
         (wire.send_now if now else wire.send)(data, waiter)
 
+    def post_all(self, commands: Sequence[Command[Any]], waiters: Sequence[Waiter]) -> None:
+        """As :meth:`post`, of several commands in one write."""
+        if self._wire is None:
+            raise unreachable(self.endpoint, "not connected")
+        self._wire.send(b"".join(map(pack, commands)), *waiters)
+
     def place(self, key: bytes) -> Any:  # noqa: ARG002 - a cluster's
         """What tells apart the servers that keys are on: commands of one place fail together. None where there is one server."""
         return None

@@ -214,8 +214,8 @@ class Waker:
         connection = self._connection
         if not connection.connected:
             await connection.connect()
-        for lane, command in self._asking:
-            connection.post(command, _Reply(round_, lane, command))
+        waiters = [_Reply(round_, lane, command) for lane, command in self._asking]
+        connection.post_all([command for _, command in self._asking], waiters)
         round_.pop = await connection.finish(self._asking[0][1], round_.popped)
         for lane, command, reply in round_.refused:
             again = asyncio.get_running_loop().create_future()
