@@ -1,6 +1,6 @@
 """What both kinds of producer share: how jobs are cut into calls, how calls are numbered; and the blocking kind.
 
-Every call of ``enqueue.lua`` carries its producer's id and a growing number. After a lost connection the same calls are
+Every call of the enqueue scripts carries its producer's id and a growing number. After a lost connection the same calls are
 sent again, in their order and before anything newer, so the script can tell a repetition from a new call by comparing
 numbers - even when the job has run and left no trace meanwhile (docs/adr/0006-sequence-numbers.md).
 """

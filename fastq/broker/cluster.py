@@ -9,6 +9,7 @@ alone knows whether a command may be repeated. See docs/adr/0014-cluster.md.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
@@ -238,18 +239,19 @@ class AsyncCluster(AsyncConnection):
             return link.send(guarded(command), by_text=by_text)
         return self._begin(self._send_later(command, by_text, near))
 
-    def post(self, command: Command[Any], waiter: Waiter, *, now: bool = False) -> None:
-        """As :meth:`AsyncConnection.post`; a node that is not connected will be."""
-        link = self._ready(command)
-        if link is not None:
-            link.post(guarded(command), waiter, now=now)
-            return
-        self._begin(self._send_later(command, False, None)).add_done_callback(lambda sent: _hand_on(sent, waiter))
-
-    def post_all(self, commands: Sequence[Command[Any]], waiters: Sequence[Waiter]) -> None:
-        """As :meth:`AsyncConnection.post_all`; each goes to its node."""
+    def post(self, commands: Sequence[Command[Any]], waiters: Sequence[Waiter]) -> None:
+        """As :meth:`AsyncConnection.post`; each goes to its node. One that is not connected will be."""
         for command, waiter in zip(commands, waiters, strict=True):
-            self.post(command, waiter)
+            link = self._ready(command)
+            if link is not None:
+                link.post([guarded(command)], [waiter])
+            else:
+                sent = self._begin(self._send_later(command, False, None))
+                sent.add_done_callback(functools.partial(_hand_on, waiter))
+
+    def send_all(self, commands: Sequence[Command[Any]]) -> list[asyncio.Future[Any]]:
+        """As :meth:`AsyncConnection.send_all`; each goes to its node."""
+        return [self.send(command) for command in commands]
 
     def _ready(self, command: Command[Any], near: Command[Any] | None = None) -> AsyncConnection | None:
         """The connection over which the command can leave now."""
@@ -372,7 +374,7 @@ def _read(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
-def _hand_on(sent: asyncio.Future[Any], waiter: Waiter) -> None:
+def _hand_on(waiter: Waiter, sent: asyncio.Future[Any]) -> None:
     if waiter.done():
         return
     failure = ConnectionResetError("closed") if sent.cancelled() else sent.exception()

@@ -103,7 +103,9 @@ def enqueue(
     """Accept up to :data:`BATCH` jobs of one priority, of the batch of this id. ``sequence`` (µs) grows with every call."""
     if bound is None and not batch:
         few = q.plain_stores[priority]
-        packed = pack_plain(*_start(scripts.load("enqueue_plain").sha, few), producer, sequence, jobs)
+        packed = pack_plain(
+            *_start(scripts.load("enqueue_plain").sha, few), producer, sequence, jobs
+        )  # None: some are not plain
         if packed is not None:
             return Packed("enqueue_plain", few, lambda: [producer, sequence, *_plain(jobs)], _none_refused, packed)
     keys: tuple[bytes, ...] = q.stores[priority]

@@ -256,25 +256,26 @@ class AsyncConnection:
         wire.send(data, future)
         return future
 
-    def post(self, command: Command[Any], waiter: Waiter, *, now: bool = False) -> None:
-        """Write a command; ``waiter`` is given its bare reply (an error reply is a value), or the loss of the connection.
+    def post(self, commands: Sequence[Command[Any]], waiters: Sequence[Waiter]) -> None:
+        """Write commands, in one go: a write of its own for each is a system call here, and may wake Redis once more.
 
-        ``now``: it leaves before this returns; else with whatever is written in this turn of the event loop.
+        Each waiter is given the bare reply of its command (an error reply is a value), or the loss of the connection.
 
         Raises:
             BrokerUnavailable: there is no connection; nothing was sent.
         """
-        wire = self._wire
-        if wire is None:
-            raise unreachable(self.endpoint, "not connected")
-        data = command.packed if type(command) is Packed else pack(command)
-        (wire.send_now if now else wire.send)(data, waiter)
-
-    def post_all(self, commands: Sequence[Command[Any]], waiters: Sequence[Waiter]) -> None:
-        """As :meth:`post`, of several commands in one write."""
         if self._wire is None:
             raise unreachable(self.endpoint, "not connected")
         self._wire.send(b"".join(map(pack, commands)), *waiters)
+
+    def send_all(self, commands: Sequence[Command[Any]]) -> list[asyncio.Future[Any]]:
+        """As :meth:`send`, of several commands in one write."""
+        loop = self._loop
+        if self._wire is None or loop is None:
+            raise unreachable(self.endpoint, "not connected")
+        sent: list[asyncio.Future[Any]] = [loop.create_future() for _ in commands]
+        self._wire.send(b"".join(map(pack, commands)), *sent)
+        return sent
 
     def place(self, key: bytes) -> Any:  # noqa: ARG002 - a cluster's
         """What tells apart the servers that keys are on: commands of one place fail together. None where there is one server."""

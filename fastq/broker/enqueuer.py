@@ -32,11 +32,8 @@ class _Waiting(msgspec.Struct, eq=False):
     jobs: list[NewJob]
     future: asyncio.Future[list[Refused]]
     deadline: float
-
-    @property
-    def size(self) -> int:
-        """Bytes of their envelopes."""
-        return sum(len(job.envelope) for job in self.jobs)
+    size: int = 0
+    """Bytes of their envelopes, where others may come along."""
 
 
 class _Call(msgspec.Struct, eq=False):
@@ -157,7 +154,7 @@ class AsyncEnqueuer:
         return self._enlist(target, jobs, deadline)
 
     def _send_alone(self, target: Target, jobs: list[NewJob], deadline: float) -> asyncio.Future[list[Refused]]:
-        """As _board and _take_off, of one call that has left when this returns. Its frames are what a lone caller waits for."""
+        """As _board and _take_off, of one call. Its frames are what a lone caller waits for."""
         connection, number = self._connection, self._numbers.next()
         command = enqueue(
             target.keys, target.priority, self._numbers.producer, number, jobs, target.bound, target.batch
@@ -167,11 +164,11 @@ class AsyncEnqueuer:
         self._flying, self._calls, self._epoch = True, [call], connection.connects
         self._sound = connection.in_order
         self.round_trips += 1
+        self._aloft = 1
         try:
-            connection.post(command, call, now=True)
-            self._aloft += 1
+            connection.post((command,), (call,))
         except BrokerUnavailable:  # there is no connection any more
-            self._sound = False
+            self._aloft, self._sound = 0, False
             self._start_repair()
         return future
 
@@ -181,7 +178,8 @@ class AsyncEnqueuer:
 
     def _enlist(self, target: Target, jobs: list[NewJob], deadline: float) -> asyncio.Future[list[Refused]]:
         future: asyncio.Future[list[Refused]] = self._loop.create_future()
-        self._queue.append(_Waiting(target, jobs, future, deadline))
+        size = len(jobs[0].envelope) if len(jobs) == 1 else sum(len(job.envelope) for job in jobs)
+        self._queue.append(_Waiting(target, jobs, future, deadline, size))
         self._waiting += len(jobs)
         if not self._flying:
             self._flying = True
@@ -280,11 +278,11 @@ class AsyncEnqueuer:
 
     def _send(self, calls: list[_Call]) -> None:
         self.round_trips += 1
+        self._aloft += len(calls)
         try:
-            for call in calls:
-                self._connection.post(call.command, call)
-                self._aloft += 1
+            self._connection.post([call.command for call in calls], calls)
         except BrokerUnavailable:
+            self._aloft -= len(calls)
             self._sound = False
             if not self._aloft and not self._boarding:
                 self._start_repair()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,7 +24,7 @@ NOTHING = object()
 class Wire:
     """An asyncio protocol: replies are matched to their waiters in the order of the commands."""
 
-    __slots__ = ("_reader", "failure", "fd", "lost", "on_lost", "pending", "progress", "transport")
+    __slots__ = ("_reader", "failure", "lost", "on_lost", "pending", "progress", "transport")
 
     def __init__(self, on_lost: Callable[[Wire], None]) -> None:
         self._reader: Any = hiredis.Reader(notEnoughData=NOTHING)
@@ -34,14 +33,10 @@ class Wire:
         self.progress = time.monotonic()
         self.on_lost = on_lost
         self.failure: str = ""
-        self.fd = -1  # what may be written to directly; -1: only the transport knows how, or nothing may be written
         self.lost = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # noqa: D102 - asyncio's
         self.transport = transport
-        sock = transport.get_extra_info("socket")
-        if sock is not None and transport.get_extra_info("sslcontext") is None:
-            self.fd = sock.fileno()
 
     def send(self, data: bytes, *waiters: Waiter) -> None:
         """Write the commands that these wait for. They are told so if the connection is lost already."""
@@ -53,21 +48,6 @@ class Wire:
             self.progress = time.monotonic()
         self.pending.extend(waiters)
         self.transport.write(data)
-
-    def send_now(self, data: bytes, waiter: Waiter) -> None:
-        """As :meth:`send`; written before this returns, not when the event loop comes by: for what has nothing to be joined with."""
-        if self.fd < 0 or self.lost or self.transport is None or self.transport.get_write_buffer_size():
-            self.send(data, waiter)
-            return
-        if not self.pending:
-            self.progress = time.monotonic()
-        self.pending.append(waiter)
-        try:
-            written = os.write(self.fd, data)
-        except OSError:  # no room; or it is broken, and the transport finds that out
-            written = 0
-        if written < len(data):
-            self.transport.write(data[written:])
 
     def data_received(self, data: bytes) -> None:  # noqa: D102 - asyncio's
         reader, pending = self._reader, self.pending
@@ -95,7 +75,6 @@ class Wire:
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: D102 - asyncio's
         self.lost = True
-        self.fd = -1
         self.failure = self.failure or (str(error) if error else "the connection was closed")
         pending, self.pending = self.pending, deque()
         for waiter in pending:
@@ -107,6 +86,5 @@ class Wire:
     def abort(self, failure: str) -> None:
         """Drop the connection; whoever waits is told why."""
         self.failure = failure
-        self.fd = -1  # it may be closed before we are told, and another file have its number
         if self.transport is not None:
             self.transport.abort()

@@ -7,8 +7,8 @@
 -- Sent twice: the jobs of a lost reply are in the running set; the worker sees that it holds more than it knows (held)
 -- and asks for them with resume.lua.
 -- It hands out fewer than wanted (2,000 at most) when many were cancelled; the wake token says that there are more.
--- Reply {held, ids, envelopes, deliveries}; held -1: the lease is gone; deliveries is empty when no job has any. Of one job without
--- deliveries 'held size_of_id id..envelope': tables cost a cold server 20 µs.
+-- Reply {held, ids, envelopes, deliveries}; held -1: the lease is gone; deliveries is empty when no job has any. The short
+-- way answers a single job with 'held size_of_id id..envelope': tables cost a cold server 20 µs.
 local worker, want = ARGV[1], math.min(tonumber(ARGV[2]), 2000) -- Lua cannot unpack 8,000, and what is popped must be held
 local running, jobs, wake_list, normal = KEYS[2], KEYS[3], KEYS[4], KEYS[9]
 local PAUSED, GHOSTS, DELIVERIES, UNIQUE_START, AWAITED, LEVELS = 10, 11, 12, 13, 14, 15

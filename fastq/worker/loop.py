@@ -246,7 +246,7 @@ class WorkerLoop:
             commands.append(unpark(lane.keys, self.worker_id, door.name, want, LOOKED_AFTER))
         if not commands:
             return 0
-        sent = [self._connection.send(command) for command in commands]
+        sent = self._connection.send_all(commands)
         self._metrics.count("round_trips")
         replies = [await self._connection.finish(c, future) for c, future in zip(commands, sent, strict=True)]
         if outcomes:

@@ -215,13 +215,13 @@ class Waker:
         if not connection.connected:
             await connection.connect()
         waiters = [_Reply(round_, lane, command) for lane, command in self._asking]
-        connection.post_all([command for _, command in self._asking], waiters)
+        connection.post([command for _, command in self._asking], waiters)
         round_.pop = await connection.finish(self._asking[0][1], round_.popped)
         for lane, command, reply in round_.refused:
-            again = asyncio.get_running_loop().create_future()
-            again.set_result(reply)
-            self._arrived(lane, await connection.finish(command, again), round_.ask)
-            round_.again = False
+            answered = asyncio.get_running_loop().create_future()
+            answered.set_result(reply)
+            if not self._arrived(lane, await connection.finish(command, answered), round_.ask):
+                round_.again = False
 
     async def _pop(self, worker: str) -> None:
         popped = await self._connection.call(self._block(worker))

@@ -679,7 +679,7 @@ def test_a_body_that_is_too_large(bench: Bench, call: Call, monkeypatch: pytest.
 
 
 def test_a_lost_reply_makes_no_second_job(bench: Bench, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """F-17: the call is repeated, and enqueue.lua knows it by its number."""
+    """F-17: the call is repeated, and the script knows it by its number."""
     from fastq.broker.connection import SyncConnection
     from fastq.errors import BrokerUnavailable
 
@@ -688,7 +688,7 @@ def test_a_lost_reply_makes_no_second_job(bench: Bench, call: Call, monkeypatch:
     def lossy(connection: SyncConnection, sent: Any) -> Any:
         replies = real(connection, sent)
         calls.append(sent[0].script)
-        if calls == [None, "enqueue"]:  # the version of the keys was looked at first
+        if calls == [None, "enqueue_plain"]:  # the version of the keys was looked at first
             connection.close()
             raise BrokerUnavailable("the reply was lost")
         return replies
@@ -696,7 +696,7 @@ def test_a_lost_reply_makes_no_second_job(bench: Bench, call: Call, monkeypatch:
     monkeypatch.setattr(SyncConnection, "call_many", lossy)
     assert call("enqueue", "send", "-q", "mail").code == 0
     monkeypatch.undo()
-    assert calls == [None, "enqueue", "enqueue", None]
+    assert calls == [None, "enqueue_plain", "enqueue_plain", None]
     assert bench.info().pending == 1
 
 

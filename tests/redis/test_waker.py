@@ -10,7 +10,7 @@ import pytest
 from fastq import FastQ, JobContext, Retry
 from fastq.broker.command import raw as command
 from fastq.broker.connection import AsyncConnection
-from fastq.worker import ticker
+from fastq.worker import ticker, waker
 from tests.redis.workshop import Workshop, working
 
 
@@ -19,13 +19,17 @@ class Sent:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, connection: AsyncConnection) -> None:
         self.names: list[str] = []
-        send = connection.send
+        for name in ("send", "send_all", "post"):
+            monkeypatch.setattr(connection, name, self._spied(getattr(connection, name)))
 
-        def spy(command: Any, **how: Any) -> Any:
-            self.names.append(command.script or command.args[0])
-            return send(command, **how)
+    def _spied(self, method: Any) -> Any:
+        def spy(what: Any, *rest: Any, **how: Any) -> Any:
+            self.names += [
+                command.script or command.args[0] for command in (what if isinstance(what, list) else [what])
+            ]
+            return method(what, *rest, **how)
 
-        monkeypatch.setattr(connection, "send", spy)
+        return spy
 
 
 def make_app(url: str, **settings: Any) -> FastQ:
@@ -61,16 +65,46 @@ async def test_an_idle_worker_gets_the_job_with_the_token(redis_url: str, monkey
 
     @app.task
     async def note() -> None:
-        ran.set_result(loop.names + waker.names)
+        ran.set_result(loop.names + waiting.names)
 
     async with working(app) as shop:
         await armed(shop)
-        loop, waker = Sent(monkeypatch, shop.connection), Sent(monkeypatch, shop.waker)
+        loop, waiting = Sent(monkeypatch, shop.connection), Sent(monkeypatch, shop.waker)
         await note.enqueue()
         assert await ran == []  # what brought the job had been sent before there was one
         while "settle" not in loop.names:
             await asyncio.sleep(0.001)
         assert set(loop.names) == {"settle"}  # twice when Redis did not know the script yet
+
+
+async def rounds(shop: Workshop, count: int) -> None:
+    """Until so many more pops have ended, and the next one waits."""
+    enough = shop.loop._waker.arrivals + count
+    async with asyncio.timeout(10):
+        while shop.loop._waker.arrivals < enough:
+            await asyncio.sleep(0.001)
+        await armed(shop)
+
+
+@pytest.mark.one_server("SCRIPT FLUSH goes to one node")
+async def test_scripts_that_go_while_it_waits(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reserve is refused and sent again by its text; nothing came, its loop sleeps on, and it waits on."""
+    monkeypatch.setattr(waker, "IDLE_WAIT", 0.05)
+    app = make_app(redis_url)
+    ran = asyncio.Event()
+
+    @app.task
+    async def note() -> None:
+        ran.set()
+
+    async with working(app) as shop:
+        await armed(shop)
+        await rounds(shop, 2)  # that nothing is left over which would have it wait once more
+        await shop.helper.call(command("SCRIPT", "FLUSH"))
+        await rounds(shop, 2)
+        await note.enqueue()
+        async with asyncio.timeout(10):
+            await ran.wait()
 
 
 async def test_jobs_of_a_lost_reply_of_the_waiting_reserve_are_found(redis_url: str, raw: Any) -> None:
