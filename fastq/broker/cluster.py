@@ -249,9 +249,11 @@ class AsyncCluster(AsyncConnection):
                 sent = self._begin(self._send_later(command, False, None))
                 sent.add_done_callback(functools.partial(_hand_on, waiter))
 
-    def send_all(self, commands: Sequence[Command[Any]]) -> list[asyncio.Future[Any]]:
+    def send_all(
+        self, commands: Sequence[Command[Any]], *, near: Command[Any] | None = None
+    ) -> list[asyncio.Future[Any]]:
         """As :meth:`AsyncConnection.send_all`; each goes to its node."""
-        return [self.send(command) for command in commands]
+        return [self.send(command, near=near) for command in commands]
 
     def _ready(self, command: Command[Any], near: Command[Any] | None = None) -> AsyncConnection | None:
         """The connection over which the command can leave now."""

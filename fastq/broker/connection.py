@@ -268,7 +268,7 @@ class AsyncConnection:
             raise unreachable(self.endpoint, "not connected")
         self._wire.send(b"".join(map(pack, commands)), *waiters)
 
-    def send_all(self, commands: Sequence[Command[Any]]) -> list[asyncio.Future[Any]]:
+    def send_all(self, commands: Sequence[Command[Any]], *, near: Any = None) -> list[asyncio.Future[Any]]:  # noqa: ARG002 - near: a cluster's
         """As :meth:`send`, of several commands in one write."""
         loop = self._loop
         if self._wire is None or loop is None:
@@ -325,12 +325,7 @@ class AsyncConnection:
         """Send several commands back to back; their decoded replies in order. The first error reply is raised."""
         if self._wire is None:
             await self.connect()
-        wire, loop = self._wire, self._loop
-        if wire is None or loop is None:
-            raise unreachable(self.endpoint, "not connected")
-        sent = [loop.create_future() for _ in commands]
-        wire.send(b"".join(map(pack, commands)), *sent)
-        decoded = []
+        sent, decoded = self.send_all(commands), []
         try:  # as finish, without a coroutine for each: an idle worker's next jobs come this way
             for command, future in zip(commands, sent, strict=True):
                 reply = await future

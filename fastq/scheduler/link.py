@@ -108,7 +108,7 @@ class Link:
         if not connection.connected:
             await connection.connect()
         self.metrics.count("round_trips")
-        sent = [connection.send(command, near=commands[-1]) for command in commands]
+        sent = connection.send_all(commands, near=commands[-1])
         replies: list[Any] = []
         for command, future in zip(commands, sent, strict=True):
             try:
