@@ -253,6 +253,10 @@ class Settled(NamedTuple):
     stale: list[bytes]
 
 
+def _settled(reply: Any) -> Settled:
+    return Settled(reply, []) if type(reply) is int else Settled(*reply)
+
+
 def settle(q: QueueKeys, worker: str, batch: Batch, dead_max: int) -> Command[Settled]:
     """Write a batch of outcomes; the running set of the worker is the fence."""
     buckets, last, rows = dict[tuple[str, int], list[Any]](), None, list[Any]()
@@ -275,7 +279,7 @@ def settle(q: QueueKeys, worker: str, batch: Batch, dead_max: int) -> Command[Se
         q.running(worker), q.jobs, q.due, q.due_wake, q.wake, q.dead, q.dead_jobs, q.dead_errors, q.deliveries,
         q.unique, q.unique_of, q.done, q.cancels, q.awaited, q.events, q.groups, *q.levels, *(q.bucket(name) for name, _ in buckets),
     )  # fmt: skip
-    return Command("settle", keys, args, Settled._make)
+    return Command("settle", keys, args, _settled)
 
 
 def recall(q: QueueKeys, job_id: str, step: str) -> Command[bytes | None]:

@@ -7,12 +7,17 @@
 --   | released: id
 --   and last, of jobs of workflows that have succeeded: id result; of jobs that were cancelled without a record: id ''
 -- Sent twice, or by a worker whose lease was lost: what the running set no longer holds is left alone (the fence).
--- Reply {held, stale ids}; held -1: the lease is gone.
+-- Reply {held, stale ids}, or held alone; -1: the lease is gone.
 local stale, finished, heard, cancelling = {}, {}, false, false
 do -- succeeded: the hot path; what the rest needs is not even defined yet, which would be half of a short call
   local count = tonumber(ARGV[2])
   -- no other outcomes; no deliveries, unique:of, cancels, awaited, groups: nobody else is to hear of these
   local plain = #ARGV == count + 6 and redis.call('EXISTS', KEYS[9], KEYS[11], KEYS[13], KEYS[14], KEYS[16]) == 0
+  if plain and count == 1 then -- each command that a cold server meets for the first time costs it 8 µs, a table 20
+    if redis.call('SREM', KEYS[1], ARGV[3]) == 0 then return {redis.call('SCARD', KEYS[1]) - 1, {ARGV[3]}} end
+    redis.call('HDEL', KEYS[2], ARGV[3])
+    return redis.call('SCARD', KEYS[1]) - 1
+  end
   if not plain then heard, cancelling = redis.call('HLEN', KEYS[14]) > 0, redis.call('HLEN', KEYS[13]) > 0 end
   for from = 3, count + 2, 5000 do -- Lua unpacks fewer than 8,000
     local first = #finished + 1
@@ -51,7 +56,7 @@ end
 local running, jobs, due, due_wake, wake_list, dead, dead_jobs, dead_errors, deliveries = unpack(KEYS, 1, 9)
 local unique, unique_of, done, cancels, awaited, events, groups = unpack(KEYS, 10, 16)
 local LEVELS, BUCKETS = 17, 27
-local position, kinds = tonumber(ARGV[2]) + 3, {} -- kinds: job id -> its event, when that is not `succeeded`
+local position, kinds = tonumber(ARGV[2]) + 4, {} -- kinds: job id -> its event, when that is not `succeeded`
 local now, asked = now_ms(), cancelling -- asked: there are requests to cancel
 local grouped = redis.call('EXISTS', groups) == 1 -- workflows are under way
 
@@ -79,9 +84,7 @@ local function section(width, field)
   return kept, mine
 end
 
-local buckets = tonumber(ARGV[position])
-position = position + 1
-for n = 1, buckets do
+for n = 1, tonumber(ARGV[position - 1]) do -- recorded
   local name, expires, first = ARGV[position], ARGV[position + 1], position + 3
   position = first + 2 * ARGV[position + 2]
   local mine, lost = keep_records(running, jobs, done, KEYS[BUCKETS + n], name, expires, ARGV, first, position - 1)

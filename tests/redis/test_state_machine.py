@@ -1136,6 +1136,7 @@ BUGS: dict[str, Mutation] = {
     "a record without a fence": ("settle", "if owned[i] ~= 1 then", "if false then"),
     "a record of others' jobs among one's own": ("settle", "ids, rows, first, last = mine, held, 1, #held", ""),
     "settle without its fence": ("settle", "if owned[i] == 1 then", "if true then"),
+    "settle of one success without its fence": ("settle", "redis.call('SREM', KEYS[1], ARGV[3]) == 0", "false"),
     "settle of successes without its fence": ("settle", "owned == 1 and finished or stale", "finished"),
     "settle that asks whether nobody is to hear, and does not listen": ("settle", "KEYS[16]) == 0", "KEYS[16]) >= 0"),
     "settle that forgets the unique key": ("settle", "release_unique(unique, unique_of, finished)", ""),
@@ -1344,6 +1345,7 @@ HUNTS: dict[str, tuple[str, ...]] = {
     "settle": (
         "a retry that counts as an end",
         "settle without its fence",
+        "settle of one success without its fence",
         "a record without a fence",
         "a record of others' jobs among one's own",
     ),

@@ -267,6 +267,7 @@ def test_raw_is_a_plain_command() -> None:
         ("reserve", b"1 3 a b\x05 \xff", c.Reserved(1, [b"a b"], [b"\x05 \xff"], [])),
         ("resume", [1, [b"a"], [b"A"]], c.Held(1, [b"a"], [b"A"])),
         ("settle", [-1, [b"a"]], c.Settled(-1, [b"a"])),
+        ("settle", 3, c.Settled(3, [])),
         ("status", [b"pending", b"E"], [b"pending", b"E"]),
     ],
 )
