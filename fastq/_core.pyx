@@ -895,6 +895,35 @@ def pack_plain(bytes start not None, long words, str producer not None, unsigned
     return made
 
 
+def pack_listed(bytes start not None, long words, list ids not None, bytes end not None, long more, /):
+    """The bytes of a command: ``words`` words, which are ``start``, a count and the ids, and ``more`` words, which are ``end``.
+
+    As Redis's protocol has them, without the count before them. None: an id is not ASCII text.
+    """
+    cdef Py_ssize_t count = words + 1 + len(ids) + more, size
+    cdef char[20] number
+    cdef int width = <int>(_decimal(number, len(ids)) - number)
+    cdef object name
+    cdef char *at
+    cdef bytes made
+    size = 1 + _digits(count) + 2 + PyBytes_GET_SIZE(start) + _word_size(width) + PyBytes_GET_SIZE(end)
+    for name in ids:
+        if not _is_text(name):
+            return None
+        size += _word_size(PyUnicode_GET_LENGTH(name))
+    made = PyBytes_FromStringAndSize(NULL, size)
+    at = PyBytes_AS_STRING(made)
+    at[0] = b"*"
+    at = _decimal(at + 1, count)
+    at[0], at[1] = b"\r", b"\n"
+    memcpy(at + 2, PyBytes_AS_STRING(start), PyBytes_GET_SIZE(start))
+    at = _word(at + 2 + PyBytes_GET_SIZE(start), number, width)
+    for name in ids:
+        at = _word(at, PyUnicode_DATA(name), PyUnicode_GET_LENGTH(name))
+    memcpy(at, PyBytes_AS_STRING(end), PyBytes_GET_SIZE(end))
+    return made
+
+
 # -- what a worker reserves ------------------------------------------------------------------------
 
 

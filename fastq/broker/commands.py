@@ -9,11 +9,11 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from fastq._core import pack_plain
+from fastq._core import pack_listed, pack_plain
 from fastq.broker import scripts
 from fastq.broker.command import Command, Packed, as_is, raw
 from fastq.broker.keys import PAD, GlobalKeys, LeaseKeys, LimitKeys, QueueKeys
-from fastq.job import JobPriority, JobRecord, encode
+from fastq.job import JobRecord, encode
 from fastq.limits import Acquired, LimitState, Rule, Terms
 
 T = TypeVar("T")
@@ -76,11 +76,15 @@ def _dropped(q: QueueKeys, bound: Bound, now_ms: int) -> bytes:
     return encode(JobRecord("cancelled", "", 0, 0, now_ms, 0, error=error))
 
 
+def _packed(*words: bytes) -> bytes:
+    """Words as Redis's protocol has them, without their count."""
+    return b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+
+
 @functools.lru_cache(maxsize=1_000)
-def _start(sha: bytes, keys: tuple[bytes, ...]) -> tuple[bytes, int]:
-    """The words of a call of enqueue_plain.lua up to its keys, as Redis's protocol has them, and how many they are."""
-    words = (b"EVALSHA", sha, b"%d" % len(keys), *keys)
-    return b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words), len(words)
+def _start(sha: bytes, keys: tuple[bytes, ...], *more: bytes) -> tuple[bytes, int]:
+    """The words of a call of a script up to its keys, and a few more, as Redis's protocol has them, and how many they are."""
+    return _packed(b"EVALSHA", sha, b"%d" % len(keys), *keys, *more), 3 + len(keys) + len(more)
 
 
 def _plain(jobs: Sequence[NewJob]) -> list[Any]:
@@ -163,11 +167,10 @@ def _reserved(reply: Any) -> Reserved:
 
 def reserve(q: QueueKeys, worker: str, want: int) -> Command[Reserved]:
     """Take up to ``want`` (at most 2,000) jobs under this worker's lease."""
-    keys = (
-        q.workers, q.running(worker), q.jobs, q.wake, q.unique, q.unique_of, q.events, q.groups, q.ready[JobPriority.NORMAL],
-        q.paused, q.ghosts, q.deliveries, q.unique_start, q.awaited, *q.levels[:5], *q.levels[6:],
-    )  # fmt: skip
-    return Command("reserve", keys, (worker, want), _reserved)
+    keys = q.takes(worker)
+    start, words = _start(scripts.load("reserve").sha, keys, worker.encode())
+    packed = b"*%d\r\n%b%b" % (words + 1, start, _packed(b"%d" % want))
+    return Packed("reserve", keys, lambda: (worker, want), _reserved, packed)
 
 
 class Held(NamedTuple):
@@ -225,6 +228,12 @@ class Batch:
         """How many are for ``settle.lua``."""
         return len(self.succeeded) + len(self.recorded) + len(self.later) + len(self.failed) + len(self.released)
 
+    def all_plain(self) -> bool:
+        """Whether all have succeeded, and nobody wants to know with what."""
+        return bool(self.succeeded) and not (
+            self.recorded or self.later or self.failed or self.released or self.outputs
+        )
+
     def ids(self) -> list[str]:
         """Every job id in the batch."""
         if not (self.recorded or self.later or self.failed or self.released or self.parked):
@@ -253,12 +262,23 @@ class Settled(NamedTuple):
     stale: list[bytes]
 
 
+_NO_OTHERS = _packed(b"0", b"0", b"0", b"0")
+"""The sections of settle.lua behind the first one, when they are empty."""
+
+
 def _settled(reply: Any) -> Settled:
     return Settled(reply, []) if type(reply) is int else Settled(*reply)
 
 
 def settle(q: QueueKeys, worker: str, batch: Batch, dead_max: int) -> Command[Settled]:
     """Write a batch of outcomes; the running set of the worker is the fence."""
+    keys = q.ends(worker)
+    if batch.all_plain():
+        start, words = _start(scripts.load("settle").sha, keys, b"%d" % dead_max)
+        ids = batch.succeeded
+        packed = pack_listed(start, words, ids, _NO_OTHERS, 4)
+        if packed is not None:
+            return Packed("settle", keys, lambda: [dead_max, len(ids), *ids, 0, 0, 0, 0], _settled, packed)
     buckets, last, rows = dict[tuple[str, int], list[Any]](), None, list[Any]()
     for name, expires, job_id, record in batch.recorded:
         if name is not last:  # most often, all are of one
@@ -275,11 +295,7 @@ def settle(q: QueueKeys, worker: str, batch: Batch, dead_max: int) -> Command[Se
     args += (len(batch.released), *batch.released)
     for output in batch.outputs:
         args += output
-    keys = (
-        q.running(worker), q.jobs, q.due, q.due_wake, q.wake, q.dead, q.dead_jobs, q.dead_errors, q.deliveries,
-        q.unique, q.unique_of, q.done, q.cancels, q.awaited, q.events, q.groups, *q.levels, *(q.bucket(name) for name, _ in buckets),
-    )  # fmt: skip
-    return Command("settle", keys, args, _settled)
+    return Command("settle", (*keys, *(q.bucket(name) for name, _ in buckets)), args, _settled)
 
 
 def recall(q: QueueKeys, job_id: str, step: str) -> Command[bytes | None]:

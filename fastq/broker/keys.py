@@ -17,6 +17,9 @@ from fastq.limits import check_limiter_id, partition_name
 PRIORITIES = 11
 """Ready lists of a queue: priorities 0 to 10."""
 
+NORMAL = 5
+"""The priority of most jobs (``job.JobPriority.NORMAL``)."""
+
 PAD = "~fastq-pad~" + "." * 60
 """A member longer than 64 bytes. It keeps a hot SET or HASH a hash table: as a listpack of ~100 entries it would
 cost 10 µs per job (measured, see docs/adr/0002-redis-layout.md). No job id is the same: they have no tilde."""
@@ -214,6 +217,8 @@ class QueueKeys:
         self.queue = queue
         self.base = f"{prefix}:{{{queue}}}:"
         self._running = ("", b"")  # of the last worker asked for: mostly there is one
+        self._takes: tuple[bytes, ...] = ()  # of reserve.lua, for that worker
+        self._ends: tuple[bytes, ...] = ()  # of settle.lua, for that worker
         self.jobs = self._name("jobs")
         self.ready = tuple(self._name(f"ready:{priority}") for priority in range(PRIORITIES))
         self.levels = self.ready[::-1]  # highest priority first, as the scripts take them
@@ -263,6 +268,27 @@ class QueueKeys:
             name = self._name(f"running:{worker}")
             self._running = (worker, name)
         return name
+
+    def takes(self, worker: str) -> tuple[bytes, ...]:
+        """The keys of reserve.lua, which are the same each time."""
+        running = self.running(worker)
+        if not self._takes or self._takes[1] is not running:
+            self._takes = (
+                self.workers, running, self.jobs, self.wake, self.unique, self.unique_of, self.events, self.groups,
+                self.ready[NORMAL], self.paused, self.ghosts, self.deliveries, self.unique_start, self.awaited,
+                *(level for level in self.levels if level != self.ready[NORMAL]),
+            )  # fmt: skip
+        return self._takes
+
+    def ends(self, worker: str) -> tuple[bytes, ...]:
+        """The keys of settle.lua, which are the same each time."""
+        running = self.running(worker)
+        if not self._ends or self._ends[0] is not running:
+            self._ends = (
+                running, self.jobs, self.due, self.due_wake, self.wake, self.dead, self.dead_jobs, self.dead_errors, self.deliveries,
+                self.unique, self.unique_of, self.done, self.cancels, self.awaited, self.events, self.groups, *self.levels,
+            )  # fmt: skip
+        return self._ends
 
     def wake_of(self, worker: str) -> bytes:
         """The LIST of the token that is for ``worker`` alone."""

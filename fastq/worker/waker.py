@@ -196,9 +196,8 @@ class Waker:
         self.armed = True
         if self._asked != (worker, ask):
             self._asked = (worker, ask)
-            asked: list[tuple[Lane | None, Command[Any]]] = [(None, self._block(worker))]
-            asked += [(lane, reserve(lane.keys, worker, ask)) for lane in self._lanes]
-            self._asking = [(lane, _packed(command)) for lane, command in asked]
+            self._asking = [(None, _packed(self._block(worker)))]
+            self._asking += [(lane, reserve(lane.keys, worker, ask)) for lane in self._lanes]
         round_ = _Round(self._arrived, ask, len(self._asking))
         try:
             await self._carry_out(round_)

@@ -17,10 +17,20 @@ from hypothesis import strategies as st
 import fastq
 from fastq import _core
 from fastq.broker.command import Command, Packed
-from fastq.broker.commands import NewJob, Once, enqueue
+from fastq.broker.commands import Batch, NewJob, Once, enqueue, reserve, settle
 from fastq.broker.connection import pack
-from fastq.broker.keys import QueueKeys
-from fastq.job import PLAIN, Envelope, check_id, decode_envelope, encode, new_id, plain_envelope, plain_head
+from fastq.broker.keys import NORMAL, QueueKeys
+from fastq.job import (
+    PLAIN,
+    Envelope,
+    JobPriority,
+    check_id,
+    decode_envelope,
+    encode,
+    new_id,
+    plain_envelope,
+    plain_head,
+)
 from fastq.task import Call
 
 pytestmark = pytest.mark.versions
@@ -74,6 +84,50 @@ def test_a_call_is_what_hiredis_makes_of_it(jobs: list[NewJob], number: int, pro
 def test_numbers_of_every_width(number: int) -> None:
     command = enqueue(Q, 5, "p", number, [NewJob("a" * 9, b"A" * 9), NewJob("a" * 10, b"A" * 10), NewJob("b", b"")])
     assert pack(command) == expected(command)
+
+
+@given(st.lists(TASK, min_size=1, max_size=150), st.integers(0, 2**40))
+def test_the_end_of_plain_jobs_is_what_hiredis_makes_of_it(ids: list[str], dead_max: int) -> None:
+    batch = Batch()
+    batch.succeeded = ids
+    command = settle(Q, "w", batch, dead_max)
+    assert isinstance(command, Packed)
+    assert pack(command) == expected(command)
+    assert command.args == [dead_max, len(ids), *ids, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("want", [0, 1, 9, 10, 2_000])
+@pytest.mark.parametrize("worker", ["w", "host.1.abc~2", "w\xe4"])
+def test_a_reserve_is_what_hiredis_makes_of_it(worker: str, want: int) -> None:
+    command = reserve(Q, worker, want)
+    assert pack(command) == expected(command)
+    assert command.args == (worker, want)
+
+
+def test_the_usual_priority_has_one_number() -> None:
+    assert NORMAL == JobPriority.NORMAL
+
+
+@pytest.mark.parametrize("odd", ["\xe4", b"a", None])
+def test_an_end_that_the_core_does_not_know_goes_the_general_way(odd: Any) -> None:
+    batch = Batch()
+    batch.succeeded = ["a", odd]
+    assert _core.pack_listed(b"", 0, batch.succeeded, b"", 0) is None
+    assert type(settle(Q, "w", batch, 9)) is Command
+
+
+@pytest.mark.parametrize("kind", ["recorded", "later", "failed", "released", "outputs"])
+def test_a_batch_of_more_than_successes_goes_the_general_way(kind: str) -> None:
+    batch = Batch()
+    batch.succeeded = ["a"]
+    rows: dict[str, Any] = {
+        "recorded": ("b", 1, "c", b""),
+        "later": ("b", 1, b""),
+        "failed": ("b", b"", b""),
+        "released": "b",
+    }
+    getattr(batch, kind).append(rows.get(kind, ("a", b"r")))
+    assert type(settle(Q, "w", batch, 9)) is Command
 
 
 def test_a_script_that_redis_has_not_got_goes_by_its_text() -> None:
