@@ -1,4 +1,4 @@
-"""What a script costs a server that slept: ``python -m benchmarks.cold`` (30 s).
+"""What a script costs a server that slept: ``python -m benchmarks.cold`` (half a minute).
 
 At 100 jobs a second whatever a job touches has left the caches since the last one. What costs then is distinct code, and hardly how
 often it runs. Each row is called once every 10 ms, all in turn; the median of what Redis's slow log says, in whole µs, and of the round

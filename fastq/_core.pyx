@@ -898,7 +898,7 @@ def pack_plain(bytes start not None, long words, str producer not None, unsigned
 def pack_listed(bytes start not None, long words, list ids not None, bytes end not None, long more, /):
     """The bytes of a command: ``words`` words, which are ``start``, a count and the ids, and ``more`` words, which are ``end``.
 
-    As Redis's protocol has them, without the count before them. None: an id is not ASCII text.
+    ``start`` and ``end`` are as Redis's protocol has them, without the count before them. None: an id is not ASCII text.
     """
     cdef Py_ssize_t count = words + 1 + len(ids) + more, size
     cdef char[20] number

@@ -240,7 +240,7 @@ class AsyncCluster(AsyncConnection):
         return self._begin(self._send_later(command, by_text, near))
 
     def post(self, commands: Sequence[Command[Any]], waiters: Sequence[Waiter]) -> None:
-        """As :meth:`AsyncConnection.post`; each goes to its node. One that is not connected will be."""
+        """As :meth:`AsyncConnection.post`; each goes to its node, by itself. One that is not connected will be."""
         for command, waiter in zip(commands, waiters, strict=True):
             link = self._ready(command)
             if link is not None:
@@ -252,7 +252,7 @@ class AsyncCluster(AsyncConnection):
     def send_all(
         self, commands: Sequence[Command[Any]], *, near: Command[Any] | None = None
     ) -> list[asyncio.Future[Any]]:
-        """As :meth:`AsyncConnection.send_all`; each goes to its node."""
+        """As :meth:`AsyncConnection.send_all`; each goes to its node, by itself."""
         return [self.send(command, near=near) for command in commands]
 
     def _ready(self, command: Command[Any], near: Command[Any] | None = None) -> AsyncConnection | None:

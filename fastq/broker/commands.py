@@ -275,7 +275,7 @@ def settle(q: QueueKeys, worker: str, batch: Batch, dead_max: int) -> Command[Se
     keys = q.ends(worker)
     if batch.all_plain():
         start, words = _start(scripts.load("settle").sha, keys, b"%d" % dead_max)
-        ids = batch.succeeded
+        ids = batch.succeeded.copy()  # the words are asked for later, if at all
         packed = pack_listed(start, words, ids, _NO_OTHERS, 4)
         if packed is not None:
             return Packed("settle", keys, lambda: [dead_max, len(ids), *ids, 0, 0, 0, 0], _settled, packed)

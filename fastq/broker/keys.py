@@ -271,24 +271,24 @@ class QueueKeys:
 
     def takes(self, worker: str) -> tuple[bytes, ...]:
         """The keys of reserve.lua, which are the same each time."""
-        running = self.running(worker)
-        if not self._takes or self._takes[1] is not running:
-            self._takes = (
+        running, takes = self.running(worker), self._takes  # of other threads' workers, perhaps
+        if not takes or takes[1] is not running:
+            takes = self._takes = (
                 self.workers, running, self.jobs, self.wake, self.unique, self.unique_of, self.events, self.groups,
                 self.ready[NORMAL], self.paused, self.ghosts, self.deliveries, self.unique_start, self.awaited,
                 *(level for level in self.levels if level != self.ready[NORMAL]),
             )  # fmt: skip
-        return self._takes
+        return takes
 
     def ends(self, worker: str) -> tuple[bytes, ...]:
         """The keys of settle.lua, which are the same each time."""
-        running = self.running(worker)
-        if not self._ends or self._ends[0] is not running:
-            self._ends = (
+        running, ends = self.running(worker), self._ends
+        if not ends or ends[0] is not running:
+            ends = self._ends = (
                 running, self.jobs, self.due, self.due_wake, self.wake, self.dead, self.dead_jobs, self.dead_errors, self.deliveries,
                 self.unique, self.unique_of, self.done, self.cancels, self.awaited, self.events, self.groups, *self.levels,
             )  # fmt: skip
-        return self._ends
+        return ends
 
     def wake_of(self, worker: str) -> bytes:
         """The LIST of the token that is for ``worker`` alone."""
