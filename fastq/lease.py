@@ -25,8 +25,8 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from fastq.broker.commands import Leased, release_lease, renew_lease, take_lease
 from fastq.broker.keys import LeaseKeys
+from fastq.broker.leases import Leased, release_lease, renew_lease, take_lease
 from fastq.errors import BrokerError, BrokerUnavailable, ConfigError, LeaseLost, LeaseTimeout
 from fastq.limiter.stores import RedisStore, this_process
 from fastq.logs import fields

@@ -498,31 +498,6 @@ def purge(q: QueueKeys, limit: int = 500) -> Command[tuple[int, bool]]:
     return Command("purge", keys, (limit,), lambda reply: (reply[0], reply[1] == 1))
 
 
-# -- leaders and locks -------------------------------------------------------------------------
-
-
-class Leased(NamedTuple):
-    """``token`` of the holding, 0: somebody else has it or nobody; ``left_ms`` until it ends, 0: it is free."""
-
-    token: int
-    left_ms: int
-
-
-def take_lease(k: LeaseKeys, owner: str, ttl_ms: int) -> Command[Leased]:
-    """Take it if it is free. ``owner`` is new for each holding, and the same for a repetition."""
-    return Command("lease", (k.lease, k.wake), (owner, "take", ttl_ms), Leased._make)
-
-
-def renew_lease(k: LeaseKeys, owner: str, ttl_ms: int) -> Command[Leased]:
-    """Let it end ``ttl_ms`` from now, unless it has ended."""
-    return Command("lease", (k.lease, k.wake), (owner, "renew", ttl_ms), Leased._make)
-
-
-def release_lease(k: LeaseKeys, owner: str) -> Command[Leased]:
-    """Give it up, and wake one that waits."""
-    return Command("lease", (k.lease, k.wake), (owner, "release", 0), Leased._make)
-
-
 # -- limits ------------------------------------------------------------------------------------
 
 

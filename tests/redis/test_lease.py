@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fastq.broker import commands
-from fastq.broker.commands import Leased
+from fastq.broker import leases
 from fastq.broker.connection import SyncConnection
 from fastq.broker.keys import LeaseKeys
+from fastq.broker.leases import Leased
 from fastq.broker.url import parse_url
 from fastq.errors import ConfigError
 from tests.redis.limit_lab import SetClock
@@ -35,13 +35,13 @@ class LeaseLab:
         return self
 
     def take(self, owner: str, ttl_ms: int = TTL) -> Leased:
-        return self.clocked(commands.take_lease(KEYS, owner, ttl_ms), self.now)
+        return self.clocked(leases.take_lease(KEYS, owner, ttl_ms), self.now)
 
     def renew(self, owner: str, ttl_ms: int = TTL) -> Leased:
-        return self.clocked(commands.renew_lease(KEYS, owner, ttl_ms), self.now)
+        return self.clocked(leases.renew_lease(KEYS, owner, ttl_ms), self.now)
 
     def release(self, owner: str) -> Leased:
-        return self.clocked(commands.release_lease(KEYS, owner), self.now)
+        return self.clocked(leases.release_lease(KEYS, owner), self.now)
 
     def stored(self) -> dict[str, Any]:
         return {key.decode(): self.raw.dump(key) for key in self.raw.keys("*")}
@@ -113,7 +113,7 @@ def test_names_of_any_text_fit_into_a_key(lab: LeaseLab) -> None:
     names = ["sync:42", "Zürich {x}", "a b", "x" * 200]
     assert len({LeaseKeys("fastq", "lock", name).lease for name in names}) == 4
     for name in names:
-        assert lab.clocked(commands.take_lease(LeaseKeys("fastq", "lock", name), "o", TTL), lab.now).token
+        assert lab.clocked(leases.take_lease(LeaseKeys("fastq", "lock", name), "o", TTL), lab.now).token
     for bad in ("", "x" * 201):
         with pytest.raises(ConfigError):
             LeaseKeys("fastq", "lock", bad)

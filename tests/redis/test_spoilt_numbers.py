@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fastq import job
-from fastq.broker import batches, commands, flows, scripts, timing
+from fastq.broker import batches, commands, flows, leases, scripts, timing
 from fastq.broker.checker import check
 from fastq.broker.commands import Bound, NewJob, Once, Parked
 from fastq.broker.flows import Node
@@ -223,10 +223,10 @@ def test_leases_and_locks(lab: Lab, value: bytes) -> None:
     keys = LeaseKeys("fastq", "lock", "l")
     for field in ("until", "token"):
         lab.raw.hset(keys.lease, mapping={"owner": "dead", "until": 1, "token": 1, field: value})
-        taken = lab.call(commands.take_lease(keys, "me", 1_000))
+        taken = lab.call(leases.take_lease(keys, "me", 1_000))
         assert taken.token > 0 or value in FAR_OFF
-        lab.call(commands.renew_lease(keys, "me", 1_000))
-        lab.call(commands.release_lease(keys, "me"))
+        lab.call(leases.renew_lease(keys, "me", 1_000))
+        lab.call(leases.release_lease(keys, "me"))
         lab.raw.delete(keys.lease, keys.wake)
 
 

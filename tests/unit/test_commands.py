@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastq.broker import batches, flows, pauses, schema, scripts, tags, timing
+from fastq.broker import batches, flows, leases, pauses, schema, scripts, tags, timing
 from fastq.broker import commands as c
 from fastq.broker.command import Command, raw
 from fastq.broker.commands import Batch, NewJob
@@ -44,7 +44,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "follow": lambda: c.follow(Q, "told", ["a", "b"], 1_000),
     "lead": lambda: c.lead(GlobalKeys("fastq"), "s", 1),
     "park": lambda: c.park(Q, "w", [c.Parked("a", "x/~all", 1, 5), c.Parked("b", "y/k", 1, 5)]),
-    "lease": lambda: c.take_lease(LeaseKeys("fastq", "leader", "x"), "o", 1_000),
+    "lease": lambda: leases.take_lease(LeaseKeys("fastq", "leader", "x"), "o", 1_000),
     "promote": lambda: c.promote(Q),
     "prune": lambda: c.prune(Q, 1),
     "purge": lambda: c.purge(Q),
