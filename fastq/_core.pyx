@@ -839,6 +839,15 @@ cdef inline char *_word(char *at, const char *data, Py_ssize_t size) noexcept:
     return at + 2
 
 
+cdef inline char *_head(char *at, Py_ssize_t count, bytes start) noexcept:
+    """How many words a command has, and its first ones."""
+    at[0] = b"*"
+    at = _decimal(at + 1, count)
+    at[0], at[1] = b"\r", b"\n"
+    memcpy(at + 2, PyBytes_AS_STRING(start), PyBytes_GET_SIZE(start))
+    return at + 2 + PyBytes_GET_SIZE(start)
+
+
 cdef inline bint _is_text(object value) noexcept:
     return type(value) is str and PyUnicode_IS_COMPACT_ASCII(value)
 
@@ -880,12 +889,7 @@ def pack_plain(bytes start not None, long words, str producer not None, unsigned
         size += _word_size(PyUnicode_GET_LENGTH(<object>PyTuple_GET_ITEM(job, 0)))
         size += _word_size(PyBytes_GET_SIZE(<object>PyTuple_GET_ITEM(job, 1)))
     made = PyBytes_FromStringAndSize(NULL, size)
-    at = PyBytes_AS_STRING(made)
-    at[0] = b"*"
-    at = _decimal(at + 1, count)
-    at[0], at[1] = b"\r", b"\n"
-    memcpy(at + 2, PyBytes_AS_STRING(start), PyBytes_GET_SIZE(start))
-    at += 2 + PyBytes_GET_SIZE(start)
+    at = _head(PyBytes_AS_STRING(made), count, start)
     at = _word(at, PyUnicode_DATA(producer), PyUnicode_GET_LENGTH(producer))
     at = _word(at, number, width)
     for job in <list>jobs:
@@ -912,12 +916,7 @@ def pack_listed(bytes start not None, long words, list ids not None, bytes end n
             return None
         size += _word_size(PyUnicode_GET_LENGTH(name))
     made = PyBytes_FromStringAndSize(NULL, size)
-    at = PyBytes_AS_STRING(made)
-    at[0] = b"*"
-    at = _decimal(at + 1, count)
-    at[0], at[1] = b"\r", b"\n"
-    memcpy(at + 2, PyBytes_AS_STRING(start), PyBytes_GET_SIZE(start))
-    at = _word(at + 2 + PyBytes_GET_SIZE(start), number, width)
+    at = _word(_head(PyBytes_AS_STRING(made), count, start), number, width)
     for name in ids:
         at = _word(at, PyUnicode_DATA(name), PyUnicode_GET_LENGTH(name))
     memcpy(at, PyBytes_AS_STRING(end), PyBytes_GET_SIZE(end))

@@ -107,10 +107,8 @@ def enqueue(
     """Accept up to :data:`BATCH` jobs of one priority, of the batch of this id. ``sequence`` (µs) grows with every call."""
     if bound is None and not batch:
         few = q.plain_stores[priority]
-        packed = pack_plain(
-            *_start(scripts.load("enqueue_plain").sha, few), producer, sequence, jobs
-        )  # None: some are not plain
-        if packed is not None:
+        packed = pack_plain(*_start(scripts.load("enqueue_plain").sha, few), producer, sequence, jobs)
+        if packed is not None:  # all are plain
             return Packed("enqueue_plain", few, lambda: [producer, sequence, *_plain(jobs)], _none_refused, packed)
     keys: tuple[bytes, ...] = q.stores[priority]
     if batch and bound is None and not any(job.delay_ms > 0 or job.unique or job.chosen for job in jobs):
