@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.chaos import jobs
-from tests.chaos.test_kills import left_in
+from tests.chaos.test_kills import at_rest
 from tests.conftest import eventually
 from tests.process.fleet import PATIENCE, Fleet
 
@@ -83,7 +83,7 @@ def test_a_job_dropped_from_a_batch_is_found(make_fleet: MakeFleet, redis_url: s
     )
     eventually(lambda: len(fleet.story().done) >= 30, PATIENCE)
     fleet.kill(fleet.workers()[0])
-    eventually(lambda: left_in(raw).get("ready", 0) == 0 and len(fleet.story().done) >= 70, PATIENCE)
+    eventually(lambda: at_rest(raw), PATIENCE)
     assert fleet.stop() == 0
     status = batch.status_sync()
     assert status is not None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fastq.broker.keys import PAD
 from tests.conftest import eventually
 from tests.process.fleet import PATIENCE, Fleet, Kill, Story, percentile
 from tests.sound import assert_sound, checked
@@ -31,6 +32,13 @@ def left_in(client: Any) -> dict[str, int]:
         "deliveries": client.hlen(f"{queue}:deliveries"),
     }  # fmt: skip
     return {name: n for name, n in counts.items() if n}
+
+
+def at_rest(client: Any) -> bool:
+    """Whether nothing waits, nobody holds a job, and so nothing more will happen to those that are there."""
+    left = left_in(client)
+    held = (client.smembers(key) for key in client.keys("fastq:{default}:running:*"))
+    return not (left.get("ready") or left.get("due")) and all(jobs <= {PAD.encode()} for jobs in held)
 
 
 class KillRun:
@@ -111,7 +119,7 @@ def test_a_recovery_that_drops_jobs_is_found(
     fleet.until_serving(2)
     run = KillRun(fleet, raw, dice, jobs=400, kills=3)
     run.run()
-    eventually(lambda: raw.llen("fastq:{default}:ready:5") == 0 and raw.keys("*:running:*"), PATIENCE)
+    eventually(lambda: at_rest(raw), PATIENCE)
     assert fleet.stop() == 0
     assert fleet.story().lost(run.keys)
     faults = checked(redis_url).faults

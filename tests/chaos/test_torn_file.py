@@ -1,7 +1,8 @@
 """The append-only file ends anywhere (F-19): what a power failure leaves. Every cut is a state in which nothing is lost half-way.
 
 A script reaches the file as one transaction, and a server drops an unfinished one when it loads the file. So each cut must look
-like a moment between two calls: `fastq check` finds nothing. The planted bug sends the same steps as commands of their own.
+like a moment between two calls: `fastq check` finds nothing. The planted bug sends the same steps as commands of their own,
+and the first of its cuts is where the last of these steps begins: whether chance finds another one is not what is asked.
 """
 
 from __future__ import annotations
@@ -143,6 +144,10 @@ class History:
 class AsCommands(History):
     """The planted bug (`pipeline_not_script`): enqueue and settle take their steps one by one."""
 
+    def write(self, steps: int) -> None:
+        super().write(steps)
+        self.enqueue()  # the last RPUSH of the file is a step of its own
+
     def enqueue(self) -> None:
         with self.lab.raw.pipeline(transaction=False) as pipe:
             for _ in range(4):
@@ -176,12 +181,16 @@ def written(make_server: MakeServer, dice: random.Random, history: type[History]
     return folder
 
 
-def cuts(folder: Path, home: Path, dice: random.Random, count: int) -> Iterator[tuple[int, EmbeddedServer]]:
-    """Servers that were started on the file cut at a random offset."""
+def cuts(
+    folder: Path, home: Path, dice: random.Random, count: int, before: bytes
+) -> Iterator[tuple[int, EmbeddedServer]]:
+    """Servers that were started on the file cut at a random offset; the first one where the word ``before`` is last, if any."""
     (file,) = folder.glob("appendonlydir/*.incr.aof")
     data = file.read_bytes()
-    for number in range(count):
-        offset = dice.randrange(len(data) // 20, len(data))
+    offsets = [dice.randrange(len(data) // 20, len(data)) for _ in range(count)]
+    if before:
+        offsets[0] = data.rindex(before)
+    for number, offset in enumerate(offsets):
         torn = home / f"cut{number}"
         shutil.copytree(folder / "appendonlydir", torn / "appendonlydir")
         (torn / "appendonlydir" / file.name).write_bytes(data[:offset])
@@ -195,10 +204,17 @@ def cuts(folder: Path, home: Path, dice: random.Random, count: int) -> Iterator[
 
 
 def faults_of_cuts(
-    make_server: MakeServer, home: Path, dice: random.Random, history: type[History], *, count: int, steps: int
+    make_server: MakeServer,
+    home: Path,
+    dice: random.Random,
+    history: type[History],
+    *,
+    count: int,
+    steps: int,
+    before: bytes = b"",
 ) -> dict[int, list[str]]:
-    folder = written(make_server, dice, history, steps)
-    return {offset: [str(f) for f in checked(server.url).faults] for offset, server in cuts(folder, home, dice, count)}
+    torn = cuts(written(make_server, dice, history, steps), home, dice, count, before)
+    return {offset: [str(f) for f in checked(server.url).faults] for offset, server in torn}
 
 
 @pytest.mark.timeout(60 + CUTS)
@@ -216,7 +232,7 @@ def test_steps_in_commands_of_their_own_are_found(
     make_server: MakeServer, tmp_path: Path, dice: random.Random, figure: Figure
 ) -> None:
     """The planted bug `pipeline_not_script` turns the test above red."""
-    found = faults_of_cuts(make_server, tmp_path, dice, AsCommands, count=12, steps=150)
+    found = faults_of_cuts(make_server, tmp_path, dice, AsCommands, count=12, steps=150, before=b"RPUSH")
     torn = {offset: faults for offset, faults in found.items() if faults}
     figure(f"pipelines instead of scripts: {len(torn)} of {len(found)} cuts inconsistent")
     assert torn

@@ -11,7 +11,7 @@ from typing import Any
 import fastq
 from fastq.broker.command import Operation, raw
 from tests.chaos import jobs
-from tests.chaos.test_kills import left_in
+from tests.chaos.test_kills import at_rest
 from tests.conftest import eventually
 from tests.process.fleet import PATIENCE, Fleet
 
@@ -127,7 +127,7 @@ def test_a_piece_dropped_from_a_chord_is_found(make_fleet: MakeFleet, redis_url:
     flow = fastq.chord(header, jobs.whole.s("whole")).enqueue_sync()
     eventually(lambda: len(fleet.story().done) >= 30, PATIENCE)
     fleet.kill(fleet.workers()[0])
-    eventually(lambda: left_in(raw).get("ready", 0) == 0 and len(fleet.story().done) >= 80, PATIENCE)
+    eventually(lambda: at_rest(raw), PATIENCE)
     assert fleet.stop() == 0
     status = flow.status_sync()
     assert status is not None
