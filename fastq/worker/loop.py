@@ -33,6 +33,7 @@ from fastq.worker.executor import Executor
 from fastq.worker.lane import Lane, Turns, hungry, key_of, lanes_of, unsettled
 from fastq.worker.pauses import Pauses
 from fastq.worker.plan import slots
+from fastq.worker.rate import Rate
 from fastq.worker.reports import Reports
 from fastq.worker.ticker import Ticker
 from fastq.worker.turnstile import LOOKED_AFTER, Turnstile
@@ -110,9 +111,7 @@ class WorkerLoop:
         self.quiet = False
         self._stop_at: float | None = None  # monotonic time at which running jobs are interrupted
         self._stopping = False
-        self._rate = 0.0
-        self._rate_at = time.monotonic()
-        self._rate_count = 0
+        self._rate = Rate(time.monotonic(), slots(app))
         self._random = random.Random()
         self._told_at = 0.0
         self._ticker = Ticker()
@@ -220,7 +219,7 @@ class WorkerLoop:
         """How many jobs to reserve now: the free slots, and the surplus that will start at once."""
         if self._stopping or self.quiet or not hungry(self._lanes):
             return 0
-        return self._room(min(int(self._rate * SURPLUS_SECONDS), self._settings.prefetch_max))
+        return self._room(min(int(self._rate.value * SURPLUS_SECONDS), self._settings.prefetch_max))
 
     def _room(self, surplus: int) -> int:
         """How many more jobs would fit: into the free slots, and into the surplus."""
@@ -297,7 +296,9 @@ class WorkerLoop:
     def _reserved(self, lane: Lane, reserved: Reserved, ask: int) -> int:
         got = self._take_in(lane, reserved)
         lane.hungry = got >= ask
-        lane.asked_at = self._slot.reserved_at = time.monotonic()
+        lane.asked_at = self._slot.reserved_at = now = time.monotonic()
+        if lane.hungry:
+            self._rate.notice(now, self.executor.finished)
         return got
 
     def _confirm(self, lane: Lane, stale: list[bytes]) -> None:
@@ -575,20 +576,12 @@ class WorkerLoop:
             slot.ticked_at = now = time.monotonic()
             slot.busy = len(executor.running)
             executor.tick(now)
-            self._measure(now)
+            if self._rate.measure(now, executor.finished):
+                self._backlog_since = now
             if self._backlog and self._runs.free == 0 and now - self._backlog_since > BACKLOG_PATIENCE:
                 self._release_backlog()
-                self._rate = 0.0
+                self._rate.forget()
             if self._stop_at is not None and now > self._stop_at:
                 for job in list(executor.running):
                     executor.stops.stop(job, "drain")
-            await self._ticker.rest(idle=not (slot.busy or self._backlog or self._stopping or self._rate > 0.1))
-
-    def _measure(self, now: float) -> None:
-        """The rate of finished jobs, smoothed over about half a second."""
-        done, self._rate_count = self.executor.finished - self._rate_count, self.executor.finished
-        elapsed, self._rate_at = now - self._rate_at, now
-        if elapsed > 0:
-            self._rate += (done / elapsed - self._rate) * min(elapsed / 0.3, 1.0)
-        if done:
-            self._backlog_since = now
+            await self._ticker.rest(idle=not (slot.busy or self._backlog or self._stopping or self._rate.value > 0.1))
