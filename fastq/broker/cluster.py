@@ -12,7 +12,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import hiredis
 
@@ -476,6 +476,10 @@ class SyncCluster(SyncConnection):
             if round_.waits:
                 time.sleep(_pause(turn))
         return round_.replies
+
+    def call(self, command: Command[T]) -> T:
+        """As of :class:`SyncConnection`, redirections followed."""
+        return cast(T, self.call_many([command])[0])
 
     def call_many(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """Send several commands, to each node its own in one write; their decoded replies in order."""

@@ -384,6 +384,7 @@ class SyncConnection:
         self._connect_timeout = connect_timeout
         self._response_timeout = response_timeout
         self._socket: socket.socket | None = None
+        self._greeted = False  # the handshake over this socket is done; before, a socket may be there
         self._reader: Any = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -399,8 +400,11 @@ class SyncConnection:
 
     def connect(self) -> None:
         """Connect unless connected. Raises like :meth:`AsyncConnection.connect`."""
-        with self._locked():
-            self._ensure()
+        if (
+            not self._greeted or self._pid != os.getpid()
+        ):  # else no lock: who enqueues one job after another asks each time
+            with self._locked():
+                self._ensure()
 
     @property
     def reconnects(self) -> int:
@@ -409,7 +413,10 @@ class SyncConnection:
 
     def call(self, command: Command[T]) -> T:
         """Send one command and return its decoded reply. Raises like :meth:`AsyncConnection.call`."""
-        return cast(T, self.call_many([command])[0])
+        reply = self.ask((command,))[0]
+        if isinstance(reply, hiredis.ReplyError):
+            raise error_of(reply, self.endpoint.shown)
+        return command.decode(reply)
 
     def call_many(self, commands: Sequence[Command[Any]]) -> list[Any]:
         """Send several commands in one write; their decoded replies in order. The first error reply is raised."""
@@ -424,14 +431,16 @@ class SyncConnection:
         each = 2 if before else 1
         with self._locked():
             self._ensure()
-            begun = time.monotonic()
-            replies = self._exchange(b"".join([before + pack(command) for command in commands]), each * len(commands))
-            replies = replies[each - 1 :: each]
+            begun = time.monotonic() if self.endpoint.sentinels else 0.0
+            data = pack(commands[0]) if len(commands) == each == 1 else b"".join([before + pack(c) for c in commands])
+            replies = self._exchange(data, len(commands), each)
+            moved_on = False
             for i, reply in enumerate(replies):
-                if is_noscript(reply):
-                    replies[i] = self._exchange(before + pack(commands[i], by_text=True), each)[-1]
-            late = self.endpoint.sentinels and time.monotonic() - begun > LATE
-            if late or any(map(is_moved_on, replies)):
+                if isinstance(reply, hiredis.ReplyError):
+                    if is_noscript(reply):
+                        (replies[i],) = self._exchange(before + pack(commands[i], by_text=True), 1, each)
+                    moved_on = moved_on or is_moved_on(replies[i])
+            if moved_on or (begun and time.monotonic() - begun > LATE):
                 self.close()  # perhaps a demoted master: look again who leads. Under the lock: another thread may be next
         return replies
 
@@ -457,7 +466,7 @@ class SyncConnection:
 
     def close(self) -> None:
         """Close; the next call would connect anew."""
-        sock, self._socket = self._socket, None
+        sock, self._socket, self._greeted = self._socket, None, False
         if sock is not None:
             sock.close()
 
@@ -477,13 +486,14 @@ class SyncConnection:
         self._reader = hiredis.Reader(notEnoughData=NOTHING)
         words = self.endpoint.handshake(client_name())
         try:
-            replies = self._exchange(b"".join(map(_packed, words)), len(words))
+            replies = self._exchange(b"".join(map(_packed, words)), len(words), 1)
             check_handshake(self.endpoint, replies, self.clock)
         except BaseException:
             self.close()
             raise
         self._socket.settimeout(self._response_timeout)  # until here it was the connect timeout
         self.connects += 1
+        self._greeted = True
 
     def _dial(self) -> socket.socket:
         if self.endpoint.path:
@@ -502,26 +512,29 @@ class SyncConnection:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return context.wrap_socket(sock, server_hostname=endpoint.host) if context else sock
 
-    def _exchange(self, data: bytes, count: int) -> list[Any]:
-        assert self._socket is not None
-        replies: list[Any] = []
-        timeout = self._socket.gettimeout()
+    def _exchange(self, data: bytes, count: int, each: int) -> list[Any]:
+        """Send ``count`` commands and return their replies; of ``each`` replies to one of them the last one counts."""
+        sock, gets, replies = self._socket, self._reader.gets, list[Any]()
+        assert sock is not None
         try:
-            self._socket.sendall(data)
-            while len(replies) < count:
-                reply = self._reader.gets()
+            sock.sendall(data)
+            while len(replies) < count * each:
+                reply = gets()
                 if reply is not NOTHING:
                     replies.append(reply)
                     continue
-                received = self._socket.recv(65_536)
+                received = sock.recv(65_536)
                 if not received:
                     raise ConnectionResetError("the connection was closed")
                 self._reader.feed(received)
+            if self._reader.has_data():
+                raise ConnectionResetError("a reply to nothing")
         except BaseException as error:
+            timeout = sock.gettimeout()
             self.close()  # also on KeyboardInterrupt: a half-read reply must not reach the next caller
             if isinstance(error, TimeoutError):
                 raise unreachable(self.endpoint, f"no reply within {timeout} s") from None
             if isinstance(error, OSError | hiredis.ProtocolError):
                 raise unreachable(self.endpoint, last_words(replies) or error) from None
             raise
-        return replies
+        return replies if each == 1 else replies[each - 1 :: each]

@@ -683,17 +683,17 @@ def test_a_lost_reply_makes_no_second_job(bench: Bench, call: Call, monkeypatch:
     from fastq.broker.connection import SyncConnection
     from fastq.errors import BrokerUnavailable
 
-    real, calls = SyncConnection.call_many, []
+    real, calls = SyncConnection.ask, []
 
-    def lossy(connection: SyncConnection, sent: Any) -> Any:
-        replies = real(connection, sent)
+    def lossy(connection: SyncConnection, sent: Any, **how: Any) -> Any:
+        replies = real(connection, sent, **how)
         calls.append(sent[0].script)
         if calls == [None, "enqueue_plain"]:  # the version of the keys was looked at first
             connection.close()
             raise BrokerUnavailable("the reply was lost")
         return replies
 
-    monkeypatch.setattr(SyncConnection, "call_many", lossy)
+    monkeypatch.setattr(SyncConnection, "ask", lossy)
     assert call("enqueue", "send", "-q", "mail").code == 0
     monkeypatch.undo()
     assert calls == [None, "enqueue_plain", "enqueue_plain", None]

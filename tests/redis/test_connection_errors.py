@@ -117,6 +117,55 @@ def test_a_server_that_hangs_up_right_after_the_handshake(run: Run) -> None:
         thread.join()
 
 
+def test_a_reply_to_nothing_ends_a_blocking_connection() -> None:
+    """Whose it is nobody knows: the next call must not take it for its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for surplus in (b"+WHO ASKED\r\n", b""):
+                client, _ = listener.accept()
+                client.recv(65_536)
+                client.sendall(b"+OK\r\n*2\r\n$1\r\n1\r\n$1\r\n1\r\n")
+                client.recv(65_536)
+                client.sendall(b"+PONG\r\n" + surplus)
+                client.recv(65_536)
+                client.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        connection = SyncConnection(parse_url(f"redis://127.0.0.1:{listener.getsockname()[1]}"))
+        with pytest.raises(BrokerUnavailable, match="a reply to nothing"):
+            connection.call(command("PING"))
+        assert connection.call(command("PING")) == b"PONG"
+        connection.close()
+        thread.join()
+
+
+def test_a_thread_waits_for_the_handshake_of_another() -> None:
+    """Whoever asks for a connection finds it greeted, with Redis's clock: not only a socket that is open."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connection = SyncConnection(parse_url(f"redis://127.0.0.1:{listener.getsockname()[1]}"))
+        seen: list[int] = []
+
+        def ask() -> None:
+            connection.connect()
+            seen.append(connection.connects)
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        threads[0].start()
+        client, _ = listener.accept()
+        client.recv(65_536)
+        threads[1].start()
+        threads[1].join(0.05)
+        assert seen == []
+        client.sendall(b"+OK\r\n*2\r\n$1\r\n1\r\n$1\r\n1\r\n")
+        for thread in threads:
+            thread.join()
+        assert seen == [1, 1]
+        connection.close()
+        client.close()
+
+
 def test_a_server_with_too_many_clients(make_server: MakeServer, run: Run) -> None:
     server = make_server(config={"maxclients": "1"})
     holder = SyncConnection(parse_url(server.url))
