@@ -240,7 +240,13 @@ class AsyncCluster(AsyncConnection):
         return self._begin(self._send_later(command, by_text, near))
 
     def post(self, commands: Sequence[Command[Any]], waiters: Sequence[Waiter]) -> None:
-        """As :meth:`AsyncConnection.post`; each goes to its node, by itself. One that is not connected will be."""
+        """As :meth:`AsyncConnection.post`, in one write where all go to one node, else each by itself. One that is not
+        connected will be.
+        """
+        together = self._ready_for_all(commands)
+        if together is not None:
+            together.post([guarded(command) for command in commands], waiters)
+            return
         for command, waiter in zip(commands, waiters, strict=True):
             link = self._ready(command)
             if link is not None:
@@ -252,8 +258,18 @@ class AsyncCluster(AsyncConnection):
     def send_all(
         self, commands: Sequence[Command[Any]], *, near: Command[Any] | None = None
     ) -> list[asyncio.Future[Any]]:
-        """As :meth:`AsyncConnection.send_all`; each goes to its node, by itself."""
+        """As :meth:`AsyncConnection.send_all`, in one write where all go to one node, else each by itself."""
+        together = self._ready_for_all(commands, near)
+        if together is not None:
+            return together.send_all([guarded(command) for command in commands])
         return [self.send(command, near=near) for command in commands]
+
+    def _ready_for_all(
+        self, commands: Sequence[Command[Any]], near: Command[Any] | None = None
+    ) -> AsyncConnection | None:
+        """The connection over which all of them can leave now; None: there is no such one."""
+        links = [self._ready(command, near) for command in commands]
+        return links[0] if links and links.count(links[0]) == len(links) else None
 
     def _ready(self, command: Command[Any], near: Command[Any] | None = None) -> AsyncConnection | None:
         """The connection over which the command can leave now."""
@@ -305,7 +321,10 @@ class AsyncCluster(AsyncConnection):
             await self.connect()
         near = commands[0] if commands else None
         placed = [self._topology.spread(command) for command in commands]
-        sent = [self.send(command, near=near) if node is None else self._to(node, command) for node, command in placed]
+        if any(node is not None for node, _ in placed):  # a SCAN
+            sent = [self.send(cmd, near=near) if node is None else self._to(node, cmd) for node, cmd in placed]
+        else:
+            sent = self.send_all(commands, near=near)
         return [await self.finish(command, future) for (_, command), future in zip(placed, sent, strict=True)]
 
     def _to(self, node: Node, command: Command[Any]) -> asyncio.Future[Any]:

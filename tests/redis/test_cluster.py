@@ -24,6 +24,7 @@ from fastq.broker.keys import QueueKeys
 from fastq.broker.listener import Listener
 from fastq.broker.topology import GUARDED
 from fastq.broker.url import parse_url
+from fastq.broker.wire import Wire
 from fastq.errors import BrokerReplyError, BrokerUnavailable
 from tests.conftest import MakeServer, children, eventually, eventually_async, key_faults
 from tests.nodes import Cluster
@@ -97,6 +98,39 @@ def test_many_commands_in_one_call(cluster: Cluster, run: Run) -> None:
     assert seen == {name.encode() for name in NAMES}
     assert blocking.connects == 3
     blocking.close()
+
+
+def test_what_goes_to_one_node_leaves_in_one_write(cluster: Cluster, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker's settle and reserve, an enqueuer's flight; commands of several nodes go each by itself."""
+    near, far = (f"{{{cluster.queue_on(server)}}}" for server in cluster.servers[:2])
+    writes: list[int] = []
+    real = Wire.send
+
+    def counted(wire: Wire, data: bytes, *waiters: Any) -> None:
+        writes.append(len(waiters))
+        real(wire, data, *waiters)
+
+    async def use() -> None:
+        connection = AsyncConnection.to(parse_url(cluster.url))
+        await connection.call_many([command("SET", key, "0") for key in (near, far)])
+        monkeypatch.setattr(Wire, "send", counted)
+        asked = [command("INCR", near) for _ in range(3)]
+        loop = asyncio.get_running_loop()
+        assert [await connection.finish(c, f) for c, f in zip(asked, connection.send_all(asked), strict=True)] == [
+            1,
+            2,
+            3,
+        ]
+        waiters = [loop.create_future() for _ in asked]
+        connection.post(asked, waiters)
+        assert await asyncio.gather(*waiters) == [4, 5, 6]
+        assert await connection.call_many([*asked, command("PING")]) == [7, 8, 9, b"PONG"]
+        assert writes == [3, 3, 4]
+        assert await connection.call_many([*asked, command("INCR", far)]) == [10, 11, 12, 1]
+        assert writes == [3, 3, 4, 1, 1, 1, 1]
+        await connection.close()
+
+    run(use())
 
 
 def test_a_slot_that_moved_is_followed(cluster: Cluster, run: Run) -> None:
