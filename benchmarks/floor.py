@@ -220,6 +220,27 @@ async def store_one(wire: Wire, sha: bytes, envelope: bytes) -> None:
     await wire.call("EVALSHA", sha, 2, _keys.jobs, _keys.ready[5], os.urandom(12).hex(), envelope)
 
 
+async def store_at_once(wire: Wire, envelope: bytes, callers: int) -> None:
+    """The floor of concurrent callers: a Task for each, which makes its id and waits for an answer of its own; two commands for all."""
+    loop = asyncio.get_running_loop()
+    rows: list[Any] = []
+    waiting: list[asyncio.Future[None]] = []
+
+    async def store() -> None:
+        waiter = loop.create_future()
+        rows.extend((os.urandom(12).hex(), envelope))
+        waiting.append(waiter)
+        await waiter
+
+    everybody = asyncio.gather(*(store() for _ in range(callers)))
+    await asyncio.sleep(0)
+    wire.call("HSET", _keys.jobs, *rows)
+    await wire.call("RPUSH", _keys.ready[5], *rows[::2])
+    for waiter in waiting:
+        waiter.set_result(None)
+    await everybody
+
+
 async def transact_one(wire: Wire, envelope: bytes) -> None:
     """The same without Lua, in one write: four commands instead of one."""
     job_id = os.urandom(12).hex()

@@ -116,6 +116,9 @@ async def _enqueue_rates(book: Book, redis: Redis, jobs: int) -> None:
         with _rate(book, BURST, "fastq", few):
             for _n in range(few // 500):
                 await asyncio.gather(*(noop.enqueue(n) for n in range(500)))
+        with _rate(book, BURST, "floor: a Task for each, two commands for all", few):
+            for _n in range(few // 500):
+                await floor.store_at_once(wire, b"x" * 68, 500)
         with _rate(book, MANY, "fastq", jobs):
             await fill_here("noop", jobs)
         with _rate(book, MANY, "floor", jobs):
@@ -177,10 +180,12 @@ async def _laps(laps: int) -> None:
 def floor_latency(book: Book, redis: Redis, kind: str, laps: int) -> None:
     """The same of the shortest possible ways."""
     redis.clear()
-    with running(module("benchmarks.floor", kind, redis.url), redis.url) as (_, marks):
+    with running(module("benchmarks.floor", kind, redis.url), redis.url) as (process, marks):
         time.sleep(0.5)
+        cpu, begun = process.cpu(), time.monotonic()
         uvloop.run(floor.send_laps(redis.url, kind, laps))
         until(lambda: len(marks.laps()) == laps, 20)
+        book.add(BUSY_CPU, f"floor: {kind}", (process.cpu() - cpu) / (time.monotonic() - begun) * 100, "% of a core")
         _percentiles(book, f"floor: {kind}", marks)
 
 
@@ -198,8 +203,9 @@ def rival_latency(book: Book, redis: Redis, rival: Rival, laps: int) -> None:
         book.add(P99, who.name, times[len(times) * 99 // 100] * 1e3, "ms")
 
 
-def half_load(book: Book, redis: Redis, rate: float, seconds: float) -> None:
-    """Laps at 100/s among no-ops that arrive evenly at ``rate`` a second, which is half of what the worker drains."""
+def half_load(book: Book, redis: Redis, jobs: int, seconds: float) -> None:
+    """Laps at 100/s among no-ops that arrive evenly at half of the rate at which a worker has just drained ``jobs``."""
+    rate = drain(redis, FASTQ, jobs).jobs_per_second / 2
     redis.clear()
     aim(redis.url)
     with running(FASTQ.worker(redis.url, 1, "lap"), redis.url) as (_, marks):

@@ -32,12 +32,18 @@ __all__ = ["EmbeddedServer", "find_server", "shared_server"]
 
 POLL: Final = 0.000_5  # seconds between looks while the server starts: it takes 3 to 40 ms
 SOCKET_PATH_MAX: Final = 100  # bytes: macOS takes 103, Linux 107
+PORTS: Final = 5  # free ports that are tried: somebody else may take one between its choice and the server's bind
+TAKEN: Final = "Address already in use"
 STOP_TIMEOUT: Final = 10.0  # seconds for a server with data to write it out, before it is killed
 
 # Waits for its standard input: a line sends it home, the end of file says that our process is gone. It is a process of its
 # own because PR_SET_PDEATHSIG needs code between fork and exec (unsafe with threads), fires when the *thread* that forked
 # ends, and does not exist on macOS.
 WATCHDOG: Final = 'read -r _ || { kill -KILL "$1"; [ -z "$2" ] || rm -rf -- "$2"; } 2>/dev/null'
+
+
+class _PortTaken(ConfigError):
+    """Somebody else listens on the port; told as a ConfigError where the caller has chosen it."""
 
 
 class EmbeddedServer:
@@ -147,14 +153,34 @@ class EmbeddedServer:
             return self
         self._make_folders()
         if self._port == 0:
-            self._port = _free_port()
+            self._start_on_a_free_port()
+        else:
+            self._start()
+        return self
+
+    def _start(self) -> None:
         self._spawn()
         try:
             self._wait_until_ready()
         except BaseException:
             self.kill()
             raise
-        return self
+
+    def _start_on_a_free_port(self) -> None:
+        """A port is free when it is asked for, and perhaps not any more when the server takes it."""
+        for last in range(PORTS, 0, -1):
+            self._port = _free_port()
+            try:
+                self._start()
+            except _PortTaken:
+                self._port = 0
+                if last == 1:
+                    raise
+            except BaseException:
+                self._port = 0
+                raise
+            else:
+                return
 
     def shutdown(self) -> None:
         """End it as an operator would: it writes its data out. The folder stays, :meth:`start` brings it back."""
@@ -268,7 +294,9 @@ class EmbeddedServer:
         deadline = time.monotonic() + self._start_timeout
         while not self._answers():
             if not self.running:
-                raise ConfigError(f"{self.binary} ended while starting:\n{self.log_tail()}")
+                said = self.log_tail()
+                kind = _PortTaken if TAKEN in said else ConfigError
+                raise kind(f"{self.binary} ended while starting:\n{said}")
             if time.monotonic() > deadline:
                 raise BrokerUnavailable(
                     f"{self.binary} did not answer within {self._start_timeout} s:\n{self.log_tail()}"
@@ -285,7 +313,7 @@ class EmbeddedServer:
             return False
         pid = _field(info, b"process_id")
         if self.running and pid not in {0, self._process.pid if self._process else 0}:
-            raise ConfigError(f"the server at {self._address()} is another process (pid {pid}): choose another port")
+            raise _PortTaken(f"the server at {self._address()} is another process (pid {pid}): choose another port")
         return pid != 0 and pong.startswith(b"+PONG")  # -LOADING while it reads its append-only file
 
     @contextlib.contextmanager

@@ -100,6 +100,25 @@ def test_a_port_of_another_server_is_refused(make_server):
     assert other.ask(b"PING") == b"+PONG\r\n"
 
 
+def test_a_free_port_that_somebody_takes_meanwhile_is_not_the_last_one(make_server, monkeypatch):
+    """Between the choice of a port and the server's bind there is a moment."""
+    other, real, asked = make_server(port=0), embedded._free_port, []
+
+    def taken_at_first():
+        asked.append(other.port if len(asked) < 2 else real())
+        return asked[-1]
+
+    monkeypatch.setattr(embedded, "_free_port", taken_at_first)
+    server = make_server(port=0)
+    assert asked == [other.port, other.port, server.port]
+    assert server.pid != other.pid
+    assert server.ask(b"PING") == b"+PONG\r\n"
+    monkeypatch.setattr(embedded, "_free_port", lambda: other.port)
+    with pytest.raises(ConfigError, match=r"another process|Address already in use"):
+        make_server(port=0)
+    assert other.ask(b"PING") == b"+PONG\r\n"
+
+
 def test_an_unknown_directive_is_told_in_the_servers_words(make_server):
     with pytest.raises(ConfigError, match="nonsense"):
         make_server(config={"nonsense": "1"})

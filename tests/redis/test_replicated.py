@@ -97,7 +97,7 @@ def test_many_at_a_time(pair: Pair) -> None:
     """Concurrent calls share a WAIT; other jobs do not wait behind it."""
 
     async def use() -> None:
-        app = fastq.FastQ(pair.master.url, replication_timeout=5.0, enqueue_timeout=5.0)
+        app = fastq.FastQ(pair.master.url, replication_timeout=30.0, enqueue_timeout=30.0)
         with connect(pair.master.url) as client:
             client.config_resetstat()
             await asyncio.gather(*(app.options(**REPLICATED).enqueue("task", n) for n in range(200)))
@@ -164,7 +164,7 @@ def test_the_connection_is_lost_between_the_job_and_its_replicas(pair: Pair, enq
     """WAIT over another connection says nothing of this job: the call is made again, and waited for again."""
     killed: list[int] = []
     pair.replica.pause()
-    app = fastq.FastQ(pair.master.url, replication_timeout=5.0)
+    app = fastq.FastQ(pair.master.url, replication_timeout=30.0)
     with (
         connect(pair.master.url) as client,
         _thread(lambda: eventually(lambda: kill_waiting(client, killed), 20) and pair.replica.resume()),
@@ -255,7 +255,7 @@ def test_the_connection_is_lost_between_a_workflow_and_its_replicas(pair: Pair, 
     """It is begun again, which does nothing where it has begun, and waited for again."""
     killed: list[int] = []
     pair.replica.pause()
-    app = fastq.FastQ(pair.master.url, replication_timeout=5.0)
+    app = fastq.FastQ(pair.master.url, replication_timeout=30.0)
     with (
         connect(pair.master.url) as client,
         _thread(lambda: eventually(lambda: kill_waiting(client, killed, 1), 20) and pair.replica.resume()),
