@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 
-from benchmarks.load import rows
+from benchmarks.load import goals, rows
 from benchmarks.load.book import RESULTS, table
 from benchmarks.load.candidates import NAMES
 
@@ -45,7 +44,8 @@ def main() -> int:
         book = measure(options.repeats, options.jobs, full=options.full)
     if options.save:
         sys.stderr.write(f"bench: saved {book.save(options.save).relative_to(RESULTS.parent.parent)}\n")
-    sys.stdout.write(table(json.loads(json.dumps(book.as_json()))) + "\n")
+    data = book.as_json()
+    sys.stdout.write(f"{table(data)}\n\n{goals.table(data)}\n")
     return 0
 
 

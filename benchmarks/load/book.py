@@ -61,11 +61,6 @@ class Book:
     def median(self, row: str, who: str = "fastq") -> float:
         return self.rows[row][who].median
 
-    def ratio(self, row: str, other: str, who: str = "fastq") -> float:
-        """Median of the ratios of samples that were taken one after the other."""
-        pairs = zip(self.rows[row][who].values, self.rows[row][other].values, strict=False)
-        return statistics.median(mine / theirs for mine, theirs in pairs)
-
     def as_json(self) -> dict[str, Any]:
         return {
             "when": self.when,

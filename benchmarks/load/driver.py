@@ -126,18 +126,17 @@ def _of_a_round(
 ) -> Iterator[tuple[Candidate, str, dict[str, int | str]]]:
     """The drains of one round. What is compared comes one after the other: the machine is twice as fast in some minutes.
 
-    Those of fastq itself come twice, there and back: their ratios are near one, and noise is larger than what they leave.
+    Those of fastq and of the floors come twice, there and back: their ratios are near one, and noise is larger than that.
     """
-    own: list[tuple[Candidate, str, dict[str, int | str]]] = [
+    near: list[tuple[Candidate, str, dict[str, int | str]]] = [
         (FASTQ, rows.TWO, {"processes": 2}),
         (FASTQ, rows.KEPT, {"task": "noop_kept"}),
         (FASTQ, rows.DRAIN, {}),
         (FASTQ, rows.LIMITED, {"task": "noop_limited"}),
+        *((who, rows.DRAIN, {}) for who in floors),
     ]
-    yield from own
-    for who in floors:
-        yield who, rows.DRAIN, {}
-    yield from reversed(own)
+    yield from near
+    yield from reversed(near)
     for who in (*floors, *(other.candidate for other in rivals[:most])):
         yield who, rows.TWO, {"processes": 2}
     for other in rivals:

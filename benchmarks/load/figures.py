@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import chart, rows
+from benchmarks.load import chart, goals, rows
 from benchmarks.load.book import RESULTS, table
 from benchmarks.load.candidates import FASTQ, FLOORS, NAMES, about
 from benchmarks.load.flame import Profile, profile
@@ -25,7 +24,9 @@ def draw() -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     data: dict[str, Any] = json.loads((RESULTS / "latest.json").read_text())
     (PICTURES / "drain.svg").write_text(_drains(data))
+    _write_between("goals", goals.table(data))
     _write_between("table", table(data))
+    _write_between("comparison", goals.beside(data), ROOT / "README.md")
     remember(data)
     past = json.loads(HISTORY.read_text())
     points = [(entry["commit"], entry["share of the redis-py floor"]) for entry in past]
@@ -48,33 +49,27 @@ def _drains(data: dict[str, Any]) -> str:
     def label(name: str) -> str:
         return f"floor: {name}" if name in FLOORS else f"{name} (may lose jobs)" if name in once else name
 
-    best = {name: max(samples["samples"]) for name, samples in found.items()}  # noise only ever slows down
-    bars = [(label(name), rate, colour(name)) for name, rate in sorted(best.items(), key=lambda item: -item[1])]
-    rounds = max(len(samples["samples"]) for samples in found.values())
+    rates = {name: samples["median"] for name, samples in found.items()}
+    bars = [(label(name), rate, colour(name)) for name, rate in sorted(rates.items(), key=lambda item: -item[1])]
+    rounds = min(len(samples["samples"]) for samples in found.values())
     machine = data["machine"]
-    note = f"{data['when'][:10]}, {machine['cores']} cores, {data['server']}, CPython {data['python']}; best of {rounds} rounds"
+    note = f"{data['when'][:10]}, {machine['cores']} cores, {data['server']}, CPython {data['python']}; median of {rounds} rounds"
     return chart.bars("Jobs per second, one worker process, no-op jobs, results off", note, bars)
 
 
 def remember(data: dict[str, Any]) -> None:
     """Add a run to the history, once."""
     past = json.loads(HISTORY.read_text()) if HISTORY.exists() else []
-    found = data["rows"]
-
-    def median(row: str, who: str = FASTQ.name) -> float:
-        return float(found[row][who]["median"])
-
-    pairs = zip(*(found[rows.DRAIN][who]["samples"] for who in (FASTQ.name, "redis-py", "protocol")), strict=False)
-    shares = [(ours / client, ours / bare) for ours, client, bare in pairs]
+    run = goals.Run(data)
     entry = {
         "when": data["when"],
         "commit": data["commit"],
         "load": data["machine"]["load"],
-        "jobs per second": round(median(rows.DRAIN)),
-        "share of the redis-py floor": round(statistics.median(share for share, _ in shares), 3),
-        "share of the protocol floor": round(statistics.median(share for _, share in shares), 3),
-        "worker µs per job": round(median(rows.WORKER_US), 2),
-        "Redis µs per job": round(median(rows.REDIS_US), 2),
+        "jobs per second": round(run.median(rows.DRAIN)),
+        "share of the redis-py floor": round(run.ratio(rows.DRAIN, "redis-py"), 3),
+        "share of the protocol floor": round(run.ratio(rows.DRAIN, "protocol"), 3),
+        "worker µs per job": round(run.median(rows.WORKER_US), 2),
+        "Redis µs per job": round(run.median(rows.REDIS_US), 2),
     }
     past = [other for other in past if other["when"] != entry["when"]] + [entry]
     HISTORY.write_text(json.dumps(past, indent=1, ensure_ascii=False) + "\n")

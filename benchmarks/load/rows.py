@@ -29,7 +29,7 @@ LIMITED = "drain, one rate limit that never denies"
 TOGETHER = "producer and worker together"
 MANY, BURST, ONE = "enqueue many", "enqueue, 500 concurrent callers", "enqueue one at a time"
 P50, P99 = "latency of an idle worker at 100/s, p50", "latency of an idle worker at 100/s, p99"
-HALF = "latency under half load, p99"
+HALF, OFFERED = "latency under half load, p99", "jobs that were offered under half load"
 SENT, TRIPS = "commands per job from the client", "round trips per job"
 WORKER_US, REDIS_US = "worker CPU per job", "Redis CPU per job, reserve and settle"
 STORED_US = "Redis CPU per job, enqueue"
@@ -181,7 +181,7 @@ def floor_latency(book: Book, redis: Redis, kind: str, laps: int) -> None:
     """The same of the shortest possible ways."""
     redis.clear()
     with running(module("benchmarks.floor", kind, redis.url), redis.url) as (process, marks):
-        time.sleep(0.5)
+        until(lambda: redis.info("clients")["blocked_clients"] == "1")  # it has started
         cpu, begun = process.cpu(), time.monotonic()
         uvloop.run(floor.send_laps(redis.url, kind, laps))
         until(lambda: len(marks.laps()) == laps, 20)
@@ -214,6 +214,7 @@ def half_load(book: Book, redis: Redis, jobs: int, seconds: float) -> None:
         uvloop.run(_mixed(laps, rate))
         until(lambda: len(marks.laps()) == laps, 20)
         times = marks.laps()
+    book.add(OFFERED, "fastq", rate, "jobs/s")
     book.add(HALF, "fastq", times[len(times) * 99 // 100] * 1e3, "ms")
 
 

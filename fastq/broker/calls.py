@@ -188,12 +188,12 @@ def enqueue_sync(
                 command = enqueue(
                     target.keys, target.priority, numbers.producer, numbers.next(), jobs, target.bound, target.batch
                 )
-            epoch = connection.connects
+            epoch = connection.reconnects
             refused = connection.call(command)
             if replication is None:
                 return refused
             count: int = connection.call_many(confirm_replicas(target.keys, *replication))[1]
-            if connection.connects != epoch:  # perhaps of another master, which may not have the job: once more
+            if connection.reconnects != epoch:  # perhaps of another master, which may not have the job: once more
                 raise BrokerUnavailable(f"the connection to {connection.endpoint.shown} was lost")
         except BrokerUnavailable as error:
             if time.monotonic() + pause > deadline:

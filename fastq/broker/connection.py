@@ -7,10 +7,12 @@ is safe is known only to the caller (see :mod:`fastq.broker.enqueuer` and :mod:`
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -387,7 +389,7 @@ class SyncConnection:
         self._greeted = False  # the handshake over this socket is done; before, a socket may be there
         self._reader: Any = None
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        _blocking.add(self)
 
     @classmethod
     def to(cls, endpoint: Endpoint, *, connect_timeout: float = 5.0, response_timeout: float = 10.0) -> SyncConnection:
@@ -400,10 +402,8 @@ class SyncConnection:
 
     def connect(self) -> None:
         """Connect unless connected. Raises like :meth:`AsyncConnection.connect`."""
-        if (
-            not self._greeted or self._pid != os.getpid()
-        ):  # else no lock: who enqueues one job after another asks each time
-            with self._locked():
+        if not self._greeted:  # else no lock: who enqueues one job after another asks each time
+            with self._lock:
                 self._ensure()
 
     @property
@@ -429,7 +429,7 @@ class SyncConnection:
             BrokerUnavailable, BrokerReplyError: as :meth:`connect`, or the connection broke: some of them may have run.
         """
         each = 2 if before else 1
-        with self._locked():
+        with self._lock:
             self._ensure()
             begun = time.monotonic() if self.endpoint.sentinels else 0.0
             data = pack(commands[0]) if len(commands) == each == 1 else b"".join([before + pack(c) for c in commands])
@@ -441,7 +441,7 @@ class SyncConnection:
                         (replies[i],) = self._exchange(before + pack(commands[i], by_text=True), 1, each)
                     moved_on = moved_on or is_moved_on(replies[i])
             if moved_on or (begun and time.monotonic() - begun > LATE):
-                self.close()  # perhaps a demoted master: look again who leads. Under the lock: another thread may be next
+                self._drop()  # perhaps a demoted master: look again who leads. Under the lock: another thread may be next
         return replies
 
     def _decoded(self, commands: Sequence[Command[Any]], replies: Sequence[Any]) -> list[Any]:
@@ -465,22 +465,28 @@ class SyncConnection:
             return stop.value  # type: ignore[no-any-return]  # typeshed types it as Any
 
     def close(self) -> None:
-        """Close; the next call would connect anew."""
+        """Close; the next call would connect anew. One under way in another thread ends with BrokerUnavailable."""
+        if (sock := self._socket) is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # closing alone would not wake that thread
+        self._drop()
+
+    def _drop(self) -> None:
         sock, self._socket, self._greeted = self._socket, None, False
         if sock is not None:
             sock.close()
 
-    def _locked(self) -> threading.Lock:
-        if self._pid != os.getpid():  # forked: the socket is the parent's, and so may be a held lock
-            self._pid, self._lock = os.getpid(), threading.Lock()
-            self.close()  # this process's copy of the descriptor; the parent's connection stays open
-        return self._lock
+    def forked(self) -> None:
+        """In a child: the socket is the parent's, whose connection stays open, and so may be a held lock."""
+        self._lock = threading.Lock()
+        self._drop()
 
     def _ensure(self) -> None:
-        if self._socket is not None:
+        if self._greeted:
             return
+        self._drop()  # of a handshake that was interrupted
         try:
-            self._socket = self._dial()
+            self._socket = sock = self._dial()
         except OSError as error:
             raise error if isinstance(error, BrokerUnavailable) else unreachable(self.endpoint, error) from None
         self._reader = hiredis.Reader(notEnoughData=NOTHING)
@@ -488,12 +494,12 @@ class SyncConnection:
         try:
             replies = self._exchange(b"".join(map(_packed, words)), len(words), 1)
             check_handshake(self.endpoint, replies, self.clock)
+            sock.settimeout(self._response_timeout)  # until here it was the connect timeout
         except BaseException:
-            self.close()
+            self._drop()
             raise
-        self._socket.settimeout(self._response_timeout)  # until here it was the connect timeout
         self.connects += 1
-        self._greeted = True
+        self._greeted = self._socket is sock  # not if it was closed meanwhile
 
     def _dial(self) -> socket.socket:
         if self.endpoint.path:
@@ -515,7 +521,8 @@ class SyncConnection:
     def _exchange(self, data: bytes, count: int, each: int) -> list[Any]:
         """Send ``count`` commands and return their replies; of ``each`` replies to one of them the last one counts."""
         sock, gets, replies = self._socket, self._reader.gets, list[Any]()
-        assert sock is not None
+        if sock is None:
+            raise unreachable(self.endpoint, "closed meanwhile")
         try:
             sock.sendall(data)
             while len(replies) < count * each:
@@ -531,10 +538,22 @@ class SyncConnection:
                 raise ConnectionResetError("a reply to nothing")
         except BaseException as error:
             timeout = sock.gettimeout()
-            self.close()  # also on KeyboardInterrupt: a half-read reply must not reach the next caller
+            self._drop()  # also on KeyboardInterrupt: a half-read reply must not reach the next caller
             if isinstance(error, TimeoutError):
                 raise unreachable(self.endpoint, f"no reply within {timeout} s") from None
             if isinstance(error, OSError | hiredis.ProtocolError):
                 raise unreachable(self.endpoint, last_words(replies) or error) from None
             raise
         return replies if each == 1 else replies[each - 1 :: each]
+
+
+_blocking: weakref.WeakSet[SyncConnection] = weakref.WeakSet()
+"""Those of this process, for its children: asking for the pid instead would be a system call for each job."""
+
+
+def _forked() -> None:
+    for connection in list(_blocking):
+        connection.forked()
+
+
+os.register_at_fork(after_in_child=_forked)

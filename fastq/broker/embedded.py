@@ -33,7 +33,6 @@ __all__ = ["EmbeddedServer", "find_server", "shared_server"]
 POLL: Final = 0.000_5  # seconds between looks while the server starts: it takes 3 to 40 ms
 SOCKET_PATH_MAX: Final = 100  # bytes: macOS takes 103, Linux 107
 PORTS: Final = 5  # free ports that are tried: somebody else may take one between its choice and the server's bind
-TAKEN: Final = "Address already in use"
 STOP_TIMEOUT: Final = 10.0  # seconds for a server with data to write it out, before it is killed
 
 # Waits for its standard input: a line sends it home, the end of file says that our process is gone. It is a process of its
@@ -81,6 +80,7 @@ class EmbeddedServer:
         self._folder: Path | None = None  # private: holds the socket, and the data when there is no data_dir
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: subprocess.Popen[bytes] | None = None
+        self._log_begun = 0  # bytes of its log that earlier starts have written
         self._owner = 0  # the pid that started it: a forked child never ends its parent's server
 
     # -- what it is ---------------------------------------------------------------------------
@@ -255,6 +255,7 @@ class EmbeddedServer:
     def _spawn(self) -> None:
         self._owner = os.getpid()
         with (self.data_dir / "server.log").open("ab") as log:
+            self._log_begun = log.tell()
             try:
                 # A session of its own: Ctrl-C in the terminal drains the workers, and they need the server for that.
                 self._process = subprocess.Popen(
@@ -294,14 +295,18 @@ class EmbeddedServer:
         deadline = time.monotonic() + self._start_timeout
         while not self._answers():
             if not self.running:
-                said = self.log_tail()
-                kind = _PortTaken if TAKEN in said else ConfigError
-                raise kind(f"{self.binary} ended while starting:\n{said}")
+                kind = _PortTaken if self._says_taken() else ConfigError
+                raise kind(f"{self.binary} ended while starting:\n{self.log_tail()}")
             if time.monotonic() > deadline:
                 raise BrokerUnavailable(
                     f"{self.binary} did not answer within {self._start_timeout} s:\n{self.log_tail()}"
                 )
             time.sleep(POLL)
+
+    def _says_taken(self) -> bool:
+        """Whether somebody else has the port, in the words of this start: the log of a ``data_dir`` has those of others."""
+        said = (self.data_dir / "server.log").read_bytes()[self._log_begun :].decode(errors="replace")
+        return "Address already in use" in said and f"Failed listening on port {self._port} " in said
 
     def _answers(self) -> bool:
         """Whether the server that we started takes commands; ConfigError when another one has our port."""
@@ -311,10 +316,10 @@ class EmbeddedServer:
                 pong = _ask(wire, b"PING")
         except OSError:
             return False
-        pid = _field(info, b"process_id")
-        if self.running and pid not in {0, self._process.pid if self._process else 0}:
+        pid, ours = _field(info, b"process_id"), self._process.pid if self._process else 0
+        if pid not in {0, ours}:
             raise _PortTaken(f"the server at {self._address()} is another process (pid {pid}): choose another port")
-        return pid != 0 and pong.startswith(b"+PONG")  # -LOADING while it reads its append-only file
+        return pid == ours != 0 and pong.startswith(b"+PONG")  # -LOADING while it reads its append-only file
 
     @contextlib.contextmanager
     def _connect(self) -> Iterator[socket.socket]:

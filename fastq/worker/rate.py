@@ -23,27 +23,31 @@ class Rate:
         slots: how many jobs run at a time. So many that end together say nothing of the rate of the next ones.
     """
 
-    __slots__ = ("_at", "_count", "_slots", "value")
+    __slots__ = ("_at", "_count", "_slots", "_ticked", "value")
 
     def __init__(self, now: float, slots: int) -> None:
         self.value = 0.0
         """Jobs per second, smoothed."""
         self._slots = slots
         self._at = now
-        self._count = 0
+        self._count = 0  # at ``_at``
+        self._ticked = 0  # at the last tick
 
     def measure(self, now: float, finished: int) -> int:
-        """To be called at each tick, with the count of all jobs finished so far. How many of them are new."""
-        done, elapsed = finished - self._count, now - self._at
+        """To be called at each tick, with the count of all jobs finished so far. How many were so since the last tick."""
+        done, elapsed, new = finished - self._count, now - self._at, finished - self._ticked
         if elapsed > 0:
             self.value += (done / elapsed - self.value) * min(elapsed / SMOOTH, 1.0)
-        self._at, self._count = now, finished
-        return done
+        self._at, self._count, self._ticked = now, finished, finished
+        return new
 
     def notice(self, now: float, finished: int) -> None:
-        """To be called where more jobs wait than there was room for: a rise shows here before the next tick."""
-        done, elapsed = finished - self._count, now - self._at
-        if elapsed < LEAST or done <= self._slots:
+        """To be called where more jobs wait than there was room for: a rise shows here before the next tick.
+
+        Of those that were finished so many as there are slots began before the time that is looked at, and are left out.
+        """
+        done, elapsed = finished - self._count - self._slots, now - self._at
+        if elapsed < LEAST or done <= 0:
             return
         seen = done / elapsed
         if seen > self.value:

@@ -93,8 +93,23 @@ def test_a_password_is_part_of_the_url(make_server):
         assert client.ping()
 
 
-def test_a_port_of_another_server_is_refused(make_server):
+def ended_before_it_is_asked(monkeypatch, other):
+    """A server on the other one's port has ended by the time at which somebody asks who answers there."""
+    real = EmbeddedServer._spawn
+
+    def spawn(server):
+        real(server)
+        if server.port == other.port:
+            server._process.wait()
+
+    monkeypatch.setattr(EmbeddedServer, "_spawn", spawn)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_port_of_another_server_is_refused(make_server, monkeypatch, late):
     other = make_server(port=0)
+    if late:
+        ended_before_it_is_asked(monkeypatch, other)
     with pytest.raises(ConfigError, match=r"another process|Address already in use"):
         make_server(port=other.port)
     assert other.ask(b"PING") == b"+PONG\r\n"
@@ -109,6 +124,7 @@ def test_a_free_port_that_somebody_takes_meanwhile_is_not_the_last_one(make_serv
         return asked[-1]
 
     monkeypatch.setattr(embedded, "_free_port", taken_at_first)
+    ended_before_it_is_asked(monkeypatch, other)
     server = make_server(port=0)
     assert asked == [other.port, other.port, server.port]
     assert server.pid != other.pid
@@ -117,6 +133,16 @@ def test_a_free_port_that_somebody_takes_meanwhile_is_not_the_last_one(make_serv
     with pytest.raises(ConfigError, match=r"another process|Address already in use"):
         make_server(port=0)
     assert other.ask(b"PING") == b"+PONG\r\n"
+
+
+def test_what_an_earlier_start_said_is_not_taken_for_this_one(make_server, tmp_path, monkeypatch):
+    """The log of a folder that is kept: a fault of the configuration is told at once, not after five ports."""
+    (tmp_path / "server.log").write_text("bind: Address already in use\nFailed listening on port 1 (tcp), aborting.\n")
+    asked = []
+    monkeypatch.setattr(embedded, "_free_port", lambda: asked.append(1) or 1)
+    with pytest.raises(ConfigError, match="nonsense"):
+        make_server(port=0, data_dir=tmp_path, config={"nonsense": "1"})
+    assert asked == [1]
 
 
 def test_an_unknown_directive_is_told_in_the_servers_words(make_server):

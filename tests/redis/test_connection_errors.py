@@ -166,6 +166,44 @@ def test_a_thread_waits_for_the_handshake_of_another() -> None:
         client.close()
 
 
+@pytest.mark.parametrize("greeted", [False, True])
+def test_a_blocking_call_ends_when_its_connection_is_closed(greeted: bool) -> None:
+    """By another thread, in the middle of the handshake or of a call; the next call connects anew."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connection = SyncConnection(parse_url(f"redis://127.0.0.1:{listener.getsockname()[1]}"), connect_timeout=60.0)
+        told: list[str] = []
+
+        def ask() -> None:
+            with pytest.raises(BrokerUnavailable) as caught:
+                connection.call(command("PING"))
+            told.append(str(caught.value))
+
+        def greet() -> socket.socket:
+            client, _ = listener.accept()
+            client.recv(65_536)
+            client.sendall(b"+OK\r\n*2\r\n$1\r\n1\r\n$1\r\n1\r\n")
+            assert client.recv(65_536).endswith(b"PING\r\n")
+            return client
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        first = greet() if greeted else listener.accept()[0]
+        assert greeted or first.recv(65_536)
+        connection.close()
+        thread.join(5)
+        assert told
+        second: list[Any] = []
+        thread = threading.Thread(target=lambda: second.append(connection.call(command("PING"))))
+        thread.start()
+        client = greet()
+        client.sendall(b"+PONG\r\n")
+        thread.join()
+        assert second == [b"PONG"]
+        connection.close()
+        first.close()
+        client.close()
+
+
 def test_a_server_with_too_many_clients(make_server: MakeServer, run: Run) -> None:
     server = make_server(config={"maxclients": "1"})
     holder = SyncConnection(parse_url(server.url))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import chart
+from benchmarks.load import chart, goals, rows
 from benchmarks.load.book import Book, table
 from benchmarks.load.candidates import NAMES, about
 from benchmarks.load.flame import Profile, fold, slice_of
@@ -92,7 +92,39 @@ def test_the_book_takes_medians_and_pairs():
         book.add("drain", "fastq", ours, "jobs/s")
         book.add("drain", "floor", theirs, "jobs/s")
     assert book.median("drain") == 20.0
-    assert book.ratio("drain", "floor") == 1.0
+    assert goals.Run(book.as_json()).ratio("drain", "floor") == 1.0
     shown = table(book.as_json())
     assert "| fastq | 20.00 jobs/s | 10.00 to 30.00 |" in shown
     assert "What this does not show" in shown
+
+
+def run_of(**found: dict[str, list[float]]) -> Book:
+    book = Book("Redis 0")
+    for row, samples in found.items():
+        for who, values in samples.items():
+            for value in values:
+                book.add(getattr(rows, row), who, value, "jobs/s")
+    return book
+
+
+def test_a_goal_is_held_against_the_ratios_of_rounds():
+    """The machine was twice as fast in the second round: what counts is who stood beside whom."""
+    book = run_of(DRAIN={"fastq": [100.0, 200.0, 100.0]}, KEPT={"fastq": [70.0, 140.0, 30.0]})
+    lines = {goal.what: goal for goal in goals.goals(book.as_json())}
+    assert lines["results kept for 1 h, beside the drain"] == (
+        "results kept for 1 h, beside the drain", "0.70 ×", "at least 0.60 ×", True
+    )  # fmt: skip
+
+
+def test_a_goal_that_is_missed_is_told_so():
+    book = run_of(DRAIN={"fastq": [100.0], "blitzq": [40.0], "blitzq_fast": [80.0], "sidekiq": [90.0]})
+    found = {goal.what: goal.met for goal in goals.goals(book.as_json())}
+    assert found["drain, beside the fastest that loses nothing (blitzq)"] is False
+    assert found["drain, beside the fastest (sidekiq)"] is False, "whatever becomes of its jobs"
+    assert "| drain, beside the fastest (sidekiq) | 1.11 × | at least 1.50 × | **no** |" in goals.table(book.as_json())
+
+
+def test_what_was_not_measured_is_neither_met_nor_missed():
+    assert goals.goals(Book("Redis 0").as_json()) == []
+    book = run_of(P50={"fastq": [0.5]}, P99={"fastq": [1.0]})
+    assert [goal.what for goal in goals.goals(book.as_json())] == ["latency of an idle worker, p50"]
