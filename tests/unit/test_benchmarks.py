@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load import chart, goals, rows
-from benchmarks.load.book import Book, table
+from benchmarks.load.book import RESULTS, Book, table
 from benchmarks.load.candidates import NAMES, about
 from benchmarks.load.flame import Profile, fold, slice_of
 from benchmarks.load.lab import ROOT, Marks, Stuck
@@ -128,3 +129,13 @@ def test_what_was_not_measured_is_neither_met_nor_missed():
     assert goals.goals(Book("Redis 0").as_json()) == []
     book = run_of(P50={"fastq": [0.5]}, P99={"fastq": [1.0]})
     assert [goal.what for goal in goals.goals(book.as_json())] == ["latency of an idle worker, p50"]
+
+
+def test_the_saved_run_has_a_line_for_every_goal():
+    data = json.loads((RESULTS / "latest.json").read_text())
+    found = goals.goals(data)
+    for line in goals.LINES:
+        assert list(line(goals.Run(data))), line.__name__
+    shown = (ROOT / "docs" / "performance.md").read_text()
+    assert all(f"| {goal.what} | {goal.found} | {goal.wanted} |" in shown for goal in found), "make bench-figures"
+    assert goals.beside(data) in (ROOT / "README.md").read_text(), "make bench-figures"
