@@ -242,7 +242,7 @@ async def store_at_once(wire: Wire, envelope: bytes, callers: int) -> None:
 
 
 async def transact_one(wire: Wire, envelope: bytes) -> None:
-    """The same without Lua, in one write: four commands instead of one."""
+    """The same without Lua: four commands instead of one, each in a write of its own."""
     job_id = os.urandom(12).hex()
     wire.call("MULTI")
     wire.call("HSET", _keys.jobs, job_id, envelope)

@@ -645,6 +645,7 @@ async def test_a_load_that_breaks_in_is_met_before_the_next_tick(
 ) -> None:
     """Slots that are used again and again at once show the rate: no more turns of one job for each slot until a tick has passed."""
     monkeypatch.setattr(rate_module, "LEAST", 0.0)
+    monkeypatch.setattr(rate_module.Rate, "measure", lambda *_: 1)  # no tick says anything
     app = make_app(redis_url, concurrency=10, result_ttl=0)
     done = 0
 
@@ -656,7 +657,7 @@ async def test_a_load_that_breaks_in_is_met_before_the_next_tick(
     await count.enqueue_many([()] * 3_000)
     async with working(app) as shop:
         await eventually_async(lambda: done == 3_000)
-        assert shop.counter("round_trips") < 100
+        assert shop.counter("round_trips") < 200, "300 of ten jobs each, if nothing was noticed"
 
 
 async def test_a_worker_that_lost_its_lease_stops_and_begins_again(redis_url: str) -> None:
