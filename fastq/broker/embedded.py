@@ -176,9 +176,6 @@ class EmbeddedServer:
                 self._port = 0
                 if last == 1:
                     raise
-            except BaseException:
-                self._port = 0
-                raise
             else:
                 return
 

@@ -24,7 +24,7 @@ def test_one_tick_says_little() -> None:
 
 
 def test_a_rise_is_noticed_before_the_next_tick() -> None:
-    """A load of 50,000 a second breaks in: most of it is known after 100 ms, not after 500."""
+    """A load of 50,000 a second breaks in: most of it is known after 90 ms; by ticks alone it takes 300."""
     rate, finished, now = Rate(0.0, SLOTS), 0, 0.0
     while rate.value < 35_000:
         now += 0.002
