@@ -99,8 +99,12 @@ class Soak:
     # -- looks ------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Measure everything once."""
+        """Measure everything once; the descriptors of who serves, as there are few of them until then."""
         now = time.monotonic()
+        serving = {
+            self.fleet.pid,
+            *(pid for role in ("worker", "scheduler", "monitor") for pid in self.fleet.pids(role)),
+        }
         for pid in self.fleet.family():
             try:
                 pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
@@ -108,7 +112,8 @@ class Soak:
             except (OSError, IndexError):  # it has just ended
                 continue
             self.memory[pid].append((now, pages * os.sysconf("SC_PAGE_SIZE")))
-            self.files[pid].append(files)
+            if pid in serving:
+                self.files[pid].append(files)
         try:
             self.series.append(sum(not line.startswith("#") for line in self.fleet.get("/metrics")[1].splitlines()))
         except OSError:  # the monitor has just been killed
@@ -149,7 +154,7 @@ class Soak:
         story = self.fleet.story()
         lost = story.lost(load.confirmed)
         highest = max(size for looks in self.memory.values() for _, size in looks)
-        grown = max(max(files[2:], default=0) - files[min(2, len(files) - 1)] for files in self.files.values())
+        grown = max(max(files) - files[0] for files in self.files.values())
         steepest, lives = max(slopes := self.slopes(), default=0.0), len(slopes)
         struck = ", ".join(f"{n} {kind}" for kind, n in sorted(self.faults.items()))
         figure(
