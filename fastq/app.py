@@ -299,6 +299,11 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
     def _split_queue(self, name: str, count: int) -> None:
         super()._split_queue(name, count)
         self._count_partitions()
+        self._sender.forget_bounds()
+
+    def _bind_queue(self, name: str, bound: tuple[int, str]) -> None:
+        super()._bind_queue(name, bound)
+        self._sender.forget_bounds()
 
     def _count_partitions(self) -> None:
         """Queue -> how many partitions its jobs are spread over, of those that are split; the setting comes first."""

@@ -84,6 +84,12 @@ class Sender:
         self._running_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
         self.clock = Clock()
 
+    def forget_bounds(self) -> None:
+        """A queue was given a bound, or partitions that share it: what event loops know of queues is no longer true."""
+        for sides in self._sides:
+            for side in list(sides.values()):
+                side.targets.clear()
+
     async def send(self, call: Call) -> JobHandle[Any]:
         """Enqueue a prepared call."""
         side = self._side(call.replicated)

@@ -495,8 +495,12 @@ class SyncConnection:
             replies = self._exchange(b"".join(map(_packed, words)), len(words), 1)
             check_handshake(self.endpoint, replies, self.clock)
             sock.settimeout(self._response_timeout)  # until here it was the connect timeout
-        except BaseException:
+        except BaseException as error:
             self._drop()
+            if isinstance(error, OSError) and not isinstance(
+                error, BrokerUnavailable
+            ):  # settimeout, of a closed socket
+                raise unreachable(self.endpoint, "closed meanwhile") from None
             raise
         self.connects += 1
         self._greeted = self._socket is sock  # not if it was closed meanwhile

@@ -136,6 +136,21 @@ async def test_one_too_many_is_an_error(app: FastQ) -> None:
     await app.aclose()
 
 
+async def test_a_bound_counts_from_when_it_is_declared(app: FastQ) -> None:
+    """Also for an event loop that has enqueued to the queue before."""
+
+    @app.task(queue="small")
+    async def work(n: int) -> None: ...
+
+    await work.enqueue(1)
+    app.queue("small", max_pending=1)
+    with pytest.raises(QueueFull):
+        await work.enqueue(2)
+    with pytest.raises(QueueFull):
+        work.enqueue_sync(3)
+    await app.aclose()
+
+
 async def test_a_duplicate_needs_no_room(app: FastQ) -> None:
     work = small(app, max_pending=1)
     once = work.options(unique="until_executed")

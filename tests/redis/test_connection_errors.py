@@ -11,6 +11,7 @@ import hiredis
 import pytest
 
 from fastq.broker import commands
+from fastq.broker import connection as connection_module
 from fastq.broker.command import raw as command
 from fastq.broker.commands import NewJob
 from fastq.broker.connection import AsyncConnection, SyncConnection
@@ -202,6 +203,22 @@ def test_a_blocking_call_ends_when_its_connection_is_closed(greeted: bool) -> No
         connection.close()
         first.close()
         client.close()
+
+
+def test_closing_at_the_end_of_a_handshake(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another thread, between Redis's answer and the next step: the caller hears of it as of any lost connection."""
+    connection, check = SyncConnection(parse_url(redis_url)), connection_module.check_handshake
+
+    def closing(*words: Any) -> None:
+        check(*words)
+        connection.close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connection_module, "check_handshake", closing)
+        with pytest.raises(BrokerUnavailable, match="closed meanwhile"):
+            connection.call(command("PING"))
+    assert connection.call(command("PING")) == b"PONG"
+    connection.close()
 
 
 def test_a_server_with_too_many_clients(make_server: MakeServer, run: Run) -> None:
