@@ -114,7 +114,8 @@ def test_poison_does_not_take_its_neighbours_along(make_fleet: MakeFleet, redis_
     (letter,) = fleet.producer.dead.list_sync("default")
     assert letter.id == poison
     assert len(story.starts["poison"]) == 3
-    assert max(len(story.starts[key]) for key in good) <= 3
+    stopped = {key: len(story.starts[key]) - len(story.ends[key]) for key in good}
+    assert max(stopped.values()) <= 2, "the other repetitions are outcomes that a dead worker had not told yet"
     eventually(lambda: raw.hlen("fastq:{default}:deliveries") == 0, PATIENCE)
     assert fleet.stop() == 0
 
