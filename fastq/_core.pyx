@@ -331,6 +331,8 @@ cdef extern from "Python.h":
     object PyContextVar_Set(object variable, object value)
     object PyContext_Copy(object context)
     object PyContext_CopyCurrent()
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
     bint PyCoro_CheckExact(object coroutine)
 
 
@@ -344,11 +346,12 @@ cdef inline int _pending() except -1:
 
 @cython.final
 cdef class Runner:
-    """Starts and ends jobs whose handlers are plain coroutine functions, without Python in between.
+    """Starts and ends jobs whose handlers are plain functions, coroutine functions or not, without Python in between.
 
     ``free`` slots are left; ``finished`` jobs have ended; ``offset`` is Redis's time minus the monotonic one, in seconds.
     ``raised(job, plan, error)``, ``succeeded(job, plan, result)`` and ``reject(job, plan, error)`` are the executor's, for
-    whatever is not plain; ``ended()`` is called in the next turn of the event loop, once for all jobs that ended in this one.
+    whatever is not plain; ``put`` is its threads'; ``ended()`` is called in the next turn of the event loop, once for all jobs that
+    ended in this one.
     Each job begins with a copy of ``context``, whoever starts it: often that is the end of another job, in that one's context.
     """
 
@@ -360,12 +363,12 @@ cdef class Runner:
     cdef readonly object context
     cdef list _rows
     cdef object _ledger_start, _ledger_finish, _observe, _clock, _task, _loop, _variable
-    cdef object _raised, _succeeded, _reject, _hand, _ended
+    cdef object _raised, _succeeded, _reject, _put, _ended
     cdef dict _batches
     cdef bint _eager
     cdef bint _told
 
-    def __init__(self, executor, metrics, dict batches, loop, variable, clock, task, ended, long slots, list rows, bint eager):
+    def __init__(self, executor, put, metrics, dict batches, loop, variable, clock, task, ended, long slots, list rows, bint eager):
         self.free = slots
         self.finished = 0
         self.offset = 0.0
@@ -375,7 +378,7 @@ cdef class Runner:
         self._batches = batches
         self._loop, self._variable, self._clock, self._task = loop, variable, clock, task
         self._raised, self._succeeded, self._reject = executor.raised, executor._succeeded, executor._reject
-        self._hand = executor.hand
+        self._put = put
         self._ended = ended
         self._eager = eager
         self._told = False
@@ -455,13 +458,37 @@ cdef class Runner:
             job.runner = self._task(run, loop=self._loop, name=job.id, context=PyContext_Copy(self.context))
 
     cdef int _into_thread(self, job, plan) except -1:
+        cdef object context
         cdef tuple found
         try:
             found = _arguments(job, plan)
         except BaseException as error:
             self._reject(job, plan, error)
             return 0
-        self._hand(job, plan, found[0], found[1])
+        context = PyContext_Copy(self.context)
+        PyContext_Enter(context)
+        try:
+            PyContextVar_Set(self._variable, job)
+        finally:
+            PyContext_Exit(context)
+        self._put(job, plan, context, plan.fn, found[0], found[1], self.landed)
+        return 0
+
+    cpdef landed(self, job, plan, result, error):
+        """A thread has called the handler of a plain job; here is what came of it."""
+        if error is None:
+            self._returned(job, plan, result)
+        else:
+            self._raised(job, plan, error)
+
+    cdef int _returned(self, job, plan, result) except -1:
+        """The handler of a plain job has returned."""
+        if result is None and plan.traceless and not job.abandoned and not job.permits:
+            self._success(job, plan)
+        elif plan.keeps and not job.abandoned and not job.permits and self._keep(job, plan, result):
+            pass
+        else:
+            self._succeeded(job, plan, result)
         return 0
 
     cdef void _success(self, job, plan) except *:
@@ -609,14 +636,8 @@ cdef class Run:
         return 0
 
     cdef object _finish(self, result):
-        cdef object job = self._job, plan = self._plan
         self._inner = None
-        if result is None and plan.traceless and not job.abandoned and not job.permits:
-            self._runner._success(job, plan)
-        elif plan.keeps and not job.abandoned and not job.permits and self._runner._keep(job, plan, result):
-            pass
-        else:
-            self._runner._succeeded(job, plan, result)
+        self._runner._returned(self._job, self._plan, result)
 
     cdef object _fail(self, error):
         self._inner = None

@@ -104,8 +104,9 @@ class Executor:
         self.isolation: Pool | None = None  # a worker process sets it, if any task needs it
         self._rows = list(range(app.settings.concurrency))
         self.runner = Runner(
-            self, metrics, batches, self._loop, current, time.monotonic, asyncio.Task, ended, slots, self._rows, _EAGER
-        )
+            self, self._threads.put, metrics, batches, self._loop, current, time.monotonic, asyncio.Task, ended, slots,
+            self._rows, _EAGER,
+        )  # fmt: skip
         self.runner.home = app
         self.runner.offset = now_ms() / 1_000 - time.monotonic()
         self.running = self.runner.running
@@ -208,13 +209,9 @@ class Executor:
         except BaseException as error:  # noqa: BLE001 - what it depends on is the user's
             self.raised(job, plan, error)
             return
-        self.hand(job, plan, *placed)
-
-    def hand(self, job: JobContext, plan: Plan, args: Any, kwargs: Any) -> None:
-        """Have a thread call its handler."""
         context = self.runner.context.copy()
         context.run(current.set, job)
-        self._threads.put(job, plan, context, plan.fn, args, kwargs, self._landed)
+        self._threads.put(job, plan, context, plan.fn, *placed, self._landed)
 
     def _landed(self, job: JobContext, plan: Plan, result: Any, error: BaseException | None) -> None:
         if error is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import threading
 import time
@@ -79,6 +80,48 @@ async def test_no_task_and_no_message_per_job(redis_url: str) -> None:
             del loop.call_soon_threadsafe
     assert told < 1_500
     assert not {name for name in new if name.startswith("0")}  # job ids, as a Task of a job would be called
+
+
+seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="")
+
+
+@pytest.mark.parametrize("ttl", [0.0, 60.0])
+async def test_what_comes_of_a_plain_function(redis_url: str, ttl: float) -> None:
+    """As of a coroutine function: a context and a job of its own, its result, its error, and what can be no result."""
+    app = FastQ(redis_url, result_ttl=ttl, default_max_attempts=1)
+    found: list[tuple[str, str, str]] = []
+
+    @app.task
+    def mark(name: str) -> str:
+        before = seen.get()
+        seen.set(name)
+        found.append((before, seen.get(), app.job().id))
+        return name * 2
+
+    @app.task
+    def fail() -> None:
+        raise ValueError("no")
+
+    @app.task
+    def lazy() -> Any:
+        return (n for n in range(3))
+
+    @app.task
+    def odd() -> Any:
+        return object()
+
+    jobs = [await mark.enqueue(str(n)) for n in range(30)]
+    others = [await task.enqueue() for task in (fail, lazy, odd)]
+    async with working(app) as shop:
+        ends = [await shop.ended(job) for job in (*jobs, *others)]
+        await until(lambda: len(found) == 30 and shop.loop.executor.finished == 33)
+    assert {(before, after) for before, after, _ in found} == {("", str(n)) for n in range(30)}
+    assert {job_id for _, _, job_id in found} == {job.id for job in jobs}
+    assert shop.counts("mark") == {"success": 30}
+    assert [shop.counts(name) for name in ("fail", "lazy", "odd")] == [{"failed": 1}, {"failed": 1}, {"success": 1}]
+    if ttl:
+        assert [end.result for end in ends[:30] if end is not None] == [str(n) * 2 for n in range(30)]
+        assert "which nobody would run" in str(ends[31].error if ends[31] else "")
 
 
 async def test_an_idle_thread_keeps_nothing_alive(redis_url: str) -> None:
