@@ -233,11 +233,13 @@ cdef class Tokens:
     """The first ``take`` after this instant makes ``low`` true, too."""
     cdef readonly double granted
     """The ``granted`` of the oldest units in here, as far as is known; of the last ones when there are none."""
+    cdef readonly double until
+    """The instant up to which what the last ``take`` of units gave may be used."""
 
     def __cinit__(self):
         self._size = 0
         self._total = self.expired = self.mark = 0
-        self.granted = 0.0
+        self.granted = self.until = 0.0
         self.renew = INFINITY
 
     cdef void _drop(self, double now) noexcept:
@@ -266,6 +268,7 @@ cdef class Tokens:
         if cost > self._total:
             return False
         self._total -= cost
+        self.until = self._until[0]
         if now > self.renew:
             self.mark = self._total + 1
         while used < self._size and cost >= self._count[used]:

@@ -133,7 +133,9 @@ LIMIT_COUNTERS: Final[dict[LimitCounter, Metric]] = {
     "penalties": _of_limiter("penalties", "Calls of `penalize`."),
     "errors": _of_limiter("errors", "Requests without an answer, or answered with an error."),
     "passed": _of_limiter("passed", "Acquires that passed unchecked, `on_error` being `open`."),
-    "late": _of_limiter("late", "Answers that came too late for their units to be used: raise `use_within`."),
+    "late": _of_limiter(
+        "late", "Answers that came, and waiters that ran, too late for their units to be used: raise `use_within`."
+    ),
 }
 """Counters of one limiter, all its partitions together; position = cell of its series."""
 

@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Final, ParamSpec, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -20,10 +20,11 @@ import msgspec
 from fastq.broker.commands import override_rule, penalize
 from fastq.errors import LimitTimeout
 from fastq.limiter.counts import Counts
-from fastq.limiter.gate import Gate, Waiter
+from fastq.limiter.gate import Gate
 from fastq.limiter.options import key_of_call
 from fastq.limiter.plan import Plan
 from fastq.limiter.stores import Store, this_process
+from fastq.limiter.waiter import Waiter
 from fastq.limits import CostTooHigh, read_rule, size_of
 from fastq.logs import fields, log_context
 
@@ -31,11 +32,15 @@ __all__ = ["Limiter", "LimiterState", "SyncLimiter", "acquire_all", "acquire_all
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 log = logging.getLogger("fastq.limits")
 
 _KEPT: Final = 10_000
 """Partitions of a limiter that stay in memory although nobody uses them at the moment."""
+
+_LATE: Final = 3
+"""Times that several limiters are asked again when the units of the first are too old once all have answered."""
 
 
 class LimiterState(msgspec.Struct, frozen=True):
@@ -232,8 +237,11 @@ class Limiter:
         return gate
 
     async def _wait(self, timeout: float | None, cost: int, told: float | None = None) -> tuple[Gate, Waiter]:
+        return await self._telling(self._join_and_wait(math.inf if timeout is None else timeout, cost, told))
+
+    async def _telling(self, waiting: Awaitable[T]) -> T:
         try:
-            return await self._join_and_wait(math.inf if timeout is None else timeout, cost, told)
+            return await waiting
         except LimitTimeout as error:
             self.counts.timed_out(self._job_type())
             job = log_context.get()
@@ -259,10 +267,22 @@ class Limiter:
             waiter = gate.join(cost, start + timeout, told)
         if waiter.future.done():
             waiter.future.result()
-            return gate, waiter
+        else:
+            await self._served(gate, waiter)
+        return gate, waiter
+
+    async def _wait_again(self, gate: Gate, waiter: Waiter) -> None:
+        """For a thread that was told too late."""
+        if not gate.runs(waiter):
+            await self._served(gate, waiter)
+
+    async def _served(self, gate: Gate, waiter: Waiter) -> None:
+        start = time.monotonic()
         self.counts.waits += 1
         try:
             await waiter.future
+            while not gate.runs(waiter):
+                await waiter.future
         except asyncio.CancelledError:
             gate.leave(waiter)
             raise
@@ -270,7 +290,6 @@ class Limiter:
             waited = time.monotonic() - start
             self.counts.wait_seconds += waited
         self.counts.waited(self._job_type(), waited)
-        return gate, waiter
 
     def _job_type(self) -> str:
         """Who waits, as the metrics say it: see :meth:`named`."""
@@ -301,11 +320,27 @@ class SyncLimiter:
     def acquire(self, timeout: float | None = None, cost: int = 1) -> None:
         """As :meth:`Limiter.acquire`."""
         if not self._at_hand(cost):
-            this_process().run(self._limiter.acquire(timeout, cost))
+            self._wait(timeout, cost)
 
     def try_acquire(self, timeout: float = 0, cost: int = 1) -> bool:
         """As :meth:`Limiter.try_acquire`."""
-        return self._at_hand(cost) or this_process().run(self._limiter.try_acquire(timeout, cost))
+        if self._at_hand(cost):
+            return True
+        limiter, process = self._limiter, this_process()
+        try:
+            gate, waiter = process.run(limiter._join_and_wait(timeout, cost))
+            while not waiter.in_time():
+                process.run(limiter._wait_again(gate, waiter))
+        except LimitTimeout:
+            return False
+        return True
+
+    def _wait(self, timeout: float | None, cost: int) -> tuple[Gate, Waiter]:
+        limiter, process = self._limiter, this_process()
+        gate, waiter = process.run(limiter._wait(limiter.plan.timeout if timeout is None else timeout, cost))
+        while not waiter.in_time():  # this thread got its turn too late
+            process.run(limiter._telling(limiter._wait_again(gate, waiter)))
+        return gate, waiter
 
     def _at_hand(self, cost: int) -> bool:
         gate = self._limiter._gates.get(this_process().loop())
@@ -318,13 +353,12 @@ class SyncLimiter:
     @contextmanager
     def acquire_context(self, timeout: float | None = None, cost: int = 1) -> Iterator[SyncLimiter]:
         """As :meth:`Limiter.acquire_context`."""
-        limiter, process = self._limiter, this_process()
-        gate, waiter = process.run(limiter._wait(limiter.plan.timeout if timeout is None else timeout, cost))
+        gate, waiter = self._wait(timeout, cost)
         try:
             yield self
         finally:
             if waiter.holder in gate.held:
-                process.run(gate.release(waiter.holder))
+                this_process().run(gate.release(waiter.holder))
 
     def release(self) -> None:
         """As :meth:`Limiter.release`, for slots that blocking code has acquired."""
@@ -382,11 +416,15 @@ async def take_all(
     Raises as :meth:`Limiter.acquire`.
     """
     deadline = time.monotonic() + (math.inf if timeout is None else timeout)
-    scarce, pause = 0, 0.0
+    scarce, pause, late = 0, 0.0, 0
     while wanted:
         got = await _try_all(wanted, scarce, deadline, timeout, quiet)
         if not isinstance(got, int):
-            return got
+            if late == _LATE or all(waiter.in_time() for _, waiter in got) or time.monotonic() >= deadline:
+                return got
+            late += 1  # the last ones took so long to answer that the first ones' units are too old
+            await _undo(got)
+            continue
         scarce = got
         if pause:  # two that take the same ones in turn would do so for ever
             await asyncio.sleep(min(random.uniform(0, pause), max(0.0, deadline - time.monotonic())))
@@ -407,12 +445,16 @@ async def _try_all(
             if index != scarce:
                 got.append(await limiter._join_and_wait(0, cost))
     except BaseException as error:
-        undone = [gate.undo(waiter) for gate, waiter in got]
-        await asyncio.shield(asyncio.gather(*undone))
+        await _undo(got)
         if isinstance(error, LimitTimeout):
             return index
         raise
     return got
+
+
+async def _undo(got: Sequence[tuple[Gate, Waiter]]) -> None:
+    undone = [gate.undo(waiter) for gate, waiter in got]
+    await asyncio.shield(asyncio.gather(*undone))
 
 
 def acquire_all(limiters: Sequence[Limiter], timeout: float | None = None, cost: int = 1) -> _Together:

@@ -8,6 +8,7 @@ been changed, a penalty lifted, units given back.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -22,10 +23,11 @@ from fastq.limiter.counts import Counts
 from fastq.limiter.plan import Plan
 from fastq.limiter.slots import Slots
 from fastq.limiter.stores import Store
+from fastq.limiter.waiter import Waiter
 from fastq.limits import Acquired, CostTooHigh, LimitState, Rule, Terms, Tokens, block, check_cost
 from fastq.logs import fields
 
-__all__ = ["Gate", "Waiter"]
+__all__ = ["Gate"]
 
 log = logging.getLogger("fastq.limits")
 
@@ -35,26 +37,11 @@ LOOK: Final = 1.0
 _FRESH: Final = 0.1  # seconds for which "not yet" is believed without asking again
 _TOGETHER: Final = 0.002  # seconds: several waiters of a fast limit are served at once rather than each by a request
 _MOST_SLOTS: Final = 100  # per request
+_TOLD_TOGETHER: Final = 100  # waiters: with more of them units would be too old before the last one runs
 _SCAN: Final = 1_000  # waiters of whom each is told at once that its wait is too long
-_LATE: Final = 5  # replies in a row that came too late to be used, until that is logged
+_LATE: Final = 5  # times in a row that units were too old to be used, until that is logged
 _DENIED: Final = frozenset([b"short", b"full", b"penalized"])
 _UNKNOWN: Final = -math.inf
-
-
-class Waiter:
-    """One acquire that waits: its result is whether a rule was checked, or an exception."""
-
-    __slots__ = ("cost", "deadline", "future", "granted", "holder", "timeout", "timer", "until")
-
-    def __init__(self, cost: int, deadline: float, timeout: float, future: asyncio.Future[bool]) -> None:
-        self.cost = cost
-        self.deadline = deadline
-        self.timeout = timeout  # as the caller said it
-        self.future = future
-        self.holder = ""  # of its slot, once it has one
-        self.until = 0.0  # monotonic time up to which what it was granted may be used, if that is known
-        self.granted = 0  # the store's time at which it was served, µs
-        self.timer: asyncio.TimerHandle | None = None
 
 
 class Gate:
@@ -84,7 +71,7 @@ class Gate:
         self._blocked: asyncio.Task[None] | None = None
         self._ready_at, self._ready_for, self._told_at = _UNKNOWN, 1.0, _UNKNOWN
         self._marked, self._marked_at, self._recent = 0, time.monotonic(), 0
-        self._late = 0
+        self._late = 0  # times in a row
         self._failure: BrokerError | None = None
         self._pause, self._closed_until = 0.0, 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -132,16 +119,50 @@ class Gate:
             return waiter
         if cost and not self.waiters and self._rule.max_concurrent is None and self.tokens.take(cost, now):
             self._queued += cost
+            waiter.until = self.tokens.until
             self._grant(waiter, int(self.tokens.granted))
             return waiter
         if self._too_late(cost, deadline, now):
             raise self._no_room(waiter, now)
-        if deadline > now and deadline != math.inf:
-            waiter.timer = self._loop.call_later(deadline - now, self._expire, waiter)
         self.waiters.append(waiter)
-        self._queued += cost
+        self._stand(waiter, now)
         self._kick()
         return waiter
+
+    def _stand(self, waiter: Waiter, now: float) -> None:
+        if now < waiter.deadline != math.inf:
+            waiter.timer = self._loop.call_later(waiter.deadline - now, self._expire, waiter)
+        self._queued += waiter.cost
+
+    def runs(self, waiter: Waiter) -> bool:
+        """Whether a waiter uses what it was granted, now that it runs. If that is too old it goes back, and the waiter waits
+        again, ahead of the others.
+        """
+        now = time.monotonic()
+        if now <= waiter.until:
+            self._late = 0
+            return True
+        self._note_late(now - waiter.until + self._terms.use_within)
+        if waiter.in_time():
+            return True
+        waiter.missed += 1
+        if waiter.holder:
+            self.undo(waiter)
+        else:  # with what else came too late, before the next request
+            self.tokens.put(waiter.cost, waiter.until, float(waiter.granted))
+            self.counts.units -= waiter.cost
+            self.used -= waiter.cost
+        waiter.future, waiter.holder, waiter.until = self._loop.create_future(), "", math.inf
+        if waiter.deadline > now:
+            ahead = itertools.takewhile(lambda other: other.missed, self.waiters)  # in their order
+            self.waiters.insert(sum(1 for _ in ahead), waiter)
+            self._stand(waiter, now)
+            self.look()
+        else:
+            self._ready_at = self._told_at = _UNKNOWN
+            waiter.future.set_exception(self._no_room(waiter, now))
+            self._spawn(self._give_back_expired())
+        return False
 
     def leave(self, waiter: Waiter) -> None:
         """A waiter was cancelled: what it was granted goes back."""
@@ -154,8 +175,10 @@ class Gate:
 
     def undo(self, waiter: Waiter) -> asyncio.Task[None]:
         """Give back what a waiter was granted and has not used."""
+        if not waiter.granted:  # it passed while the store could not be asked
+            return self._spawn(self._return(0, 0, ()))
         self.counts.units -= waiter.cost
-        if not waiter.holder and time.monotonic() < waiter.until and not self.waiters:
+        if waiter.cost and not waiter.holder and time.monotonic() < waiter.until and not self.waiters:
             self.used -= waiter.cost
             self.tokens.put(waiter.cost, waiter.until, float(waiter.granted))
             self._sweep_later(self._terms)
@@ -257,12 +280,8 @@ class Gate:
 
     def _refuse_hopeless(self, now: float) -> None:
         """Tell those who would wait in vain, those who asked for one answer among them."""
-        if len(self.waiters) > _SCAN:
-            now_or_never = [waiter for waiter in self.waiters if waiter.deadline <= now]
-        else:
-            now_or_never = list(self.waiters)
-        ahead = 0.0
-        for waiter in now_or_never:
+        many, ahead = len(self.waiters) > _SCAN, 0.0
+        for waiter in [waiter for waiter in self.waiters if not many or waiter.deadline <= now]:
             if waiter.future.done():
                 continue
             if self._earliest(ahead + waiter.cost, now) > waiter.deadline or waiter.deadline <= now:
@@ -327,12 +346,21 @@ class Gate:
         if reply.status != b"granted":
             return await self._not_granted(reply, terms, need)
         now = self._put(sent, reply, terms)
-        while (head_ := self._head()) is not None and self.tokens.take(head_.cost, now):
-            self.waiters.popleft()
-            head_.until = sent + terms.usable(reply.now_us)
-            self._grant(head_, reply.now_us)
+        while self._serve(now) == _TOLD_TOGETHER:
+            await asyncio.sleep(0)  # they run, before the next ones' units are taken
+            now = time.monotonic()
         self._sweep_later(terms)
-        return head_ is not None and self._rest(now, terms)
+        return self._head() is not None and self._rest(now, terms)
+
+    def _serve(self, now: float) -> int:
+        """Tell the next waiters that there is enough for; how many were told."""
+        granted, told = int(self.tokens.granted), 0
+        while told < _TOLD_TOGETHER and (head := self._head()) is not None and self.tokens.take(head.cost, now):
+            self.waiters.popleft()
+            head.until = self.tokens.until if head.cost else math.inf
+            self._grant(head, granted)
+            told += 1
+        return told
 
     def _rest(self, now: float, terms: Terms) -> bool:
         """Sleep until the next unit is there; True when that is not known."""
@@ -374,7 +402,8 @@ class Gate:
         """Keep what was granted; the present time."""
         now, until = time.monotonic(), sent + terms.usable(reply.now_us)
         late = reply.units > 0 and until < now
-        self._note_late(late, now - sent)
+        if late:
+            self._note_late(now - sent)
         self.tokens.put(reply.units, until, float(reply.now_us))
         held = self.tokens.left(now) if terms.kind == "bucket" else reply.units
         self._set_marks(held, terms, sent, until - sent)
@@ -446,14 +475,11 @@ class Gate:
             self._marked, self._marked_at = self.used, now
         return max(self._recent, used if passed < terms.use_within else 0)
 
-    def _note_late(self, late: bool, round_trip: float) -> None:
-        if not late:
-            self._late = 0
-            return
+    def _note_late(self, age: float) -> None:
         self._late += 1
         self.counts.note("late")
         if self._late == _LATE:
-            told = fields(limiter_id=self.plan.id, use_within=self._terms.use_within, round_trip=round(round_trip, 4))
+            told = fields(limiter_id=self.plan.id, use_within=self._terms.use_within, round_trip=round(age, 4))
             log.warning("limiter's store answers too late: raise use_within", extra=told)
 
     # -- slots ----------------------------------------------------------------------------------------
@@ -475,11 +501,14 @@ class Gate:
             return await self._not_granted(reply, terms, asked[0].cost)
         now, served = time.monotonic(), asked[: reply.slots]
         late = terms.kind != "none" and reply.units > 0 and sent + terms.usable(reply.now_us) < now
-        self._note_late(late, now - sent)
+        if late:
+            self._note_late(now - sent)
         unwanted = [waiter for waiter in served if late or waiter.future.done()]
         for waiter in served:
             if not late and not waiter.future.done():
                 self._slots.hold(waiter.holder, terms)
+                if terms.kind != "none" and waiter.cost:
+                    waiter.until = sent + terms.usable(reply.now_us)
                 self._grant(waiter, reply.now_us)
         if unwanted:
             units = sum(waiter.cost for waiter in unwanted)
