@@ -8,7 +8,7 @@ that is not plain.
 ``new_id``, ``plain_envelope`` and ``pack_plain`` make what a producer sends of a job that has no options: the bytes that
 fastq/job.py and hiredis would make of it, without the objects in between.
 
-``Tokens`` are the units of one limiter that this process was granted and may still use.
+``Tokens`` are the units of one limiter that this process was granted and may still use; ``UnitCount`` those that were used.
 
 A ``Ledger`` writes two things into the shared memory of one process's slot (fastq/board.py), and is its only writer:
 
@@ -213,9 +213,19 @@ cdef enum:
 
 
 @cython.final
+cdef class UnitCount:
+    """How many units were used in all tokens that count here."""
+
+    cdef public long long value
+
+
+# What it holds is a UnitCount, which points nowhere.
+@cython.final
 @cython.no_gc
 cdef class Tokens:
     """Units of one limiter, granted to this process in blocks that may each be used up to an instant.
+
+    What was used is counted in ``used``, and in ``total`` if there is one.
 
     Times are seconds of one monotonic clock, passed in. What may be used for the shortest time goes first. Nothing is
     lost in here: everything that was put and not taken is in ``drain()``, whether or not it could still be used.
@@ -235,8 +245,13 @@ cdef class Tokens:
     """The ``granted`` of the oldest units in here, as far as is known; of the last ones when there are none."""
     cdef readonly double until
     """The instant up to which what the last ``take`` of units gave may be used."""
+    cdef readonly long long used
+    """Units that were taken or counted."""
+    cdef UnitCount _used_by_all
 
-    def __cinit__(self):
+    def __cinit__(self, UnitCount total=None, /):
+        self._used_by_all = total
+        self.used = 0
         self._size = 0
         self._total = self.expired = self.mark = 0
         self.granted = self.until = 0.0
@@ -258,15 +273,28 @@ cdef class Tokens:
             self._count[i] = self._count[i + gone]
             self._until[i] = self._until[i + gone]
 
+    cdef void _note(self, long long n) noexcept:
+        self.used += n
+        if self._used_by_all is not None:
+            self._used_by_all.value += n
+
+    def count(self, long long n, /):
+        """Count ``n`` units that were used without ``take``; fewer than 0: so many that were taken are not used after all."""
+        self._note(n)
+
     def take(self, long long cost, double now, /):
-        """Whether ``cost`` units (>= 0) were there to be used at ``now``; they are taken, or none is."""
-        cdef int used = 0
+        """Whether ``cost`` units (>= 0) were there to be used at ``now``; they are taken and counted, or none is."""
         if cost < 0:
             raise ValueError(f"cost {cost} is negative")
+        return self._take(cost, now)
+
+    cdef bint _take(self, long long cost, double now) noexcept:
+        cdef int used = 0
         if self._size and self._until[0] < now:
             self._drop(now)
         if cost > self._total:
             return False
+        self._note(cost)
         self._total -= cost
         self.until = self._until[0]
         if now > self.renew:
@@ -396,7 +424,7 @@ cdef class Runner:
 
         Whether one that is not plain is now the first, and may be started by the executor.
         """
-        cdef object job, plan, envelope
+        cdef object job, plan, envelope, now
         while self.free > 0:
             if not backlog:
                 return False
@@ -405,16 +433,17 @@ cdef class Runner:
             plan = plans.get(envelope.task)
             if plan is None or not plan.plain or envelope.extra is not None or <long>job.deliveries >= last_life:
                 return True
-            if limited and job.permits is None and envelope.task in limited and not self._passes(job, plan):
+            now = self._clock()
+            if limited and job.permits is None and envelope.task in limited and not self._passes(job, plan, now):
                 return True
             backlog.popleft()
             self.free -= 1
-            self.start(job, plan)
+            self._start(job, plan, now)
         return False
 
-    cdef bint _passes(self, job, plan) except *:
+    cdef bint _passes(self, job, plan, double now) except *:
         """Whether the one limit of a task has units at hand and nobody waits for it: the job may start at once."""
-        cdef object door, gate, counts
+        cdef object door, gate
         cdef Tokens tokens
         cdef tuple found = plan.doors.get(job.queue)
         if found is None:
@@ -424,11 +453,8 @@ cdef class Runner:
         if gate is None or door.waiting or door.parked or gate.waiters:
             return False
         tokens = gate.tokens
-        if not tokens.take(found[1], self._clock()):
+        if not tokens._take(found[1], now):
             return False
-        gate.used = gate.used + found[1]
-        counts = gate.counts
-        counts.units = counts.units + found[1]
         if tokens._total < tokens.mark:
             gate.top_up()
         job.permits = ()
@@ -436,8 +462,10 @@ cdef class Runner:
 
     cpdef start(self, job, plan):
         """Begin to run a plain job."""
+        self._start(job, plan, self._clock())
+
+    cdef int _start(self, job, plan, now) except -1:
         cdef object row = self._rows.pop()
-        cdef object now = self._clock()
         cdef object task
         cdef Run run
         job.started = now
@@ -448,8 +476,7 @@ cdef class Runner:
         self._ledger_start(row, job.id)
         self.running[job] = 0.0
         if plan.threaded:
-            self._into_thread(job, plan)
-            return
+            return self._into_thread(job, plan)
         job.deadline = <double>now + <double>plan.timeout
         run = Run.__new__(Run)
         run._job, run._plan, run._runner = job, plan, self
@@ -459,6 +486,7 @@ cdef class Runner:
                 job.runner = task
         else:
             job.runner = self._task(run, loop=self._loop, name=job.id, context=PyContext_Copy(self.context))
+        return 0
 
     cdef int _into_thread(self, job, plan) except -1:
         cdef object context

@@ -5,7 +5,7 @@
 request is sent before the grant, so every use is at most ``use_within`` later than its grant. Each rule reserves for that
 delay, so the definitions below hold where units are used, not only where they are granted; see docs/adr/0008-limits.md.
 
-The one door to the compiled core, beside metrics.py: :class:`Tokens` is what a process holds of a grant.
+The one door to the compiled core, beside metrics.py: :class:`Tokens` is what a process holds of a grant, :class:`UnitCount` what it used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, NamedTuple, cast
 
 import msgspec
 
-from fastq._core import Tokens
+from fastq._core import Tokens, UnitCount
 from fastq.errors import ConfigError, FastQError, did_you_mean
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Terms",
     "TokenBucket",
     "Tokens",
+    "UnitCount",
     "block",
     "check_cost",
     "check_limiter_id",

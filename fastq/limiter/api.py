@@ -134,8 +134,6 @@ class Limiter:
         gate = self._gates.get(asyncio.get_running_loop())
         if gate is None or cost < 1 or gate.waiters or not gate.tokens.take(cost, time.monotonic()):
             return False
-        gate.used += cost
-        self.counts.units += cost
         if gate.tokens.low:
             gate.top_up()
         return True
@@ -344,11 +342,7 @@ class SyncLimiter:
 
     def _at_hand(self, cost: int) -> bool:
         gate = self._limiter._gates.get(this_process().loop())
-        if gate is None or cost < 1 or gate.waiters or not gate.tokens.take(cost, time.monotonic()):
-            return False
-        gate.used += cost
-        self._limiter.counts.units += cost
-        return True
+        return not (gate is None or cost < 1 or gate.waiters) and gate.tokens.take(cost, time.monotonic())
 
     @contextmanager
     def acquire_context(self, timeout: float | None = None, cost: int = 1) -> Iterator[SyncLimiter]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from fastq import metrics
+from fastq.limits import UnitCount
 from fastq.metrics import LimitCounter
 
 __all__ = ["Counts"]
@@ -17,8 +18,8 @@ class Counts(msgspec.Struct):
     """
 
     limiter: str = ""
-    units: int = 0
-    """Units used."""
+    used: UnitCount = msgspec.field(default_factory=UnitCount)
+    """Units used, as their tokens count them."""
     waits: int = 0
     """Acquires that could not be served at once."""
     wait_seconds: float = 0.0
@@ -40,6 +41,11 @@ class Counts(msgspec.Struct):
     passed: int = 0
     """Acquires that passed unchecked because of ``on_error="open"``."""
     penalties: int = 0
+
+    @property
+    def units(self) -> int:
+        """Units used."""
+        return self.used.value
 
     def note(self, name: LimitCounter, n: int = 1) -> None:
         """Add ``n`` to one of these."""

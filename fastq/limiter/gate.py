@@ -54,9 +54,8 @@ class Gate:
         self.plan = plan
         self.store = store
         self.counts = counts
-        self.tokens = Tokens()
+        self.tokens = Tokens(counts.used)
         self.waiters: deque[Waiter] = deque()
-        self.used = 0
         self._key = key
         self._keys = LimitKeys(store.prefix, plan.id, key)
         self._loop = asyncio.get_running_loop()
@@ -150,8 +149,7 @@ class Gate:
             self.undo(waiter)
         else:  # with what else came too late, before the next request
             self.tokens.put(waiter.cost, waiter.until, float(waiter.granted))
-            self.counts.units -= waiter.cost
-            self.used -= waiter.cost
+            self.tokens.count(-waiter.cost)
         waiter.future, waiter.holder, waiter.until = self._loop.create_future(), "", math.inf
         if waiter.deadline > now:
             ahead = itertools.takewhile(lambda other: other.missed, self.waiters)  # in their order
@@ -177,9 +175,8 @@ class Gate:
         """Give back what a waiter was granted and has not used."""
         if not waiter.granted:  # it passed while the store could not be asked
             return self._spawn(self._return(0, 0, ()))
-        self.counts.units -= waiter.cost
+        self.tokens.count(-waiter.cost)
         if waiter.cost and not waiter.holder and time.monotonic() < waiter.until and not self.waiters:
-            self.used -= waiter.cost
             self.tokens.put(waiter.cost, waiter.until, float(waiter.granted))
             self._sweep_later(self._terms)
             return self._spawn(self._return(0, 0, ()))
@@ -255,8 +252,6 @@ class Gate:
     def _grant(self, waiter: Waiter, granted: int) -> None:
         self._forget(waiter)
         waiter.granted = granted
-        self.used += waiter.cost
-        self.counts.units += waiter.cost
         waiter.future.set_result(True)
 
     def _pass(self, waiter: Waiter) -> None:
@@ -469,11 +464,11 @@ class Gate:
 
     def _lately(self, now: float, terms: Terms) -> int:
         """Units used in the last ``use_within`` seconds, roughly."""
-        used, passed = self.used - self._marked, now - self._marked_at
+        used, passed = self.tokens.used - self._marked, now - self._marked_at
         if passed >= terms.use_within:
             self._recent = math.floor(used * terms.use_within / passed)
-            self._marked, self._marked_at = self.used, now
-        return max(self._recent, used if passed < terms.use_within else 0)
+            self._marked, self._marked_at = self.tokens.used, now
+        return max(0, self._recent, used if passed < terms.use_within else 0)
 
     def _note_late(self, age: float) -> None:
         self._late += 1
@@ -509,6 +504,7 @@ class Gate:
                 self._slots.hold(waiter.holder, terms)
                 if terms.kind != "none" and waiter.cost:
                     waiter.until = sent + terms.usable(reply.now_us)
+                self.tokens.count(waiter.cost)
                 self._grant(waiter, reply.now_us)
         if unwanted:
             units = sum(waiter.cost for waiter in unwanted)

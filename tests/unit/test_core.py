@@ -304,6 +304,6 @@ def test_the_module_exports_what_the_stub_says() -> None:
     """The stub is compared by `make check`; this keeps a stale build from hiding behind it."""
     names = {name for name in vars(_core) if not name.startswith("__")}
     assert names == {
-        "Ledger", "PlainCalls", "ROW_SIZE", "RUN_BUCKETS", "RUN_CELL", "Run", "Runner", "SERIES_CELLS", "STATUS_COUNT", "Tokens",
+        "Ledger", "PlainCalls", "ROW_SIZE", "RUN_BUCKETS", "RUN_CELL", "Run", "Runner", "SERIES_CELLS", "STATUS_COUNT", "Tokens", "UnitCount",
         "WAIT_BUCKETS", "WAIT_CELL", "forget", "new_id", "pack_listed", "pack_plain", "plain_envelope", "take_in",
     }  # fmt: skip
