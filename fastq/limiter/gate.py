@@ -23,7 +23,7 @@ from fastq.limiter.counts import Counts
 from fastq.limiter.plan import Plan
 from fastq.limiter.slots import Slots
 from fastq.limiter.stores import Store
-from fastq.limiter.waiter import Waiter
+from fastq.limiter.waiter import MISSED, Waiter
 from fastq.limits import Acquired, CostTooHigh, LimitState, Rule, Terms, Tokens, block, check_cost
 from fastq.logs import fields
 
@@ -135,7 +135,7 @@ class Gate:
 
     def runs(self, waiter: Waiter) -> bool:
         """Whether a waiter uses what it was granted, now that it runs. If that is too old it goes back, and the waiter waits
-        again, ahead of the others.
+        again, ahead of the others: for one more answer at least, as it was not the limit that made it wait.
         """
         now = time.monotonic()
         if now <= waiter.until:
@@ -151,15 +151,10 @@ class Gate:
             self.tokens.put(waiter.cost, waiter.until, float(waiter.granted))
             self.tokens.count(-waiter.cost)
         waiter.future, waiter.holder, waiter.until = self._loop.create_future(), "", math.inf
-        if waiter.deadline > now:
-            ahead = itertools.takewhile(lambda other: other.missed, self.waiters)  # in their order
-            self.waiters.insert(sum(1 for _ in ahead), waiter)
-            self._stand(waiter, now)
-            self.look()
-        else:
-            self._ready_at = self._told_at = _UNKNOWN
-            waiter.future.set_exception(self._no_room(waiter, now))
-            self._spawn(self._give_back_expired())
+        ahead = itertools.takewhile(lambda other: other.missed, self.waiters)  # in their order
+        self.waiters.insert(sum(1 for _ in ahead), waiter)
+        self._stand(waiter, now)
+        self.look()
         return False
 
     def leave(self, waiter: Waiter) -> None:
@@ -329,7 +324,7 @@ class Gate:
 
     async def _ask(self, head: Waiter) -> bool:
         """One request. True: ask again at once."""
-        if self.tokens.expired:
+        if not self.tokens.left(time.monotonic()) and self.tokens.expired:  # left() finds these
             await self._give_back_expired()
         now, terms = time.monotonic(), self.terms()
         if self._rule.max_concurrent is not None:
@@ -398,7 +393,7 @@ class Gate:
         now, until = time.monotonic(), sent + terms.usable(reply.now_us)
         late = reply.units > 0 and until < now
         if late:
-            self._note_late(now - sent)
+            self._answered_late(now - sent, now)
         self.tokens.put(reply.units, until, float(reply.now_us))
         held = self.tokens.left(now) if terms.kind == "bucket" else reply.units
         self._set_marks(held, terms, sent, until - sent)
@@ -470,6 +465,15 @@ class Gate:
             self._marked, self._marked_at = self.tokens.used, now
         return max(0, self._recent, used if passed < terms.use_within else 0)
 
+    def _answered_late(self, age: float, now: float) -> None:
+        """What was granted cannot be used any more. Who asked for one answer has another one, a few times."""
+        self._note_late(age)
+        for waiter in self.waiters:
+            if waiter.deadline <= now and not waiter.future.done():
+                waiter.missed += 1
+                if waiter.missed > MISSED:
+                    self._refuse(waiter, self._no_room(waiter, now))
+
     def _note_late(self, age: float) -> None:
         self._late += 1
         self.counts.note("late")
@@ -497,7 +501,7 @@ class Gate:
         now, served = time.monotonic(), asked[: reply.slots]
         late = terms.kind != "none" and reply.units > 0 and sent + terms.usable(reply.now_us) < now
         if late:
-            self._note_late(now - sent)
+            self._answered_late(now - sent, now)
         unwanted = [waiter for waiter in served if late or waiter.future.done()]
         for waiter in served:
             if not late and not waiter.future.done():
@@ -509,7 +513,7 @@ class Gate:
         if unwanted:
             units = sum(waiter.cost for waiter in unwanted)
             await self._return(units, reply.now_us, [waiter.holder for waiter in unwanted])
-        self._tell(now, reply.wait_us, self.waiters[0].cost if self.waiters else 1)
+        self._tell(now, 0 if late else reply.wait_us, self.waiters[0].cost if self.waiters else 1)
         return self._head() is not None and self._rest(now, terms)
 
     async def _block(self, lease_left: float) -> None:

@@ -7,10 +7,11 @@ import math
 import time
 from typing import Final
 
-__all__ = ["Waiter"]
+__all__ = ["MISSED", "Waiter"]
 
-_MISSED: Final = 3
-"""Times that a waiter runs too late for what it was granted, until it uses that all the same."""
+MISSED: Final = 3
+"""Times that a waiter runs too late for what it was granted, until it uses that all the same; and that it has an answer too late, if it
+asked for one alone."""
 
 
 class Waiter:
@@ -25,7 +26,7 @@ class Waiter:
         self.future = future
         self.holder = ""  # of its slot, once it has one
         self.until = math.inf  # monotonic time up to which what it was granted may be used
-        self.missed = 0  # times that it ran too late
+        self.missed = 0  # times that it, or its answer, was too late
         self.granted = 0  # the store's time at which it was served, µs
         self.timer: asyncio.TimerHandle | None = None
 
@@ -34,4 +35,4 @@ class Waiter:
 
         In a loop that is always too busy for that, it passes late rather than never.
         """
-        return time.monotonic() <= self.until or self.missed >= _MISSED
+        return time.monotonic() <= self.until or self.missed >= MISSED

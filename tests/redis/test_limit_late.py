@@ -12,9 +12,11 @@ import pytest
 
 import fastq
 from fastq import FastQ
+from fastq.limiter.api import Limiter
 from fastq.limiter.gate import Gate
 from fastq.limiter.stores import this_process
 from fastq.limiter.waiter import Waiter
+from fastq.limits import Acquired
 
 
 class Blocked:
@@ -88,13 +90,68 @@ async def test_a_loop_that_is_always_too_busy_passes_late_and_says_so(
     await app.aclose()
 
 
-async def test_one_answer_that_comes_too_late_is_no(redis_url: str, blocked: Blocked) -> None:
+KINDS: dict[str, dict[str, Any]] = {
+    "bucket": {"rate": "1/s"},
+    "slots": {"rate": "1/s", "max_concurrent": 1},
+    "window": {"algorithm": "sliding_window", "limit": 1, "window_seconds": 60},
+    "guard": {"algorithm": "sliding_window", "limit": 1, "window_seconds": 60, "max_concurrent": 1},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_who_asks_once_and_runs_too_late_asks_again(redis_url: str, blocked: Blocked, kind: str) -> None:
+    """A no would be nobody's yes: the others were told that the unit is gone."""
     app = FastQ(redis_url)
-    limiter = app.limiter("once", rate="1/s")
+    limiter = app.limiter("once", **KINDS[kind])
     blocked.times = 1
+    assert await limiter.try_acquire()
+    assert time.monotonic() <= blocked.until[-1]
     assert not await limiter.try_acquire()
-    assert await limiter.try_acquire(1)
-    assert limiter.counts.units == 1
+    assert (limiter.counts.late, limiter.counts.units) == (1, 1)
+    await limiter.release()
+    await app.aclose()
+
+
+def slowly(limiter: Limiter, monkeypatch: pytest.MonkeyPatch, times: int) -> list[float]:
+    """The first answers to this limiter's requests for units come later than these may be used."""
+    asked: list[float] = []
+    ask = limiter._store.ask
+
+    async def late(command: Any) -> Any:
+        sent, reply = await ask(command)
+        if isinstance(reply, Acquired):
+            asked.append(sent)
+            if len(asked) <= times:
+                time.sleep(limiter.plan.rule.terms(0).use_within + 0.001)  # what is tested
+        return sent, reply
+
+    monkeypatch.setattr(limiter._store, "ask", late)
+    return asked
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_one_answer_that_comes_too_late_is_asked_for_again(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    app = FastQ(redis_url)
+    limiter = app.limiter("answer", **KINDS[kind])
+    asked = slowly(limiter, monkeypatch, 1)
+    assert await limiter.try_acquire()
+    assert (len(asked), limiter.counts.late, limiter.counts.units) == (2, 1, 1)
+    await limiter.release()
+    await app.aclose()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_answers_that_are_always_too_late_are_no(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    app = FastQ(redis_url)
+    limiter = app.limiter("never", **KINDS[kind])
+    asked = slowly(limiter, monkeypatch, 100)
+    async with asyncio.timeout(20):
+        assert not await limiter.try_acquire()
+    assert (len(asked), limiter.counts.late, limiter.counts.units) == (4, 4, 0)
     await app.aclose()
 
 
