@@ -7,6 +7,7 @@ settle and reserve in one script call. They read what fastq's own ``enqueue_many
 ``redis-py``   redis-py's asyncio client, an asyncio.Task per job and a gather per batch: the loop that most would write
 ``protocol``   a bare asyncio.Protocol with hiredis's packer and reader, an asyncio.Task per job
 ``flat``       the same, the handlers awaited one after the other in the loop itself
+``mixed``      latency among other jobs only: as ``flat``, some jobs tell how long ago they were enqueued
 ``pop``        latency only: a blocking pop that brings the job itself, no job kept while it runs (at most once)
 ``wake``       latency only: a blocking pop of a token, then a reserve, then a settle, by the bare protocol
 """
@@ -179,6 +180,21 @@ async def pop(url: str) -> None:
         tally.lap(float(sent))
 
 
+async def mixed(url: str) -> None:
+    """Jobs that do nothing and jobs that are timed, as ``flat``."""
+    wire, sent = await connect(url), msgspec.msgpack.Decoder(tuple[float]).decode
+    sha, names, ids = await wire.call("SCRIPT", "LOAD", TURN), keys(), list[bytes]()
+    while True:
+        finished = ids
+        ids, datas = await wire.call("EVALSHA", sha, 3, *names, BATCH, *finished)
+        if not ids and not finished:
+            await asyncio.sleep(0.001)
+        for data in datas:
+            envelope = _envelope(data)
+            if envelope.task == "lap":
+                tally.lap(*sent(envelope.body))
+
+
 async def wake(url: str) -> None:
     """A token wakes, the jobs are reserved and, after they ran, settled."""
     wire = await connect(url)
@@ -265,7 +281,7 @@ async def send_laps(url: str, kind: str, laps: int) -> None:
         await asyncio.sleep(0.01)
 
 
-WORKERS = {"redis-py": redis_py, "protocol": protocol, "flat": flat, "pop": pop, "wake": wake}
+WORKERS = {"redis-py": redis_py, "protocol": protocol, "flat": flat, "mixed": mixed, "pop": pop, "wake": wake}
 
 
 def keys() -> tuple[bytes, ...]:

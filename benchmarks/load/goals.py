@@ -223,7 +223,8 @@ def _latency(run: Run) -> Iterator[Goal]:
 
 def _half(run: Run) -> Iterator[Goal]:
     each = ", ".join(f"{sample:.0f}" for sample in run.samples(rows.HALF))
-    beside = f" ({each} at {run.median(rows.OFFERED):,.0f} jobs/s)"
+    floor = run.median(rows.HALF, "floor: mixed")
+    beside = f" ({each} at {run.median(rows.OFFERED):,.0f} jobs/s; the floor `mixed`: {floor:.1f})"
     yield _most("latency under half load, p99", run.median(rows.HALF), 10, "ms", beside)
 
 

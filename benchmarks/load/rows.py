@@ -18,7 +18,7 @@ from benchmarks import floor
 from benchmarks.load.app import app, lap, noop, silent
 from benchmarks.load.book import Book
 from benchmarks.load.candidates import FASTQ, FLOORS, Rival, aim, fill, fill_here
-from benchmarks.load.lab import Candidate, Marks, Redis, Stuck, drain, module, running, until
+from benchmarks.load.lab import Candidate, Marks, Redis, Stuck, drain, module, private_server, running, until
 from fastq.broker import scripts
 from fastq.broker.keys import QueueKeys
 
@@ -220,16 +220,22 @@ def rival_latency(book: Book, redis: Redis, rival: Rival, laps: int) -> None:
 def half_load(book: Book, redis: Redis, jobs: int, seconds: float) -> None:
     """Laps at 100/s among no-ops that arrive evenly at half of the rate at which a worker has just drained ``jobs``."""
     rate = drain(redis, FASTQ, jobs).jobs_per_second / 2
+    book.add(OFFERED, "fastq", rate, "jobs/s")
+    _under(book, redis, "fastq", FASTQ.worker(redis.url, 1, "lap"), rate, seconds)
+    _under(book, redis, "floor: mixed", module("benchmarks.floor", "mixed", redis.url), rate, seconds)
+
+
+def _under(book: Book, redis: Redis, who: str, worker: list[str], rate: float, seconds: float) -> None:
     redis.clear()
+    redis.call("CONFIG", "RESETSTAT")
     aim(redis.url)
-    with running(FASTQ.worker(redis.url, 1, "lap"), redis.url) as (_, marks):
-        until(lambda: redis.call("EXISTS", KEYS.workers) == 1)
+    with running(worker, redis.url) as (_, marks):
+        until(lambda: "cmdstat_evalsha" in redis.info("commandstats"))  # it has started
         laps = int(seconds * 100)
         uvloop.run(_mixed(laps, rate))
         until(lambda: len(marks.laps()) == laps, 20)
         times = marks.laps()
-    book.add(OFFERED, "fastq", rate, "jobs/s")
-    book.add(HALF, "fastq", times[len(times) * 99 // 100] * 1e3, "ms")
+    book.add(HALF, who, times[len(times) * 99 // 100] * 1e3, "ms")
 
 
 async def _mixed(laps: int, rate: float) -> None:
@@ -264,18 +270,30 @@ def bytes_per_job(book: Book, redis: Redis, who: Candidate, jobs: int) -> None:
 
 
 def backlog(book: Book, redis: Redis, pending: int, scheduled: int, queues: int, limits: int, jobs: int) -> None:
-    """The rate of the first ``jobs`` with and without everything else on the server, alternately, three times."""
-    for full in (False, True) * 3:
-        redis.clear()
-        aim(redis.url)
-        asyncio.run(_pile_up(redis, pending, scheduled, queues, limits) if full else app.aclose())
-        fill(redis.url, "noop", jobs)
-        name = f"{pending:,} pending, {scheduled:,} scheduled, {queues:,} queues, {limits:,} limit keys"
-        with running(FASTQ.worker(redis.url, 1, "noop"), redis.url) as (process, marks):
-            until(lambda: marks.count() >= jobs * 9 // 10)
-            spent, done = marks.between(jobs // 10, jobs * 9 // 10)
-            book.add(BACKLOG, name if full else "empty server", done / spent, "jobs/s")
-            book.add("worker RSS beside a backlog", name if full else "empty server", process.rss() / 2**20, "MiB")
+    """The rate of the first ``jobs`` beside everything else on one server, and on one that has nothing else, in turn, nine times.
+
+    Two servers: piling up takes both cores a minute, and what is measured right after that is slower on this kind of machine.
+    """
+    redis.clear()
+    aim(redis.url)
+    asyncio.run(_pile_up(redis, pending, scheduled, queues, limits))
+    name = f"{pending:,} pending, {scheduled:,} scheduled, {queues:,} queues, {limits:,} limit keys"
+    with private_server() as empty:
+        for _ in range(9):
+            empty.clear()
+            _beside(book, empty, "empty server", jobs)
+            _beside(book, redis, name, jobs)
+    redis.clear()
+
+
+def _beside(book: Book, redis: Redis, name: str, jobs: int) -> None:
+    aim(redis.url)
+    fill(redis.url, "noop", jobs)
+    with running(FASTQ.worker(redis.url, 1, "noop"), redis.url) as (process, marks):
+        until(lambda: marks.count() >= jobs * 9 // 10)
+        spent, done = marks.between(jobs // 10, jobs * 9 // 10)
+        book.add(BACKLOG, name, done / spent, "jobs/s")
+        book.add("worker RSS beside a backlog", name, process.rss() / 2**20, "MiB")
 
 
 async def _pile_up(redis: Redis, pending: int, scheduled: int, queues: int, limits: int) -> None:
