@@ -272,7 +272,7 @@ def bytes_per_job(book: Book, redis: Redis, who: Candidate, jobs: int) -> None:
 def backlog(book: Book, redis: Redis, pending: int, scheduled: int, queues: int, limits: int, jobs: int) -> None:
     """The rate of the first ``jobs`` beside everything else on one server, and on one that has nothing else, in turn, nine times.
 
-    Two servers: piling up takes both cores a minute, and what is measured right after that is slower on this kind of machine.
+    Two servers: piling up takes a minute, and what is compared should be next to each other in time.
     """
     redis.clear()
     aim(redis.url)
