@@ -37,6 +37,8 @@ __all__ = [
     "block",
     "check_cost",
     "check_limiter_id",
+    "check_penalty",
+    "check_wait",
     "parse_rate",
     "partition_name",
     "read_rule",
@@ -328,6 +330,20 @@ def check_cost(terms: Terms, cost: int) -> int:
     return cost
 
 
+def check_wait(timeout: float) -> float:
+    """``timeout``, if an acquire may wait for so many seconds: any number, infinity too. Raises ConfigError."""
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= -math.inf:
+        raise ConfigError(f"timeout={timeout!r} must be a number of seconds")
+    return timeout if timeout == math.inf else min(timeout, _LONGEST_PERIOD)
+
+
+def check_penalty(seconds: float) -> float:
+    """``seconds``, if a penalty may last so long. Raises ConfigError."""
+    if not _is_number(seconds) or not 0 <= seconds <= _LONGEST_PERIOD:
+        raise ConfigError(f"a penalty of {seconds!r} must be a number of seconds from 0 to 366 days")
+    return seconds
+
+
 # -- names ------------------------------------------------------------------------------------
 
 
@@ -458,7 +474,7 @@ def _raise(problems: Sequence[str]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def _bucket_problems(rate: Any, burst: Any) -> list[str]:

@@ -14,7 +14,7 @@ from fastq.broker import scripts
 from fastq.broker.command import Command, Packed, as_is, raw
 from fastq.broker.keys import PAD, GlobalKeys, LeaseKeys, LimitKeys, QueueKeys
 from fastq.job import JobRecord, encode
-from fastq.limits import Acquired, LimitState, Rule, Terms
+from fastq.limits import Acquired, LimitState, Rule, Terms, check_penalty
 
 T = TypeVar("T")
 
@@ -562,9 +562,11 @@ def wait_for_slot(k: LimitKeys | LeaseKeys, timeout: float) -> Command[bool]:
 def penalize(k: LimitKeys, terms: Terms, duration: float, recovery: float = 0.0) -> Command[int]:
     """Grant nothing for ``duration`` seconds; 0 lifts the penalty. Returns the µs that are left of it.
 
+    Raises ConfigError: it is no number from 0 to 366 days.
+
     ``recovery``: of an adaptive limiter, the seconds in which its pace would grow from 0 to 1; 0: it is not adaptive.
     """
-    args = (terms.kind, *map(repr, terms[1:4]), round(duration * 1_000_000), round(recovery * 1_000_000))
+    args = (terms.kind, *map(repr, terms[1:4]), round(check_penalty(duration) * 1_000_000), round(recovery * 1_000_000))
     return Command("penalize", (k.state,), args, int)
 
 

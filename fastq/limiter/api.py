@@ -18,14 +18,15 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from fastq.broker.commands import override_rule, penalize
-from fastq.errors import LimitTimeout
+from fastq.errors import ConfigError, LimitTimeout
 from fastq.limiter.counts import Counts
 from fastq.limiter.gate import Gate
 from fastq.limiter.options import key_of_call
+from fastq.limiter.outage import SILENT
 from fastq.limiter.plan import Plan
 from fastq.limiter.stores import Store, this_process
 from fastq.limiter.waiter import Waiter
-from fastq.limits import CostTooHigh, read_rule, size_of
+from fastq.limits import CostTooHigh, check_wait, partition_name, read_rule, size_of
 from fastq.logs import fields, log_context
 
 __all__ = ["Limiter", "LimiterState", "SyncLimiter", "acquire_all", "acquire_all_sync", "limited"]
@@ -92,10 +93,15 @@ class Limiter:
     def for_key(self, key: str) -> Limiter:
         """The limiter of one partition, with a quota of its own: ``limiter.for_key("tenant-42")``.
 
-        Raises ConfigError: more than 200 characters.
+        The empty key is the limiter as a whole.
+
+        Raises ConfigError: no string, or of more than 200 characters.
         """
+        if not isinstance(key, str):
+            raise ConfigError(f"limiter {self.id!r}: the key {key!r:.100} must be a string")
         part = self._parts.get(key) if key else self
         if part is None:
+            partition_name(key)
             part = self._parts[key] = Limiter(self.plan, self._store, key, parent=self, scope=self.scope)
         self._recent[key] = part
         self._recent.move_to_end(key)
@@ -124,6 +130,7 @@ class Limiter:
         Raises:
             LimitTimeout: (a builtin TimeoutError) not within ``timeout``; at once when the wait is known to be longer.
             CostTooHigh: more than the limiter can ever grant at once.
+            ConfigError: no such ``timeout`` or ``cost``.
             BrokerError: Redis cannot be asked, and the limiter is not ``on_error="open"``.
         """
         if not self.take_at_hand(cost):
@@ -132,7 +139,10 @@ class Limiter:
     def take_at_hand(self, cost: int) -> bool:
         """Whether ``cost`` units, more than 0, were here already and nobody waits; they are taken."""
         gate = self._gates.get(asyncio.get_running_loop())
-        if gate is None or cost < 1 or gate.waiters or not gate.tokens.take(cost, time.monotonic()):
+        try:
+            if gate is None or cost < 1 or gate.waiters or not gate.tokens.take(cost, time.monotonic()):
+                return False
+        except (TypeError, OverflowError):  # no number, or too much: a wait is refused, and says why
             return False
         if gate.tokens.low:
             gate.top_up()
@@ -174,11 +184,14 @@ class Limiter:
 
         Units that other processes hold already are used up, for 100 ms at most. A longer penalty is never shortened. With
         ``adaptive`` the rate is halved for everybody, and grows back after it.
+
+        Raises ConfigError: no number of seconds from 0 to 366 days.
         """
         gate = self._gate()
+        stop = penalize(gate.keys, gate.terms(), retry_after, self.plan.adaptive)
         gate.forget_tokens()
         self.counts.note("penalties")
-        await self._store.ask(penalize(gate.keys, gate.terms(), retry_after, self.plan.adaptive))
+        await self._store.ask(stop)
         gate.look()
 
     async def state(self) -> LimiterState:
@@ -256,8 +269,8 @@ class Limiter:
             raise
 
     async def _join_and_wait(self, timeout: float, cost: int, told: float | None = None) -> tuple[Gate, Waiter]:
-        gate, start = self._gate(), time.monotonic()
-        told = timeout if told is None else told
+        gate, start, told = self._gate(), time.monotonic(), timeout if told is None else told
+        timeout = check_wait(timeout)
         try:
             waiter = gate.join(cost, start + timeout, told)
         except CostTooHigh:
@@ -342,7 +355,10 @@ class SyncLimiter:
 
     def _at_hand(self, cost: int) -> bool:
         gate = self._limiter._gates.get(this_process().loop())
-        return not (gate is None or cost < 1 or gate.waiters) and gate.tokens.take(cost, time.monotonic())
+        try:
+            return not (gate is None or cost < 1 or gate.waiters) and gate.tokens.take(cost, time.monotonic())
+        except (TypeError, OverflowError):  # no number, or too much: a wait is refused, and says why
+            return False
 
     @contextmanager
     def acquire_context(self, timeout: float | None = None, cost: int = 1) -> Iterator[SyncLimiter]:
@@ -409,7 +425,7 @@ async def take_all(
 
     Raises as :meth:`Limiter.acquire`.
     """
-    deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+    deadline = time.monotonic() + (math.inf if timeout is None else check_wait(timeout))
     scarce, pause, late = 0, 0.0, 0
     while wanted:
         got = await _try_all(wanted, scarce, deadline, timeout, quiet)
@@ -447,8 +463,8 @@ async def _try_all(
 
 
 async def _undo(got: Sequence[tuple[Gate, Waiter]]) -> None:
-    undone = [gate.undo(waiter) for gate, waiter in got]
-    await asyncio.shield(asyncio.gather(*undone))
+    if got:
+        await asyncio.wait([gate.undo(waiter) for gate, waiter in got], timeout=SILENT)
 
 
 def acquire_all(limiters: Sequence[Limiter], timeout: float | None = None, cost: int = 1) -> _Together:

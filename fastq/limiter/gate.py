@@ -20,6 +20,8 @@ from fastq.broker.commands import acquire, limit_state
 from fastq.broker.keys import LimitKeys
 from fastq.errors import BrokerError, BrokerUnavailable, LimitTimeout
 from fastq.limiter.counts import Counts
+from fastq.limiter.forecast import UNKNOWN, Forecast
+from fastq.limiter.outage import SILENT, Outage
 from fastq.limiter.plan import Plan
 from fastq.limiter.slots import Slots
 from fastq.limiter.stores import Store
@@ -34,14 +36,12 @@ log = logging.getLogger("fastq.limits")
 LOOK: Final = 1.0
 """Seconds after which a sleeping gate asks again."""
 
-_FRESH: Final = 0.1  # seconds for which "not yet" is believed without asking again
 _TOGETHER: Final = 0.002  # seconds: several waiters of a fast limit are served at once rather than each by a request
 _MOST_SLOTS: Final = 100  # per request
 _TOLD_TOGETHER: Final = 100  # waiters: with more of them units would be too old before the last one runs
 _SCAN: Final = 1_000  # waiters of whom each is told at once that its wait is too long
 _LATE: Final = 5  # times in a row that units were too old to be used, until that is logged
 _DENIED: Final = frozenset([b"short", b"full", b"penalized"])
-_UNKNOWN: Final = -math.inf
 
 
 class Gate:
@@ -57,6 +57,7 @@ class Gate:
         self.tokens = Tokens(counts.used)
         self.waiters: deque[Waiter] = deque()
         self._key = key
+        self._open = plan.on_error == "open"
         self._keys = LimitKeys(store.prefix, plan.id, key)
         self._loop = asyncio.get_running_loop()
         self._slots = Slots(plan, store, self._keys, owner)
@@ -68,11 +69,10 @@ class Gate:
         self._timer: asyncio.TimerHandle | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._blocked: asyncio.Task[None] | None = None
-        self._ready_at, self._ready_for, self._told_at = _UNKNOWN, 1.0, _UNKNOWN
+        self._forecast = Forecast()
         self._marked, self._marked_at, self._recent = 0, time.monotonic(), 0
         self._late = 0  # times in a row
-        self._failure: BrokerError | None = None
-        self._pause, self._closed_until = 0.0, 0.0
+        self._outage = Outage(plan, store, self._relieve)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- for the limiter ------------------------------------------------------------------------
@@ -113,9 +113,12 @@ class Gate:
         now = time.monotonic()
         told = max(0.0, deadline - now) if timeout is None else timeout
         waiter = Waiter(cost, deadline, told, self._loop.create_future())
-        if now < self._closed_until and self.plan.on_error == "open":
-            self._pass(waiter)
-            return waiter
+        if self._outage.known(now):
+            if self._open:
+                self._pass(waiter)
+                return waiter
+            if self._outage.silent and deadline <= now:
+                raise BrokerUnavailable(str(self._outage.failure))
         if cost and not self.waiters and self._rule.max_concurrent is None and self.tokens.take(cost, now):
             self._queued += cost
             waiter.until = self.tokens.until
@@ -178,8 +181,8 @@ class Gate:
         return self._spawn(self._return(waiter.cost, waiter.granted, self._slots.drop(waiter.holder)))
 
     async def release(self, holder: str) -> None:
-        """Give a slot back."""
-        await asyncio.shield(self._spawn(self._return(0, 0, self._slots.drop(holder))))
+        """Give a slot back. A store that is silent is told by and by: nobody waits for that."""
+        await asyncio.wait([self._spawn(self._return(0, 0, self._slots.drop(holder)))], timeout=SILENT)
 
     def free(self, holders: Sequence[str]) -> None:
         """Give slots back, without waiting for it."""
@@ -206,11 +209,11 @@ class Gate:
     def forget_tokens(self) -> None:
         """After a penalty nothing that was granted before it is used."""
         self.counts.note("expired", self.tokens.drain())
-        self._ready_at = self._told_at = _UNKNOWN
+        self._forecast.forget()
 
     def look(self) -> None:
         """Ask now: something has changed."""
-        self._ready_at = self._told_at = _UNKNOWN
+        self._forecast.forget()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -225,12 +228,9 @@ class Gate:
 
     def _earliest(self, units: float, now: float) -> float:
         """When that many units can be there at the earliest, as far as is known."""
-        if self._ready_at <= now or (self._timer is None and now - self._told_at > _FRESH):
-            return _UNKNOWN
-        if units < self._ready_for:
-            return _UNKNOWN  # so few may be there already
-        missing = units - self._ready_for - self.tokens.left(now)
-        return self._ready_at + (max(0.0, missing) / self._terms.rate if self._terms.kind == "bucket" else 0.0)
+        if self._timer is None and not self._forecast.fresh(now):
+            return UNKNOWN
+        return self._forecast.earliest(units, self.tokens.left(now), now, self._terms)
 
     def _head(self) -> Waiter | None:
         while self.waiters:
@@ -259,8 +259,18 @@ class Gate:
 
     def _expire(self, waiter: Waiter) -> None:
         if not waiter.future.done():
-            failure = BrokerUnavailable(str(self._failure)) if self._failure else None
-            self._refuse(waiter, failure or self._no_room(waiter, time.monotonic()))
+            self._give_up(waiter, time.monotonic())
+
+    def _give_up(self, waiter: Waiter, now: float) -> None:
+        """Its time is up, for want of room or of an answer."""
+        failure = self._outage.failure
+        if failure is None:
+            self._refuse(waiter, self._no_room(waiter, now))
+        elif self._open:
+            self._forget(waiter)
+            self._pass(waiter)
+        else:
+            self._refuse(waiter, BrokerUnavailable(str(failure)))
 
     def _no_room(self, waiter: Waiter, now: float) -> LimitTimeout:
         later = self._earliest(waiter.cost, now) - now
@@ -285,8 +295,8 @@ class Gate:
         if self._asking or self._timer is not None or self._blocked is not None:
             return
         now, head = time.monotonic(), self._head()
-        if now < self._ready_at and now - self._told_at < _FRESH and head is not None and head.cost >= self._ready_for:
-            self._sleep(self._ready_at - now)
+        if head is not None and self._forecast.forbids(head.cost, now):
+            self._sleep(self._forecast.at - now)
         else:
             self._asking = True
             self._spawn(self._ask_on())
@@ -310,8 +320,11 @@ class Gate:
     async def _ask_on(self) -> None:
         """Ask until nobody waits, or it is known when to ask again."""
         try:
-            while (head := self._head()) is not None and await self._ask(head):
-                pass
+            while (head := self._head()) is not None:
+                with self._outage.watch(self._terms.use_within):
+                    again = await self._ask(head)
+                if not again:
+                    break
         except BrokerError as error:
             self._failed(error)
         except Exception as error:
@@ -354,11 +367,11 @@ class Gate:
 
     def _rest(self, now: float, terms: Terms) -> bool:
         """Sleep until the next unit is there; True when that is not known."""
-        if self._ready_at <= now:
+        if self._forecast.at <= now:
             return True
         self._refuse_hopeless(now)
         together = _TOGETHER if len(self.waiters) > 1 and terms.rate * _TOGETHER > 1 else 0.0
-        self._sleep(max(self._ready_at - now, together))
+        self._sleep(max(self._forecast.at - now, together))
         return False
 
     def top_up(self) -> None:
@@ -370,23 +383,27 @@ class Gate:
 
     async def _ask_ahead(self) -> None:
         try:
-            now, terms = time.monotonic(), self.terms()
-            held = self.tokens.left(now) if terms.kind == "bucket" else 0
-            want = block(terms, 0, self._lately(now, terms)) - held
-            if want < 1:  # demand has fallen: what is here will do
-                self._set_marks(held, terms, now, terms.use_within)
-            else:
-                sent, reply = await self._request(acquire(self._keys, terms, want=want, override=self._override))
-                if reply.status == b"granted":
-                    self._put(sent, reply, terms)
-                else:
-                    await self._not_granted(reply, terms, 0)
+            with self._outage.watch(self._terms.use_within):  # others may wait for this answer
+                await self._renew()
         except BrokerError as error:
             self._failed(error)
         finally:
             self._asking = False
         if self._head() is not None:
             self._kick()
+
+    async def _renew(self) -> None:
+        now, terms = time.monotonic(), self.terms()
+        held = self.tokens.left(now) if terms.kind == "bucket" else 0
+        want = block(terms, 0, self._lately(now, terms)) - held
+        if want < 1:  # demand has fallen: what is here will do
+            self._set_marks(held, terms, now, terms.use_within)
+            return
+        sent, reply = await self._request(acquire(self._keys, terms, want=want, override=self._override))
+        if reply.status == b"granted":
+            self._put(sent, reply, terms)
+        else:
+            await self._not_granted(reply, terms, 0)
 
     def _put(self, sent: float, reply: Acquired, terms: Terms) -> float:
         """Keep what was granted; the present time."""
@@ -397,7 +414,7 @@ class Gate:
         self.tokens.put(reply.units, until, float(reply.now_us))
         held = self.tokens.left(now) if terms.kind == "bucket" else reply.units
         self._set_marks(held, terms, sent, until - sent)
-        self._tell(now, 0 if late else reply.wait_us, 1)  # what came late goes back, and is there at once
+        self._forecast.tell(now, 0 if late else reply.wait_us, 1)  # what came late goes back, and is there at once
         return now
 
     def _set_marks(self, held: int, terms: Terms, since: float, usable: float) -> None:
@@ -412,9 +429,7 @@ class Gate:
     async def _request(self, command: Any) -> tuple[float, Acquired]:
         self.counts.note("requests")
         sent, reply = await self.store.ask(command)
-        if self._failure is not None:
-            log.info("limiter asks again", extra=fields(limiter_id=self.plan.id))
-            self._failure, self._pause = None, 0.0
+        self._outage.over()
         self.store.announce(self._keys, self.plan.rule)
         if reply.units:
             self.counts.note("granted", reply.units)
@@ -438,24 +453,18 @@ class Gate:
                 return False
             case b"penalized":
                 self.counts.note("expired", self.tokens.drain())
-                self._tell(now, reply.wait_us, 0)
+                self._forecast.tell(now, reply.wait_us, 0)
             case _:
-                self._tell(now, reply.wait_us, need + self.tokens.left(now))
-                if self.tokens.left(now) and self._ready_at - now > terms.use_within / 2:
+                self._forecast.tell(now, reply.wait_us, need + self.tokens.left(now))
+                if self.tokens.left(now) and self._forecast.at - now > terms.use_within / 2:
                     await self._return(self.tokens.drain(), self.tokens.granted, ())  # they would go to waste
                     return True
         head = self._head()
         self._refuse_hopeless(now)
         if self._head() is not head:
             return self._head() is not None
-        self._sleep(self._ready_at - now)
+        self._sleep(self._forecast.at - now)
         return False
-
-    def _tell(self, now: float, wait_us: int, units: float) -> None:
-        """Note when that many units will be there."""
-        self._told_at = now
-        self._ready_at = now + wait_us / 1e6 if wait_us > 0 else _UNKNOWN
-        self._ready_for = units
 
     def _lately(self, now: float, terms: Terms) -> int:
         """Units used in the last ``use_within`` seconds, roughly."""
@@ -513,13 +522,15 @@ class Gate:
         if unwanted:
             units = sum(waiter.cost for waiter in unwanted)
             await self._return(units, reply.now_us, [waiter.holder for waiter in unwanted])
-        self._tell(now, 0 if late else reply.wait_us, self.waiters[0].cost if self.waiters else 1)
+        self._forecast.tell(now, 0 if late else reply.wait_us, self.waiters[0].cost if self.waiters else 1)
         return self._head() is not None and self._rest(now, terms)
 
     async def _block(self, lease_left: float) -> None:
         """Wait for a slot that is given back, or for the first lease to end."""
         try:
-            woken = await self.store.wait_for_slot(self._keys, min(max(0.01, lease_left), LOOK))
+            longest = min(max(0.01, lease_left), LOOK)
+            with self._outage.watch(self._terms.use_within, longest):
+                woken = await self.store.wait_for_slot(self._keys, longest)
         except BrokerError as error:
             self._blocked = None
             self._failed(error)
@@ -529,14 +540,7 @@ class Gate:
         if self._head() is not None:
             self._kick()
         elif woken:  # nobody here needs it any more
-            await self._pass_on()
-
-    async def _pass_on(self) -> None:
-        """Let another process know of the slot that this one was told of."""
-        try:
-            await self.store.pass_on(self._keys)
-        except BrokerError as error:
-            log.debug("a wake-up was lost", extra=fields(limiter_id=self.plan.id, error=str(error)))
+            await self._slots.pass_on()
 
     # -- giving back ----------------------------------------------------------------------------------
 
@@ -571,28 +575,21 @@ class Gate:
     def _failed(self, error: BrokerError) -> None:
         """Open: everybody passes. Closed: those who wait do so until their time is up, and the store is asked again."""
         self.counts.note("errors")
-        if self._failure is None:
-            log.warning(
-                "limiter cannot ask its store",
-                extra=fields(limiter_id=self.plan.id, on_error=self.plan.on_error, error=str(error)),
-            )
-        self._failure = error
-        self._pause = min(max(0.02, self._pause * 2), 0.5)
-        now = time.monotonic()
-        self._closed_until = now + self._pause
-        self._ready_at = _UNKNOWN
-        if self.plan.on_error == "open":
-            while (head := self._head()) is not None:
-                self._forget(self.waiters.popleft())
-                self._pass(head)
-            return
-        if not isinstance(error, BrokerUnavailable):
+        self._outage.failed(error)
+        self._forecast.forget()
+        if not self._open and not isinstance(error, BrokerUnavailable):
             self._refuse_all(error)
             return
+        self._relieve()
+        if self._head() is not None:
+            self._sleep(self._outage.pause)
+
+    def _relieve(self) -> None:
+        """Let nobody wait for the store, but who has the time for it at a limiter that is closed."""
+        now = time.monotonic()
         for waiter in self.waiters:
-            if not waiter.future.done() and waiter.deadline <= now:
-                self._refuse(waiter, BrokerUnavailable(str(error)))
-        self._sleep(self._pause)
+            if not waiter.future.done() and (self._open or waiter.deadline <= now):
+                self._give_up(waiter, now)
 
     def _refuse_all(self, error: Exception) -> None:
         while (head := self._head()) is not None:

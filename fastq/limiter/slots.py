@@ -62,3 +62,10 @@ class Slots:
             except BrokerError as error:
                 log.warning("cannot give back", extra=fields(limiter_id=self._plan.id, error=str(error)))
             return
+
+    async def pass_on(self) -> None:
+        """Let another process know of the free slot that this one was told of."""
+        try:
+            await self._store.pass_on(self._keys)
+        except BrokerError as error:
+            log.debug("a wake-up was lost", extra=fields(limiter_id=self._plan.id, error=str(error)))

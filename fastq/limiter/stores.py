@@ -68,6 +68,11 @@ class Store(Protocol):
 
     prefix: str
 
+    @property
+    def shown(self) -> str:
+        """What errors call it."""
+        ...
+
     async def ask(self, command: Command[T]) -> tuple[float, T]:
         """Send a command; the monotonic time before it was sent, and its reply. Raises BrokerError."""
         ...
@@ -161,6 +166,10 @@ class RedisStore:
         self._sync: SyncConnection | None = None
         self._announced: dict[str, float] = {}
 
+    @property
+    def shown(self) -> str:  # noqa: D102 - see Store
+        return self._endpoint().shown
+
     def _of_loop(self) -> _Links:
         loop = asyncio.get_running_loop()
         links = self._links.get(loop)
@@ -228,7 +237,7 @@ class RedisStore:
 class MemoryStore:
     """Limiter state in this process alone, for tests and for limits that concern one process: the same algorithms."""
 
-    prefix = "memory"
+    prefix = shown = "memory"
 
     def __init__(self) -> None:
         offset = time.time() - time.monotonic()

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import itertools
 import json
-import logging
 import random
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -357,6 +357,35 @@ async def test_cost(redis_url: str) -> None:
             await limiter.acquire(cost=-1)
 
 
+async def test_nonsense_is_refused_whether_units_are_at_hand_or_not(redis_url: str) -> None:
+    nan, huge = float("nan"), 10**400
+    async with application(redis_url) as app:
+        at_hand, asked = app.limiter("at_hand", rate="1000/s", use_within=10), app.limiter("asked", rate="1/m")
+        await at_hand.acquire()
+        await asyncio.to_thread(at_hand.sync.acquire)
+        wrong: list[tuple[type[Exception], str, Any]] = []
+        for limiter in (at_hand, asked):
+            blocking = partial(asyncio.to_thread, limiter.sync.acquire)
+            for acquire in (limiter.acquire, limiter.try_acquire, blocking):
+                costs = ("x", None, 1.5, b"1")
+                wrong += [(fastq.ConfigError, f"cost={cost!r}", partial(acquire, cost=cost)) for cost in costs]
+                wrong.append((fastq.CostTooHigh, "units", partial(acquire, cost=huge)))
+            penalties = ("30", None, nan, -1, huge, float("inf"), True)
+            wrong += [(fastq.ConfigError, "penalty", partial(limiter.penalize, wait)) for wait in penalties]
+        for acquire in (asked.acquire, asked.try_acquire, partial(fastq.acquire_all, [asked])):
+            waits = ("x", nan, True)
+            wrong += [(fastq.ConfigError, f"timeout={wait!r}", partial(acquire, timeout=wait)) for wait in waits]
+        wrong.append((fastq.ConfigError, "timeout=None", partial(asked.try_acquire, timeout=None)))
+        for error, said, call in wrong:
+            with pytest.raises(error, match=said):
+                await call()
+        for key in (5, None, b"k", "x" * 201):
+            with pytest.raises(fastq.ConfigError, match="key"):
+                asked.for_key(key)  # type: ignore[arg-type]
+        for number, forever in enumerate((huge, float("inf"), -1)):
+            await asked.for_key(str(number)).acquire(timeout=forever)
+
+
 async def test_a_rate_and_a_concurrency_hold_both(redis_url: str) -> None:
     """rate-sync ignores max_concurrent beside a window."""
     async with application(redis_url) as app:
@@ -572,49 +601,6 @@ def test_the_blocking_twin(redis_url: str) -> None:
     assert not limiter.try_acquire()
     with pytest.raises(TimeoutError):
         limiter.acquire(timeout=0.5)
-
-
-# -- Redis is away --------------------------------------------------------------------------------------
-
-
-async def test_closed_nobody_passes_while_redis_is_away(make_server: Any, caplog: Any) -> None:
-    server = make_server()
-    async with application(server.url) as app:
-        limiter = app.limiter("closed", rate="100/s")
-        await limiter.acquire()
-        await asyncio.sleep(0.05)  # what it holds may be used for 20 ms
-        server.kill()
-        with caplog.at_level(logging.WARNING, "fastq.limits"):
-            assert await _fails(limiter.try_acquire())
-            with pytest.raises(fastq.BrokerUnavailable):
-                await limiter.acquire(timeout=0.3)
-        assert [r.message for r in caplog.records if "cannot ask" in r.message] == ["limiter cannot ask its store"]
-        waiting = asyncio.create_task(limiter.acquire(timeout=20))
-        await eventually_async(lambda: limiter.counts.errors >= 3)
-        server.start()
-        await waiting
-
-
-async def _fails(work: Any) -> bool:
-    try:
-        await work
-    except fastq.BrokerUnavailable:
-        return True
-    return False
-
-
-async def test_open_everybody_passes_while_redis_is_away(make_server: Any, caplog: Any) -> None:
-    """rate-sync's sliding window raises although configured to fail open."""
-    server = make_server()
-    async with application(server.url) as app:
-        limiter = app.limiter("open", algorithm="sliding_window", limit=2, window_seconds=60, on_error="open")
-        await limiter.acquire()
-        server.stop()
-        with caplog.at_level(logging.WARNING, "fastq.limits"):
-            for _ in range(10):
-                await limiter.acquire(timeout=1)
-        assert limiter.counts.passed == 10
-        assert len([r for r in caplog.records if "cannot ask" in r.message]) == 1
 
 
 # -- speed ----------------------------------------------------------------------------------------------
