@@ -385,6 +385,10 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
     def default_queue(self) -> str:  # noqa: D102 - see Producer
         return self.settings.default_queue
 
+    def queue_or_default(self, queue: str | None) -> str:
+        """``queue``; None: the setting ``default_queue``."""
+        return self.settings.default_queue if queue is None else queue
+
     def result_ttl(self) -> float:  # noqa: D102 - see Producer
         return self.settings.result_ttl
 

@@ -130,7 +130,7 @@ class Asking:
             async for event in app.events(queue="emails"):
                 print(event.kind, event.job_id)
         """
-        return self._watches.events(self.served(queue or self.settings.default_queue), "*")
+        return self._watches.events(self.served(self.settings.default_queue if queue is None else queue), "*")
 
     def events_sync(self, *, queue: str | None = None) -> Iterator[Event]:
         """:meth:`events` from blocking code: a loop over it waits for the next one."""

@@ -321,10 +321,9 @@ class Consumer:
             ttl = extra.result_ttl
         if ttl > 0:
             now = self._connection.clock.now_ms()
-            started = now - round((time.monotonic() - message.started) * 1_000)
             record = JobRecord(
-                JobState.SUCCESS.value, message.name, message.envelope.enqueued_at, started, now, message.attempt,
-                msgspec.Raw(encode(result)),
+                JobState.SUCCESS.value, message.name, message.envelope.enqueued_at, self._started(message), now,
+                message.attempt, msgspec.Raw(encode(result)),
             )  # fmt: skip
             name, expires = bucket_of(ttl, now)
             batch.recorded.append((name, expires, message.id, encode(record)))
@@ -384,11 +383,15 @@ class Consumer:
     ) -> None:
         attempts = message.envelope.attempt if attempts is None else attempts
         envelope = msgspec.structs.replace(message.envelope, attempt=attempts)
-        batch.failed.append((message.id, encode(envelope), encode(self._error(reason, kind, text, attempts))))
+        error = self._error(reason, kind, text, attempts, self._started(message))
+        batch.failed.append((message.id, encode(envelope), encode(error)))
 
-    def _error(self, reason: str, kind: str, text: str, attempts: int) -> ErrorInfo:
+    def _error(self, reason: str, kind: str, text: str, attempts: int, started: int = 0) -> ErrorInfo:
         now = self._connection.clock.now_ms()
-        return ErrorInfo(reason, kind, text, "", attempts, now, socket.gethostname())
+        return ErrorInfo(reason, kind, text, "", attempts, now, socket.gethostname(), started)
+
+    def _started(self, message: Message) -> int:
+        return self._connection.clock.now_ms() - round((time.monotonic() - message.started) * 1_000)
 
     def _result_ttl(self, message: Message) -> float:
         task = self._app.tasks.get(message.name)

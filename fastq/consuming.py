@@ -60,12 +60,13 @@ class Consuming:
         """
         from fastq.consumer import Consumer
 
-        if (count := self.partitions.get(queue or self.settings.default_queue)) is not None:
+        queue = self.settings.default_queue if queue is None else queue
+        if (count := self.partitions.get(queue)) is not None:
             raise InvalidOption(
-                f"queue {queue or self.settings.default_queue!r} is split into {count} partitions, and a consumer takes from one: name it, "
-                f"{', '.join(map(repr, self.spread(queue or self.settings.default_queue)[:2]))} and so on, each with a consumer of its own"
+                f"queue {queue!r} is split into {count} partitions, and a consumer takes from one: name it, "
+                f"{', '.join(map(repr, self.spread(queue)[:2]))} and so on, each with a consumer of its own"
             )
-        return Consumer(self, queue or self.settings.default_queue, prefetch=prefetch)
+        return Consumer(self, queue, prefetch=prefetch)
 
     async def process_one(self, handler: Callable[[Message], Awaitable[Any]], queue: str | None = None) -> bool:
         """Run one job of a queue with ``handler``, if there is one; see :meth:`fastq.Consumer.process_one`.

@@ -27,8 +27,8 @@ class Asker(Protocol):
         """The operations."""
         ...
 
-    def default_queue(self) -> str:
-        """The queue that is meant when none is named."""
+    def queue_or_default(self, queue: str | None) -> str:
+        """The queue that is meant; None: the setting ``default_queue``."""
         ...
 
     def run(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
@@ -51,11 +51,11 @@ class DeadLetters:
 
     async def list(self, queue: str | None = None, *, offset: int = 0, limit: int = 50) -> Sequence[DeadLetter]:
         """Dead letters of a queue, the latest first; at most 200 at a time."""
-        return await self._app.run(self._app.inspector.dead(queue or self._app.default_queue(), offset, limit))
+        return await self._app.run(self._app.inspector.dead(self._app.queue_or_default(queue), offset, limit))
 
     def list_sync(self, queue: str | None = None, *, offset: int = 0, limit: int = 50) -> Sequence[DeadLetter]:
         """:meth:`list` from blocking code."""
-        return self._app.run_sync(self._app.inspector.dead(queue or self._app.default_queue(), offset, limit))
+        return self._app.run_sync(self._app.inspector.dead(self._app.queue_or_default(queue), offset, limit))
 
     async def groups(self, queue: str | None = None) -> Sequence[DeadGroup]:
         """Dead letters by what they died of: task, type and message without its numbers, ids and quotes; largest first.
@@ -67,13 +67,13 @@ class DeadLetters:
         """
         from fastq.broker.letters import groups
 
-        return await self._app.run(groups(self._app.inspector, queue or self._app.default_queue()))
+        return await self._app.run(groups(self._app.inspector, self._app.queue_or_default(queue)))
 
     def groups_sync(self, queue: str | None = None) -> Sequence[DeadGroup]:
         """:meth:`groups` from blocking code."""
         from fastq.broker.letters import groups
 
-        return self._app.run_sync(groups(self._app.inspector, queue or self._app.default_queue()))
+        return self._app.run_sync(groups(self._app.inspector, self._app.queue_or_default(queue)))
 
     async def replay(
         self,
@@ -103,7 +103,7 @@ class DeadLetters:
 
             await app.dead.replay("emails", task="send_email", error="ConnectionError", limit=10_000, rate=50)
         """
-        queue, inspector, count = queue or self._app.default_queue(), self._app.inspector, 0
+        queue, inspector, count = self._app.queue_or_default(queue), self._app.inspector, 0
         which = _filter(ids, task, error, group, rate)
         if not which and rate is None:
             return await self._app.run(inspector.replay(queue, _listed(ids), limit=limit))
@@ -132,7 +132,7 @@ class DeadLetters:
         rate: float | None = None,
     ) -> int:
         """:meth:`replay` from blocking code."""
-        queue, inspector, count = queue or self._app.default_queue(), self._app.inspector, 0
+        queue, inspector, count = self._app.queue_or_default(queue), self._app.inspector, 0
         which = _filter(ids, task, error, group, rate)
         if not which and rate is None:
             return self._app.run_sync(inspector.replay(queue, _listed(ids), limit=limit))
@@ -151,7 +151,7 @@ class DeadLetters:
     ) -> int:
         """Delete dead letters: these ids, those older than so many seconds, or all. Returns how many."""
         return await self._app.run(
-            self._app.inspector.purge_dead(queue or self._app.default_queue(), _listed(ids), older_than=older_than)
+            self._app.inspector.purge_dead(self._app.queue_or_default(queue), _listed(ids), older_than=older_than)
         )
 
     def purge_sync(
@@ -159,7 +159,7 @@ class DeadLetters:
     ) -> int:
         """:meth:`purge` from blocking code."""
         return self._app.run_sync(
-            self._app.inspector.purge_dead(queue or self._app.default_queue(), _listed(ids), older_than=older_than)
+            self._app.inspector.purge_dead(self._app.queue_or_default(queue), _listed(ids), older_than=older_than)
         )
 
 

@@ -109,7 +109,7 @@ class Flows:
     def get_workflow(self, workflow_id: str, *, queue: str | None = None) -> Workflow:
         """A workflow that was started, by its id. ``queue``: default is the setting ``default_queue``."""
         app = cast(Producer, self)
-        name = check_partition(queue or app.queue_of("", None))
+        name = check_partition(app.queue_of("", None) if queue is None else queue)
         return Workflow(app, workflow_id, app.partition(name, workflow_id))
 
     def spawning(self, job_id: str, queue: str, name: str, work: Work, *, join: bool) -> Operation[list[str]]:

@@ -280,6 +280,7 @@ class ErrorInfo(msgspec.Struct, array_like=True):
     attempts: int
     failed_at: int
     host: str
+    started_at: int = 0  # of the run that failed; 0: there was none, or it is not known
 
 
 class JobRecord(msgspec.Struct, array_like=True):
@@ -304,6 +305,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     failed_at: float
     enqueued_at: float | None
+    started_at: float | None = None  # the run that failed; None: there was none, or nobody knows
     reason: str
     error_type: str
     error_message: str

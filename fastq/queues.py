@@ -32,8 +32,8 @@ class Asker(Protocol):
         """Where the jobs of a task go."""
         ...
 
-    def default_queue(self) -> str:
-        """The queue that is meant when none is named."""
+    def queue_or_default(self, queue: str | None) -> str:
+        """The queue that is meant; None: the setting ``default_queue``."""
         ...
 
     def run(self, operation: Operation[T]) -> Coroutine[Any, Any, T]:
@@ -56,11 +56,11 @@ class Queues:
 
     async def info(self, queue: str | None = None) -> QueueInfo | None:
         """What there is in a queue: pending, scheduled, parked, running, dead, paused …; None: nobody ever used it."""
-        return await self._app.run(self._app.inspector.queue(queue or self._app.default_queue()))
+        return await self._app.run(self._app.inspector.queue(self._app.queue_or_default(queue)))
 
     def info_sync(self, queue: str | None = None) -> QueueInfo | None:
         """:meth:`info` from blocking code."""
-        return self._app.run_sync(self._app.inspector.queue(queue or self._app.default_queue()))
+        return self._app.run_sync(self._app.inspector.queue(self._app.queue_or_default(queue)))
 
     async def length(self, queue: str | None = None) -> int:
         """Pending jobs: those that would run now if a worker had room."""
@@ -141,7 +141,7 @@ class Queues:
         if task is None:
             if where:
                 raise InvalidOption("where= chooses calls of a task: say which task=")
-            name = queue or self._app.default_queue()
+            name = self._app.queue_or_default(queue)
             return (yield from inspector.pause(name) if begin else inspector.resume(name))
         pause = self._pause_of(task, where or {})
         queues = {queue} if queue else {*(yield from inspector.queues()), self._home_of(pause.task)}
@@ -163,11 +163,11 @@ class Queues:
 
     async def purge(self, queue: str | None = None) -> int:
         """Delete its pending, scheduled and parked jobs, for good. Returns how many."""
-        return await self._app.run(self._app.inspector.purge(queue or self._app.default_queue()))
+        return await self._app.run(self._app.inspector.purge(self._app.queue_or_default(queue)))
 
     def purge_sync(self, queue: str | None = None) -> int:
         """:meth:`purge` from blocking code."""
-        return self._app.run_sync(self._app.inspector.purge(queue or self._app.default_queue()))
+        return self._app.run_sync(self._app.inspector.purge(self._app.queue_or_default(queue)))
 
 
 def _pending(info: QueueInfo | None) -> int:

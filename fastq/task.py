@@ -204,7 +204,7 @@ def make_call(task: str, body: bytes, defaults: TaskOptions, options: JobOptions
     """
     now = producer.now_ms()
     check_size(task, body, producer.max_body())
-    queue = options.get("queue") or producer.queue_of(task, defaults.queue)
+    queue = _queue_of(task, defaults, options, producer)
     if not options:
         priority, expires = defaults.priority, defaults.expires
         if expires is None:
@@ -224,6 +224,11 @@ def make_call(task: str, body: bytes, defaults: TaskOptions, options: JobOptions
         queue = producer.partition(queue, job_id)
     replicated = is_replicated(options["durability"]) if "durability" in options else None
     return Call(queue, priority, job, False, replicated, check_tags(options["tags"]) if "tags" in options else ())
+
+
+def _queue_of(task: str, defaults: TaskOptions, options: JobOptions, producer: Producer) -> str:
+    asked = options.get("queue")
+    return producer.queue_of(task, defaults.queue) if asked is None else asked
 
 
 def _extra(defaults: TaskOptions, options: JobOptions, now: int, due: int) -> Extra | None:
@@ -250,7 +255,7 @@ def make_node(
     """
     asked, now = cast(JobOptions, options), producer.now_ms()
     check_size(task, body, producer.max_body())
-    queue = check_queue_name(asked.get("queue") or producer.queue_of(task, defaults.queue))
+    queue = check_queue_name(_queue_of(task, defaults, asked, producer))
     extra = _extra(defaults, asked, now, 0) or Extra()
     extra.takes = takes
     priority = check_priority(asked.get("priority", defaults.priority))

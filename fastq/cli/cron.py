@@ -199,7 +199,9 @@ def add(
     given = {"overlap": overlap, "misfire": misfire}
     options = {option: value for option, value in given.items() if value is not None}
     new = definition(name, task, body_of(task, arguments), schedule, options)
-    session.run(_planner(session).put(check_queue_name(queue or session.settings.default_queue), new))
+    session.run(
+        _planner(session).put(check_queue_name(session.settings.default_queue if queue is None else queue), new)
+    )
     session.answer({"name": name, "schedule": new.explain()}, [f"{name}: {new.explain()}"])
 
 

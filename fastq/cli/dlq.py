@@ -76,6 +76,7 @@ def _letter_lines(letter: DeadLetter) -> Iterator[str]:
     fields = msgspec.structs.asdict(letter)
     trace, body = fields.pop("traceback"), fields.pop("body")
     fields |= {"failed_at": moment(letter.failed_at), "enqueued_at": moment(letter.enqueued_at)}
+    fields["started_at"] = moment(letter.started_at)
     yield from pairs({**fields, "arguments": _arguments(body)})
     if trace:
         yield "traceback"

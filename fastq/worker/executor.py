@@ -357,14 +357,18 @@ class Executor:
         log.warning("result not kept", extra={"fields": {"error": failure}})
         return _NOTHING, failure
 
-    def _record(self, job: JobContext, state: JobState, ttl: float, result: msgspec.Raw, error: str | None) -> None:
-        now = self._now_ms()
-        envelope = job.envelope
-        started = now - round((time.monotonic() - job.started) * 1_000)
-        attempts = envelope.attempt + (state is JobState.SUCCESS)
+    def _record(
+        self, job: JobContext, state: JobState, ttl: float, result: msgspec.Raw, error: str | None, *, ran: bool = True
+    ) -> None:
+        now, envelope = self._now_ms(), job.envelope
+        started, attempts = self._started(job, now) if ran else 0, envelope.attempt + ran
         record = JobRecord(state.value, job.task, envelope.enqueued_at, started, now, attempts, result, error)
         name, expires = bucket_of(ttl, now)
         self._batches[job.queue].recorded.append((name, expires, job.id, encode(record)))
+
+    def _started(self, job: JobContext, now: int) -> int:
+        """When its run began, on Redis's clock; 0: it has not run."""
+        return now - round((time.monotonic() - job.started) * 1_000) if job.started else 0
 
     def raised(self, job: JobContext, plan: Plan, error: BaseException) -> None:
         """A run has ended by an exception, or is taken to have."""
@@ -398,14 +402,14 @@ class Executor:
 
     def _cancelled(self, job: JobContext, plan: Plan) -> None:
         log.info("job cancelled", extra={"fields": fields_of(job)})
-        self._record_cancelled(job, plan, "cancelled while it ran")
+        self._record_cancelled(job, plan, "cancelled while it ran", ran=True)
         self._done(job, plan, _CANCELLED)
 
-    def _record_cancelled(self, job: JobContext, plan: Plan, why: str) -> None:
+    def _record_cancelled(self, job: JobContext, plan: Plan, why: str, *, ran: bool = False) -> None:
         extra = job.envelope.extra
         ttl = plan.result_ttl if extra is None or extra.result_ttl is None else extra.result_ttl
         if ttl > 0:
-            self._record(job, JobState.CANCELLED, ttl, _NOTHING, why)
+            self._record(job, JobState.CANCELLED, ttl, _NOTHING, why, ran=ran)
         else:
             self._batches[job.queue].end_unrecorded(job.id)
 
@@ -415,7 +419,6 @@ class Executor:
         if plan is None:
             self.put_off(job, 0.0)  # an unknown task's job ends in settle.lua, as everything that was cancelled does
             return
-        job.started = time.monotonic()
         self._record_cancelled(job, plan, "cancelled before it started")
         self._metrics.observe(plan.series[job.queue], _CANCELLED, NOT_RUN, NOT_RUN)
 
@@ -488,8 +491,8 @@ class Executor:
         self._done(job, plan or self.plans.get(job.task), _FAILED)
 
     def _bury(self, job: JobContext, attempts: int, ending: Ending) -> None:
-        envelope = msgspec.structs.replace(job.envelope, attempt=attempts)
-        info = ErrorInfo(*ending, attempts, self._now_ms(), self._host)
+        now, envelope = self._now_ms(), msgspec.structs.replace(job.envelope, attempt=attempts)
+        info = ErrorInfo(*ending, attempts, now, self._host, self._started(job, now))
         self._batches[job.queue].failed.append((job.id, encode(envelope), encode(info)))
 
     def undecodable(self, job_id: str, queue: str, raw: bytes, error: UndecodableJob) -> None:

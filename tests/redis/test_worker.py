@@ -114,6 +114,7 @@ async def test_out_of_attempts_goes_to_the_dead_letters_with_everything(redis_ur
         status = await shop.ended(job)
         [letter] = await app.dead.list()
     assert status.state is JobState.FAILED
+    assert status.enqueued_at < status.started_at <= status.finished_at
     assert status.attempts == 2
     assert (letter.id, letter.task, letter.reason, letter.attempts) == (job.id, "broken", "exception", 2)
     assert letter.error_type == "LookupError"
@@ -411,6 +412,10 @@ async def test_wrong_calls_are_told_before_anything_is_sent(redis_url: str, raw:
         (fastq.InvalidOption, "delay=-1", lambda: mail.options(delay=-1).enqueue("a")),
         (fastq.InvalidOption, "delay and at", lambda: mail.options(delay=1, at=2.0).enqueue("a")),
         (fastq.InvalidQueueName, "{x}", lambda: mail.options(queue="{x}").enqueue("a")),
+        (fastq.InvalidQueueName, "''", lambda: mail.options(queue="").enqueue("a")),
+        (fastq.InvalidQueueName, "''", lambda: mail.options(queue="").s("a").enqueue()),
+        (fastq.InvalidQueueName, "''", lambda: app.queues.purge("")),
+        (fastq.InvalidQueueName, "''", lambda: app.dead.purge("")),
         (fastq.InvalidJobId, "job_id", lambda: mail.options(job_id="a b").enqueue("a")),
         (fastq.UnknownTask, "task name", lambda: app.enqueue("mail\n")),
     ]

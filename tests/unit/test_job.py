@@ -207,8 +207,15 @@ SECTIONS = ("succeeded", "recorded", "later", "failed", "released")
 
 
 def test_an_error_comes_back_as_it_was() -> None:
-    error = ErrorInfo("exception", "ValueError", "bad\nthing", "Traceback …", 3, 1_700_000_000_000, "host")
+    error = ErrorInfo(
+        "exception", "ValueError", "bad\nthing", "Traceback …", 3, 1_700_000_000_000, "host", 1_699_999_999_000
+    )
     assert job.decode_error(job.encode(error)) == error
+
+
+def test_an_error_of_an_older_release_has_no_start() -> None:
+    old = ["exception", "ValueError", "bad", "", 3, 1_700_000_000_000, "host"]
+    assert job.decode_error(msgspec.msgpack.encode(old)) == ErrorInfo(*old, started_at=0)
 
 
 @given(st.binary())
