@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from fastq.broker.command import Command, raw
@@ -42,6 +42,10 @@ asked for again, and so on; a script takes 50 µs, so these are answered in 2 ms
 
 _ANNOUNCE = 6 * 3_600.0
 """Seconds after which a process lets operators know again of a limiter that it uses."""
+
+_LONGEST_CALL = 2.0
+"""Seconds that the thread which renews leases waits for one store: another store's slots must not be lost meanwhile, and a process
+must not take long to end."""
 
 _LONGEST_BLOCK = 4.0
 """Seconds of one blocking wait for a slot: below any response timeout that makes sense."""
@@ -103,7 +107,10 @@ class Store(Protocol):
 
 
 class _Links:
-    """The connections of one event loop; closed when the loop's tasks are cancelled at its end."""
+    """The connections of one event loop; closed at its end, as its asynchronous generators are.
+
+    A task that waits for the end would do as well, but be reported (``Task was destroyed``) by a loop that is closed without one.
+    """
 
     def __init__(self, make: Callable[[], AsyncConnection]) -> None:
         self.main = make()
@@ -111,11 +118,13 @@ class _Links:
         self._idle: list[AsyncConnection] = []
         self._all = [self.main]
         self.turn = asyncio.Semaphore(_UNDER_WAY)
-        self._guard = asyncio.get_running_loop().create_task(self._close_at_the_end(), name="fastq limits")
+        self._guard = self._close_at_the_end()
+        with contextlib.suppress(StopIteration):
+            self._guard.__anext__().send(None)  # as far as its yield: from now on the loop knows of it
 
-    async def _close_at_the_end(self) -> None:
+    async def _close_at_the_end(self) -> AsyncGenerator[None]:
         try:
-            await asyncio.Event().wait()
+            yield
         finally:
             for link in self._all:
                 link.drop("the event loop ends")
@@ -138,9 +147,7 @@ class _Links:
 
     async def close(self) -> None:
         """Close them all."""
-        self._guard.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._guard
+        await self._guard.aclose()
         for link in self._all:
             await link.close()
 
@@ -200,7 +207,8 @@ class RedisStore:
 
     def call(self, command: Command[T]) -> T:  # noqa: D102 - see Store
         if self._sync is None:
-            self._sync = SyncConnection.to(self._endpoint(), **self._timeouts)
+            timeouts = {name: min(seconds, _LONGEST_CALL) for name, seconds in self._timeouts.items()}
+            self._sync = SyncConnection.to(self._endpoint(), **timeouts)
         return self._sync.call(command)
 
     def now_us(self) -> int:  # noqa: D102 - see Store
@@ -432,9 +440,13 @@ class Process:
         """Give all slots back: the process ends."""
         with self._changed:
             held, self._slots = list(self._slots.values()), {}
+        away: set[int] = set()
         for slot in held:
-            with contextlib.suppress(BrokerError):
-                slot.store.call(give_back(slot.keys, slot.terms, self.ticket(), holders=[slot.holder]))
+            if id(slot.store) not in away:
+                try:
+                    slot.store.call(give_back(slot.keys, slot.terms, self.ticket(), holders=[slot.holder]))
+                except BrokerError:
+                    away.add(id(slot.store))  # nor would it take the others; their leases end
         for store in {id(slot.store): slot.store for slot in held}.values():
             store.close()
         if self._loop is not None and self._ending is not None and self._thread is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
@@ -247,3 +249,53 @@ def test_a_loop_that_is_blocked_is_not_a_silent_redis(redis_url: str, times: int
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())
+
+
+# -- the process ends -------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from fastq import FastQ
+limiter = FastQ(sys.argv[1]).limiter("exit", max_concurrent=9, lease=60)
+for _ in range(9):
+    limiter.sync.acquire()
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_process_with_slots_of_a_silent_redis_ends_soon(make_server: Any) -> None:
+    """One try for all slots: their leases end by themselves."""
+    server = make_server()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, server.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    server.pause()
+    start = time.monotonic()
+    process.communicate("\n", timeout=60)
+    assert time.monotonic() - start < SOON + 2
+    assert process.returncode == 0
+    server.resume()
+
+
+DROPPED = """
+import asyncio, gc, sys
+from fastq import FastQ
+limiter = FastQ(sys.argv[1]).limiter("dropped", rate="5/s")
+loop = asyncio.new_event_loop()
+loop.run_until_complete(limiter.acquire())
+loop.close()
+del loop
+asyncio.run(FastQ(sys.argv[1]).limiter("dropped", rate="5/s").acquire())
+gc.collect()
+"""
+
+
+def test_a_loop_that_is_closed_with_connections_says_nothing(redis_url: str) -> None:
+    """Neither a traceback of ours nor of asyncio's."""
+    ended = subprocess.run(
+        [sys.executable, "-c", DROPPED, redis_url], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
