@@ -1,9 +1,12 @@
-"""The scripts of limiters on a real server, with its own clock or with one that a test sets."""
+"""An application for tests of limiters; and their scripts on a real server, with its own clock or with one that a test sets."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
+from fastq import FastQ
 from fastq.broker import commands, scripts
 from fastq.broker.command import Command, raw
 from fastq.broker.commands import GivenBack
@@ -18,6 +21,17 @@ T = TypeVar("T")
 NAMES = ("acquire", "give_back", "hold", "lease", "penalize", "limit_state")
 CLOCK = (scripts.FOLDER / "include" / "now_us.lua").read_text("utf-8")
 GIVEN = "local function now_us() return tonumber(string.match(KEYS[#KEYS], '[0-9]+$')) end\n"
+
+
+@contextlib.asynccontextmanager
+async def application(url: str) -> AsyncIterator[FastQ]:
+    """An application of this event loop, closed at the end."""
+    app = FastQ(url)
+    try:
+        yield app
+    finally:
+        await app.aclose()
+        app.close()
 
 
 class SetClock:

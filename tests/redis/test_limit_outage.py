@@ -20,19 +20,10 @@ from fastq.limiter.api import Limiter
 from fastq.limiter.outage import SILENT
 from fastq.limiter.stores import RedisStore
 from tests.conftest import eventually_async
+from tests.redis.limit_lab import application
 
 SOON = 5.0
 """Seconds that are more than SILENT and less than it takes until a connection is given up."""
-
-
-@contextlib.asynccontextmanager
-async def application(url: str) -> AsyncIterator[FastQ]:
-    app = FastQ(url)
-    try:
-        yield app
-    finally:
-        await app.aclose()
-        app.close()
 
 
 # -- it refuses -------------------------------------------------------------------------------------------

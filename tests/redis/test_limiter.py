@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,16 +22,7 @@ from fastq import FastQ
 from fastq.broker.command import raw
 from fastq.limiter.stores import RedisStore
 from tests.conftest import eventually, eventually_async
-
-
-@contextlib.asynccontextmanager
-async def application(url: str) -> AsyncIterator[FastQ]:
-    app = FastQ(url)
-    try:
-        yield app
-    finally:
-        await app.aclose()
-        app.close()
+from tests.redis.limit_lab import application
 
 
 class User:
