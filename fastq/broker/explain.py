@@ -14,10 +14,11 @@ from fastq.broker.inspector import Inspector
 from fastq.broker.keys import PRIORITIES, QueueKeys
 from fastq.broker.pauses import Pause, paused
 from fastq.broker.views import QueueInfo, clock, leases_of
+from fastq.errors import did_you_mean
 from fastq.job import JobPriority, JobState, JobStatus, WorkerCard
 from fastq.partitions import queue_of
 
-__all__ = ["Cause", "Explanation", "explain"]
+__all__ = ["Cause", "Explanation", "explain", "unknown_task"]
 
 DEEPEST = 100_000
 """Entries of a ready list that are looked through for a job's place (about 1 ms of Redis's time)."""
@@ -82,7 +83,7 @@ def _ended(status: JobStatus) -> Cause:
 def _held_up(inspector: Inspector, status: JobStatus) -> Operation[list[Cause]]:
     q = inspector.keys(status.queue)
     info: QueueInfo | None = yield from inspector.queue(queue_of(status.queue))
-    now, leases, cards, leader = yield [clock(), leases_of(q), raw("HGETALL", q.info), raw("GET", inspector.leader_key)]
+    now, leader = yield [clock(), raw("GET", inspector.leader_key)]
     causes: list[Cause] = []
     if info is not None and info.paused:
         causes.append(Cause("paused", f"queue {status.queue} is paused"))
@@ -99,13 +100,36 @@ def _held_up(inspector: Inspector, status: JobStatus) -> Operation[list[Cause]]:
         until: float | None = yield raw("ZSCORE", q.parked, status.limit or "", decode=_score)
         again = "" if until is None else f", looked at again in {max(until - now, 0) / 1_000:.1f} s at the latest"
         causes.append(Cause("parked", f"it waits for the limit {status.limit}{again}"))
-    live = [worker for worker, until in leases.items() if until > now]
+    live = yield from _live(q)
+    if not live:
+        causes.append(Cause("no_worker", f"no live worker serves queue {status.queue}"))
+    elif text := _unknown_to(live, status.queue, status.task or ""):
+        causes.append(Cause("task_unknown", text))
+    if status.state is JobState.PENDING:
+        causes += yield from _in_line(q, status, info, sum(card.concurrency for card in live if card))
+    return causes
+
+
+def unknown_task(q: QueueKeys, task: str) -> Operation[str]:
+    """That no live worker of a queue knows this task; "" if one does or may, or there is none."""
+    return _unknown_to((yield from _live(q)), q.queue, task)
+
+
+def _live(q: QueueKeys) -> Operation[list[WorkerCard | None]]:
+    """What each live worker of a queue says of itself."""
+    now, leases, cards = yield [clock(), leases_of(q), raw("HGETALL", q.info)]
     stream = iter(cards)
     known = {worker.decode("utf-8", "replace"): _card(data) for worker, data in zip(stream, stream, strict=True)}
-    causes += _workers(status, [known.get(worker) for worker in live])
-    if status.state is JobState.PENDING:
-        causes += yield from _in_line(q, status, info, sum(card.concurrency for w in live if (card := known.get(w))))
-    return causes
+    return [known.get(worker) for worker, until in leases.items() if until > now]
+
+
+def _unknown_to(live: Sequence[WorkerCard | None], queue: str, task: str) -> str:
+    known: set[str] = set()
+    for card in live:
+        if card is None or not card.tasks or task in card.tasks:
+            return ""
+        known.update(card.tasks)
+    return f"no live worker of queue {queue} knows task {task}{did_you_mean(task, known)}" if live else ""
 
 
 def _waiting(q: QueueKeys, job_id: str) -> Operation[Cause]:
@@ -157,13 +181,6 @@ def _scheduled(status: JobStatus, now: int, *, leader: bool) -> Iterator[Cause]:
         yield Cause("scheduled", f"it is due {when}")
     if not leader:
         yield Cause("no_scheduler", "no scheduler runs: nothing makes it ready when it is due")
-
-
-def _workers(status: JobStatus, live: Sequence[WorkerCard | None]) -> Iterator[Cause]:
-    if not live:
-        yield Cause("no_worker", f"no live worker serves queue {status.queue}")
-    elif all(card is not None and card.tasks and status.task not in card.tasks for card in live):
-        yield Cause("task_unknown", f"none of the {len(live)} live workers of its queue knows task {status.task}")
 
 
 def _in_line(q: QueueKeys, status: JobStatus, info: QueueInfo | None, slots: int) -> Operation[list[Cause]]:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["verbs"]
 
 
+_NONE = "this application declares no schedule; 'fastq cron status' lists those in Redis"
+
+
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One schedule; ``next_at`` in seconds since the epoch."""
 
@@ -57,13 +60,13 @@ def cron() -> None:
 @APP
 @with_session
 def ls(session: Session, app: str) -> None:
-    """List the schedules of APP."""
+    """List the schedules that APP declares; ``fastq cron status`` lists those in Redis."""
     now = time.time()
     found = [_info(periodic, now) for periodic in _schedules(session, app).values()]
     found.sort(key=lambda info: info.next_at)
     body = [(i.name, i.task, i.schedule, i.misfire, _wall(i.next_at, i.tz), duration(i.next_at - now)) for i in found]
     head = ("NAME", "TASK", "SCHEDULE", "MISFIRE", "NEXT", "IN")
-    session.answer(found, rows(head, body) if found else ["this application has no schedule"])
+    session.answer(found, rows(head, body) if found else [_NONE])
 
 
 @cron.command("next")
@@ -82,7 +85,7 @@ def upcoming(session: Session, name: str | None, app: str, count: int) -> None:
     ticks = list(islice(heapq.merge(*streams, key=lambda tick: tick.at), count))
     zones = {periodic.name: _zone(periodic) for periodic in chosen}
     body = [(_wall(tick.at, zones[tick.name]), duration(tick.at - now), tick.name, tick.task) for tick in ticks]
-    session.answer(ticks, rows(("AT", "IN", "NAME", "TASK"), body) if ticks else ["this application has no schedule"])
+    session.answer(ticks, rows(("AT", "IN", "NAME", "TASK"), body) if ticks else [_NONE])
 
 
 # -- those in Redis -------------------------------------------------------------------------------
@@ -189,7 +192,8 @@ def add(
     misfire: str | None,
 ) -> None:
     """Enqueue TASK again and again, under the name NAME; one of the same name is replaced."""
-    from fastq.cli.enqueue import body_of
+    from fastq.broker.keys import QueueKeys
+    from fastq.cli.enqueue import body_of, warn_of_unknown
 
     if (expression is None) == (every is None):
         raise click.UsageError("give --cron or --every", click.get_current_context())
@@ -199,10 +203,10 @@ def add(
     given = {"overlap": overlap, "misfire": misfire}
     options = {option: value for option, value in given.items() if value is not None}
     new = definition(name, task, body_of(task, arguments), schedule, options)
-    session.run(
-        _planner(session).put(check_queue_name(session.settings.default_queue if queue is None else queue), new)
-    )
+    chosen = check_queue_name(session.settings.default_queue if queue is None else queue)
+    session.run(_planner(session).put(chosen, new))
     session.answer({"name": name, "schedule": new.explain()}, [f"{name}: {new.explain()}"])
+    warn_of_unknown(session, QueueKeys(session.settings.prefix, chosen), task)
 
 
 def _planner(session: Session) -> Planner:

@@ -18,6 +18,7 @@ from fastq.errors import (
     InvalidOption,
     JobIdReused,
     UnknownTask,
+    safe_text,
 )
 from fastq.job import PLAIN, TASK_NAME, Envelope, Extra, check_id, check_priority, encode, new_id, state_of
 from fastq.partitions import parse_partitions, partition_for, queue_of
@@ -105,6 +106,16 @@ def enqueue(
     session.answer({"id": new.id, "queue": chosen, "created": created}, [new.id])
     if not created:
         click.echo("fastq: this job exists already; nothing was enqueued", err=True)
+    else:
+        warn_of_unknown(session, q, name)
+
+
+def warn_of_unknown(session: Session, q: QueueKeys, task: str) -> None:
+    """On stderr, if no live worker of the queue knows the task."""
+    from fastq.broker.explain import unknown_task
+
+    if text := session.run(unknown_task(q, task)):
+        click.echo(f"fastq: {safe_text(text)}", err=True)
 
 
 def _send(session: Session, q: QueueKeys, priority: int, job: NewJob) -> list[Refused]:

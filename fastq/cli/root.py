@@ -238,12 +238,20 @@ def _usage(error: click.ClickException) -> str:
     path = context.command_path if context else "fastq"
     text = error.message
     if isinstance(error, click.NoSuchOption):
-        known = [name for option in context.command.params for name in option.opts] if context else []
-        text = f"no such option {error.option_name!r}{did_you_mean(error.option_name, known)}"
+        text = f"no such option {error.option_name!r}{_instead(error.option_name, context)}"
     else:
         text = error.format_message()
     text = text[:1].lower() + text[1:].rstrip(".")
     return f"{text} (see {path} --help)"
+
+
+def _instead(option: str, context: click.Context | None) -> str:
+    """What to say behind "no such option"."""
+    params = context.command.params if context else []
+    for param in params:
+        if isinstance(param, click.Argument) and param.name == option.lstrip("-").replace("-", "_"):
+            return f": {param.human_readable_name} is an argument, give its value alone"
+    return did_you_mean(option, [name for param in params if isinstance(param, click.Option) for name in param.opts])
 
 
 def _code(error: FastQError) -> ExitCode:

@@ -57,7 +57,7 @@ from fastq.worker.isolation import Pool
 from fastq.worker.plan import Plan
 from fastq.worker.soft import softly
 from fastq.worker.stopping import Stops
-from fastq.worker.strays import given_back
+from fastq.worker.strays import given_back, hint
 from fastq.worker.threads import Threads
 
 __all__ = ["Executor"]
@@ -520,14 +520,17 @@ class Executor:
 
     def _stray(self, job: JobContext) -> None:
         """A task that this release does not know: give the job back for another worker, for a while."""
-        later = given_back(job.envelope, self._app.settings.unknown_task_ttl)
+        later, asked = given_back(job.envelope, self._app.settings.unknown_task_ttl), hint(job.task, self.plans)
         if isinstance(later, str):
+            later = f"{later}: {asked}"
             self._bury(job, job.envelope.attempt, Ending("unknown_task", "UnknownTask", later, ""))
             log.error("job failed", extra={"fields": fields_of(job) | {"reason": "unknown_task", "message": later}})
             status = _FAILED
         else:
             self._batches[job.queue].later.append((job.id, *later))
-            log.warning("unknown task given back", extra={"fields": fields_of(job) | {"delay": later[0] / 1_000}})
+            log.warning(
+                "unknown task given back", extra={"fields": fields_of(job) | {"delay": later[0] / 1_000, "hint": asked}}
+            )
             status = _RELEASED
         self._metrics.observe(self._other[job.queue], status, NOT_RUN, NOT_RUN)
         self.runner.outcome()

@@ -157,6 +157,7 @@ def ran(folder: Path, *arguments: str, **more: str) -> Answer:
         ("status --jsn", 2, "no such option '--jsn' - did you mean '--json'? (see fastq status --help)"),
         ("supervise --workes 3", 2, "no such option '--workes' - did you mean '--workers'?"),
         ("--nope", 2, "no such option '--nope'"),
+        ("jobs ls --queue mail", 2, "no such option '--queue': QUEUE is an argument, give its value alone (see fastq"),
         ("jobs show", 2, "missing argument 'ID'"),
         ("jobs ls --state pendng", 2, "'pendng' is not one of"),
         ("jobs ls --limit 201", 2, "201 is not in the range 1<=x<=200"),
@@ -696,7 +697,13 @@ def test_a_lost_reply_makes_no_second_job(bench: Bench, call: Call, monkeypatch:
     monkeypatch.setattr(SyncConnection, "ask", lossy)
     assert call("enqueue", "send", "-q", "mail").code == 0
     monkeypatch.undo()
-    assert calls == [None, "enqueue_plain", "enqueue_plain", None]
+    assert calls == [
+        None,
+        "enqueue_plain",
+        "enqueue_plain",
+        None,
+        None,
+    ]  # the queue is noted, and who knows the task is asked
     assert bench.info().pending == 1
 
 

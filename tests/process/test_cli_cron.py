@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+from fastq import FastQ
+from fastq.broker import commands
+from fastq.job import WorkerCard, encode
 from tests.process.test_cli import ran
+
+
+def test_a_task_that_no_worker_knows_is_told(tmp_path: Path, redis_url: str) -> None:
+    """On stderr: a worker that knows it may be about to start. Nothing is said of a queue without workers."""
+
+    def fastq(*words: str) -> Any:
+        return ran(tmp_path, *words, FASTQ_REDIS_URL=redis_url)
+
+    add = ("cron", "add", "daily", "reprot", "--cron", "@daily")
+    assert (fastq("enqueue", "reprot").err, fastq(*add).err) == ("", "")
+    app = FastQ(redis_url)
+    card = WorkerCard("host", 1, 10, int(time.time() * 1_000), "0", 0, ["report"])
+    app.run_sync(only(commands.register(app.keys("default"), "w", 60_000, encode(card))))
+    app.close()
+    said = "fastq: no live worker of queue default knows task reprot - did you mean 'report'?\n"
+    for words in (("enqueue", "reprot"), add):
+        told = fastq(*words)
+        assert (told.code, told.err) == (0, said), words
+        assert told.out
+    assert fastq("enqueue", "report").err == ""
+
+
+def only(command: Any) -> Any:
+    return (yield command)
 
 
 def test_a_schedule_s_life_from_the_command_line(tmp_path: Path, redis_url: str, raw: Any) -> None:

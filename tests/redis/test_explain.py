@@ -61,9 +61,11 @@ def test_no_worker_serves_the_queue(app: FastQ) -> None:
 
 
 def test_no_worker_knows_the_task(app: FastQ) -> None:
-    job = app.enqueue_sync("of_another_release")
+    job, misspelt = app.enqueue_sync("of_another_release"), app.enqueue_sync("sned")
     register(app, "alive", "send")
     assert ask(app, job.id) == ["task_unknown", "next"]
+    said = "no live worker of queue default knows task sned - did you mean 'send'?"
+    assert said in str(app.explain_sync(misspelt.id))
     register(app, "of_an_older_release")  # does not say what it knows
     assert ask(app, job.id) == ["next"]
 

@@ -391,6 +391,22 @@ async def test_unknown_task_is_given_back_then_buried(redis_url: str) -> None:
     assert status.state == "failed"
     assert letter.reason == "unknown_task"
     assert "os.system" in letter.error_message
+    assert "is it imported" in letter.error_message
+
+
+async def test_an_unknown_task_that_is_nearly_known_is_told(redis_url: str, caplog: Any) -> None:
+    app = make_app(redis_url, unknown_task_ttl=0.5)
+
+    @app.task
+    async def resize() -> None: ...
+
+    handle = await app.enqueue("resise")
+    async with working(app) as shop:
+        status = await shop.ended(handle, timeout=20)
+    assert status.error_message is not None
+    assert status.error_message.endswith("did you mean 'resize'?")
+    told = [record.fields["hint"] for record in caplog.records if record.message == "unknown task given back"]
+    assert set(told) == {"did you mean 'resize'?"}
 
 
 async def test_wrong_calls_are_told_before_anything_is_sent(redis_url: str, raw: Any) -> None:
