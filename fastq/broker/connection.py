@@ -185,10 +185,11 @@ class AsyncConnection:
             raise
         self._wire = wire
         self.connects += 1
-        self._look_later(loop)
+        self._look_later(loop, self._response_timeout)
 
-    def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
-        delay = self._response_timeout / 4
+    def _look_later(self, loop: asyncio.AbstractEventLoop, left: float) -> None:
+        """``left``: seconds until the reply that is due, if one is, is too late."""
+        delay = min(self._response_timeout / 4, left)
         self._watch = loop.call_later(min(delay, LATE / 2) if self.endpoint.sentinels else delay, self._check)
 
     async def _shake_hands(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> None:
@@ -238,13 +239,14 @@ class AsyncConnection:
         wire, loop = self._wire, self._loop
         if wire is None or loop is None:
             return
-        if wire.pending and time.monotonic() - wire.progress > self._response_timeout:
+        left = self._response_timeout
+        if wire.pending and (left := wire.progress + left - time.monotonic()) <= 0:
             self.drop(f"no reply within {self._response_timeout} s")
             return
         if self.endpoint.sentinels and self._searching is None and self.silent > LATE:
             self._searching = loop.run_in_executor(None, find_master, self.endpoint)
             self._searching.add_done_callback(self._searched)
-        self._look_later(loop)
+        self._look_later(loop, left)
 
     def _searched(self, search: asyncio.Future[Endpoint]) -> None:
         """The Sentinels have answered whether the server that keeps silent is still the master."""

@@ -374,6 +374,27 @@ def test_a_half_open_connection_is_given_up_after_the_response_timeout(make_serv
         connection.close()
 
 
+def test_a_reply_that_is_late_is_noticed_at_once(make_server: MakeServer, run: Run) -> None:
+    """Not a quarter of the response timeout later: ``enqueue_timeout`` is one."""
+    server = make_server()
+
+    async def main() -> None:
+        connection = AsyncConnection(parse_url(server.url), response_timeout=100)
+        await connection.connect()
+        server.pause()
+        call = asyncio.ensure_future(connection.call(command("PING")))
+        await asyncio.sleep(0)
+        assert connection._wire is not None
+        connection._wire.progress -= 99.8
+        connection._check()  # 0.2 s are left
+        with pytest.raises(BrokerUnavailable, match="no reply within 100 s"):
+            await asyncio.wait_for(call, 10)
+        server.resume()
+        await connection.close()
+
+    run(main())
+
+
 def test_a_hung_server_that_wakes_up_gives_nobody_a_late_reply(make_server: MakeServer) -> None:
     server = make_server()
     connection = SyncConnection(parse_url(server.url), response_timeout=0.1, connect_timeout=2)
