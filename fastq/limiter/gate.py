@@ -320,11 +320,8 @@ class Gate:
     async def _ask_on(self) -> None:
         """Ask until nobody waits, or it is known when to ask again."""
         try:
-            while (head := self._head()) is not None:
-                with self._outage.watch(self._terms.use_within):
-                    again = await self._ask(head)
-                if not again:
-                    break
+            while (head := self._head()) is not None and await self._ask(head):
+                pass
         except BrokerError as error:
             self._failed(error)
         except Exception as error:
@@ -338,7 +335,8 @@ class Gate:
     async def _ask(self, head: Waiter) -> bool:
         """One request. True: ask again at once."""
         if not self.tokens.left(time.monotonic()) and self.tokens.expired:  # left() finds these
-            await self._give_back_expired()
+            with self._outage.watch(self._terms.use_within):
+                await self._give_back_expired()
         now, terms = time.monotonic(), self.terms()
         if self._rule.max_concurrent is not None:
             return await self._ask_for_slots(terms)
@@ -383,8 +381,7 @@ class Gate:
 
     async def _ask_ahead(self) -> None:
         try:
-            with self._outage.watch(self._terms.use_within):  # others may wait for this answer
-                await self._renew()
+            await self._renew()
         except BrokerError as error:
             self._failed(error)
         finally:
@@ -428,7 +425,8 @@ class Gate:
 
     async def _request(self, command: Any) -> tuple[float, Acquired]:
         self.counts.note("requests")
-        sent, reply = await self.store.ask(command)
+        with self._outage.watch(self._terms.use_within):
+            sent, reply = await self.store.ask(command)
         self._outage.over()
         self.store.announce(self._keys, self.plan.rule)
         if reply.units:
@@ -457,7 +455,8 @@ class Gate:
             case _:
                 self._forecast.tell(now, reply.wait_us, need + self.tokens.left(now))
                 if self.tokens.left(now) and self._forecast.at - now > terms.use_within / 2:
-                    await self._return(self.tokens.drain(), self.tokens.granted, ())  # they would go to waste
+                    with self._outage.watch(self._terms.use_within):  # they would go to waste
+                        await self._return(self.tokens.drain(), self.tokens.granted, ())
                     return True
         head = self._head()
         self._refuse_hopeless(now)
@@ -521,7 +520,8 @@ class Gate:
                 self._grant(waiter, reply.now_us)
         if unwanted:
             units = sum(waiter.cost for waiter in unwanted)
-            await self._return(units, reply.now_us, [waiter.holder for waiter in unwanted])
+            with self._outage.watch(self._terms.use_within):
+                await self._return(units, reply.now_us, [waiter.holder for waiter in unwanted])
         self._forecast.tell(now, 0 if late else reply.wait_us, self.waiters[0].cost if self.waiters else 1)
         return self._head() is not None and self._rest(now, terms)
 
