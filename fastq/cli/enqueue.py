@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import click
@@ -14,6 +15,7 @@ from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.cli.session import Session, with_text_session
 from fastq.errors import (
     BodyTooLarge,
+    BrokerError,
     InvalidArguments,
     InvalidOption,
     JobIdReused,
@@ -114,8 +116,9 @@ def warn_of_unknown(session: Session, q: QueueKeys, task: str) -> None:
     """On stderr, if no live worker of the queue knows the task."""
     from fastq.broker.explain import unknown_task
 
-    if text := session.run(unknown_task(q, task)):
-        click.echo(f"fastq: {safe_text(text)}", err=True)
+    with contextlib.suppress(BrokerError):  # what was asked for is done; a producer's rights may not reach this far
+        if text := session.run(unknown_task(q, task)):
+            click.echo(f"fastq: {safe_text(text)}", err=True)
 
 
 def _send(session: Session, q: QueueKeys, priority: int, job: NewJob) -> list[Refused]:

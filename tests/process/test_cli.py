@@ -679,6 +679,21 @@ def test_a_body_that_is_too_large(bench: Bench, call: Call, monkeypatch: pytest.
     assert "more than 100" in answer.err
 
 
+@pytest.mark.other_user("it is a user of its own")
+def test_whoever_may_only_enqueue_is_not_told_of_workers(
+    bench: Bench, call: Call, monkeypatch: pytest.MonkeyPatch, raw: Any, redis_url: str
+) -> None:
+    """Whether a worker knows the task is read from hashes that a producer need not see: the job is enqueued all the same."""
+    raw.execute_command("ACL", "SETUSER", "shop", "on", ">pass", "~*", "&*", "+@all", "-hgetall")
+    try:
+        monkeypatch.setenv("FASTQ_REDIS_URL", redis_url.replace("://", "://shop:pass@"))
+        answer = call("enqueue", "send", "-q", "mail")
+    finally:
+        raw.execute_command("ACL", "DELUSER", "shop")
+    assert (answer.code, answer.err) == (0, "")
+    assert raw.hexists("fastq:{mail}:jobs", answer.out.strip())
+
+
 def test_a_lost_reply_makes_no_second_job(bench: Bench, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """F-17: the call is repeated, and the script knows it by its number."""
     from fastq.broker.connection import SyncConnection
