@@ -204,7 +204,9 @@ def make_call(task: str, body: bytes, defaults: TaskOptions, options: JobOptions
     """
     now = producer.now_ms()
     check_size(task, body, producer.max_body())
-    queue = _queue_of(task, defaults, options, producer)
+    queue = options.get("queue")
+    if queue is None:
+        queue = producer.queue_of(task, defaults.queue)
     if not options:
         priority, expires = defaults.priority, defaults.expires
         if expires is None:
@@ -224,11 +226,6 @@ def make_call(task: str, body: bytes, defaults: TaskOptions, options: JobOptions
         queue = producer.partition(queue, job_id)
     replicated = is_replicated(options["durability"]) if "durability" in options else None
     return Call(queue, priority, job, False, replicated, check_tags(options["tags"]) if "tags" in options else ())
-
-
-def _queue_of(task: str, defaults: TaskOptions, options: JobOptions, producer: Producer) -> str:
-    asked = options.get("queue")
-    return producer.queue_of(task, defaults.queue) if asked is None else asked
 
 
 def _extra(defaults: TaskOptions, options: JobOptions, now: int, due: int) -> Extra | None:
@@ -255,7 +252,10 @@ def make_node(
     """
     asked, now = cast(JobOptions, options), producer.now_ms()
     check_size(task, body, producer.max_body())
-    queue = check_queue_name(_queue_of(task, defaults, asked, producer))
+    queue = asked.get("queue")
+    if queue is None:
+        queue = producer.queue_of(task, defaults.queue)
+    check_queue_name(queue)
     extra = _extra(defaults, asked, now, 0) or Extra()
     extra.takes = takes
     priority = check_priority(asked.get("priority", defaults.priority))
