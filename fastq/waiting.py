@@ -11,10 +11,12 @@ Blocking code waits on an event loop in a thread of its own, which all its threa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, Protocol, TypeVar
 
 from fastq.broker.command import Command
@@ -113,7 +115,8 @@ class Waits:
 
     def close(self) -> None:
         """Stop waiting in the thread of blocking code."""
-        backstage, self._backstage = self._backstage, None
+        with self._lock:
+            backstage, self._backstage = self._backstage, None
         if backstage is not None and backstage.pid == os.getpid():
             backstage.run(self._leave())
             backstage.close()
@@ -290,6 +293,7 @@ async def _end_the_others() -> None:
             for task in others if cancel else ():
                 task.cancel()
             _, others = await asyncio.wait(others, timeout=0.5)
+    await asyncio.get_running_loop().shutdown_asyncgens()  # of iterators that nobody waits for just now
 
 
 class Backstage:
@@ -297,13 +301,22 @@ class Backstage:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
+        self._closed = False
+        self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fastq-waiting", daemon=True)
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there and wait for it; interrupted, it is cancelled."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Run a coroutine there and wait for it; interrupted, it is cancelled.
+
+        Raises CancelledError: the application was closed.
+        """
+        with self._lock:
+            if self._closed:  # on a loop that has stopped, or will at once, it would never end
+                coroutine.close()
+                raise CancelledError("the application was closed")
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
         except BaseException:
@@ -311,20 +324,24 @@ class Backstage:
             raise
 
     def iterate(self, values: AsyncIterator[T]) -> Iterator[T]:
-        """What an iterator over there yields, here; it is closed when this one is."""
+        """What an iterator over there yields, here; it is closed when this one is, and ends when the application is closed."""
         try:
             while True:
                 try:
                     yield self.run(_next(values))
-                except StopAsyncIteration:
+                except (StopAsyncIteration, CancelledError):
                     return
         finally:
-            if not self._loop.is_closed() and isinstance(values, AsyncGenerator):
-                self.run(values.aclose())
+            if isinstance(values, AsyncGenerator):
+                with contextlib.suppress(CancelledError):
+                    self.run(values.aclose())
 
     def close(self) -> None:
         """End the thread; whoever waits here is told before."""
-        self.run(_end_the_others())
+        with self._lock:
+            self._closed = True
+            ended = asyncio.run_coroutine_threadsafe(_end_the_others(), self._loop)  # after all that was begun
+        ended.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

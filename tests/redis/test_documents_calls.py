@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 import fastq
 from fastq.broker.command import raw as command
 from fastq.broker.embedded import shared_server
+from fastq.waiting import Backstage
 from tests.conftest import eventually_async
 from tests.redis.workshop import working
 
@@ -498,6 +499,46 @@ async def test_closing_ends_the_loops_of_blocking_code(redis_url: str) -> None:
     assert not thread.is_alive()
     assert seen == []
     await app.aclose()
+
+
+async def test_a_loop_of_blocking_code_ends_when_the_application_was_closed_between_two_events(redis_url: str) -> None:
+    app = fastq.FastQ(redis_url)
+    events = app.events_sync()
+    first = asyncio.create_task(asyncio.to_thread(next, events))
+    await eventually_async(lambda: _everything_is_watched(app))
+    job = await app.enqueue("nobody.works")
+    assert await job.cancel()
+    assert (await first).job_id == job.id
+    await asyncio.to_thread(app.close)
+    assert await asyncio.to_thread(list, events) == []
+    await app.aclose()
+
+
+def test_closing_leaves_no_thread_behind_that_is_just_about_to_ask() -> None:
+    """Threads that begin, wait and end while the loop that they wait on is closed: on a stopped one they would wait for ever."""
+
+    async def endless() -> AsyncIterator[int]:
+        for n in range(1_000_000):
+            yield n
+            await asyncio.sleep(0.001 if n else 0)
+
+    for _ in range(5):
+        backstage, begun = Backstage(), threading.Semaphore(0)
+
+        def read(backstage: Backstage = backstage, begun: threading.Semaphore = begun) -> None:
+            for n in backstage.iterate(endless()):
+                if not n:
+                    begun.release()
+
+        threads = [threading.Thread(target=read, daemon=True) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            assert begun.acquire(timeout=10)
+        backstage.close()
+        for thread in threads:
+            thread.join(10)
+        assert not any(thread.is_alive() for thread in threads)
 
 
 async def _everything_is_watched(app: fastq.FastQ) -> bool:
