@@ -26,7 +26,10 @@ demo: build ## the whole queue at work on real input, with a worker killed half-
 test: build $(if $(ARGS),,soak-and-versions) ## the whole suite against real servers that it starts itself
 	$(if $(ARGS),,@$(PY) -m benchmarks.load gate)
 	$(if $(ARGS),,@$(PY) -m pytest --cluster $(ON_A_CLUSTER_TOO))
-	@$(PY) -m pytest $(if $(ARGS),$(ARGS),--deselect tests/chaos/test_soak.py::test_soak)
+	@$(PY) -m pytest $(if $(ARGS),$(ARGS),$(TWO_AT_ONCE) --deselect tests/chaos/test_soak.py::test_soak)
+
+# Half of the suite's time is waiting for servers, leases and processes: a second test runs meanwhile, with a server of its own.
+TWO_AT_ONCE := -n auto --maxprocesses 2 --dist worksteal
 
 # Three minutes of the soak mostly wait; the tests on other Pythons run meanwhile, most of which have no process of their own.
 SOAK_LOG := .pytest_cache/soak.log

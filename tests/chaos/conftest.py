@@ -22,9 +22,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in lengthy]
 
 
-FIGURES = pytest.StashKey[list[str]]()
-
-
 @pytest.fixture
 def make_fleet(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
     """``make_fleet(url, **settings)``: a fleet that is not started yet."""
@@ -50,17 +47,25 @@ def dice(request: pytest.FixtureRequest, figure: Callable[[str], None]) -> rando
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """``figure("p99 0.1 s")``: shown with the test's name at the end of the run."""
-    shown = request.config.stash.setdefault(FIGURES, [])
+    """``figure("p99 0.1 s")``: shown with the test's name at the end of the run, whichever process runs the test."""
 
     def say(text: str) -> None:
         print(text)
-        shown.append(f"{request.node.name}: {text}")
+        request.node.user_properties.append(("figure", text))
 
     return say
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The figures of all tests."""
-    for line in terminalreporter.config.stash.get(FIGURES, []):
-        terminalreporter.write_line(line)
+    ended = [
+        report
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if hasattr(report, "user_properties")
+    ]
+    for report in ended:
+        if report.when == "call":
+            for name, text in report.user_properties:
+                if name == "figure":
+                    terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {text}")

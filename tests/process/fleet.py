@@ -156,6 +156,7 @@ class Fleet:
         held = frozenset(names[job] for job in held_by(client, pid))
         at = time.monotonic()
         self.kill(pid)
+        eventually(lambda: not alive(pid), PATIENCE)  # or it might be chosen once more
         return Kill(pid, at, held)
 
     # -- its log --------------------------------------------------------------------------------

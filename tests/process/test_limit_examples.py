@@ -1,7 +1,7 @@
 """The patterns of examples/limits, each as a program on a real Redis; what the other side saw is judged here.
 
 Arrivals are the API's own times. The limiters of windows are 0.25 s longer than the API's windows (what a request's way may
-vary on a busy machine); a bucket is judged with 0.1 s of its rate on top of its burst.
+vary on a busy machine); a bucket is judged with as much of its rate on top of its burst.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+WAY = 0.25  # seconds that a request's way may vary
 FOLDER = Path(__file__).parents[2] / "examples" / "limits"
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "stage")
 
@@ -134,7 +135,7 @@ def test_a_batch_keeps_its_pace(redis_url: str) -> None:
     facts = play("batch_pacing", redis_url)
     assert (facts["processed"], facts["failed"]) == (95, 5)
     times = facts["api"]["accepted"]
-    assert over_bucket(times, 50, 5 + 5) <= 0
+    assert over_bucket(times, 50, 5 + 50 * WAY) <= 0
     assert sum(b - a > 0.39 for a, b in itertools.pairwise(times)) >= 2
 
 
@@ -165,8 +166,8 @@ def test_each_service_has_its_own_limit(redis_url: str) -> None:
     for service in ("stripe", "sendgrid", "inventory"):
         assert Counter(facts[service]["bodies"]) == {f"order-{n}": 1 for n in range(70)}
     assert_window_held(facts["sendgrid"])
-    assert over_bucket(facts["stripe"]["accepted"], 40, 40 + 4) <= 0
-    assert over_bucket(facts["inventory"]["accepted"], 30, 10 + 3) <= 0
+    assert over_bucket(facts["stripe"]["accepted"], 40, 40 + 40 * WAY) <= 0
+    assert over_bucket(facts["inventory"]["accepted"], 30, 10 + 30 * WAY) <= 0
 
 
 def test_a_resource_is_used_by_so_many_at_once(redis_url: str) -> None:
