@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
@@ -135,7 +136,12 @@ class FastQ(Tasks, Scheduling, Batching, Flows, Asking, Fleet, Consuming):
             async def resources():
                 async with create_pool() as pool:
                     yield {"pool": pool}
+
+        Raises:
+            TaskDefinitionError: it is no async generator function, or the second lifespan of this application.
         """
+        if not inspect.isasyncgenfunction(fn):
+            raise TaskDefinitionError(f"the lifespan {fn!r:.100} is no async generator: 'async def' with one 'yield'")
         if self.lifespan_function is not None:
             raise TaskDefinitionError("this application has a lifespan already: put both into one")
         self.lifespan_function = asynccontextmanager(fn)

@@ -191,9 +191,11 @@ class Arguments:
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            unknown = next((name for name in kwargs if name not in self._types), "")
-            hint = did_you_mean(unknown, self._types) if unknown else ""
-            raise InvalidArguments(f"task {self.task!r}: {error}{hint}; its signature is {self._signature}") from None
+            kinds = {parameter.kind for parameter in self._signature.parameters.values()}
+            takes_any = inspect.Parameter.VAR_KEYWORD in kinds
+            unknown = "" if takes_any else next((name for name in kwargs if name not in self._types), "")
+            why = f"no argument {unknown!r}{did_you_mean(unknown, self._types)}" if unknown else str(error)
+            raise InvalidArguments(f"task {self.task!r}: {why}; its signature is {self._signature}") from None
         positional: list[Any] = []
         for name in self._names:
             if name not in bound.arguments:

@@ -261,7 +261,7 @@ def callback(batch_id: str, which: str, queue: str, call: Signature) -> bytes:
     its_own, data = call.source.node(args, call.kwargs, call.options, -1)
     if its_own != (whole := queue_of(queue)):
         raise InvalidOption(
-            f"the callback {call.source.name!r} of a batch runs in the batch's queue {whole!r}, and its task names "
+            f"the callback {call.source.name!r} of a batch runs in the batch's queue {whole!r}, and its task goes to "
             f"{its_own!r}: say {call.source.name}.options(queue={whole!r}).s(…)"
         )
     envelope = decode_envelope(data)

@@ -154,9 +154,12 @@ class Rule(msgspec.Struct, frozen=True):
         _raise(_rule_problems(self.rate, self.max_concurrent, self.use_within))
 
     def changed(self, change: Rule) -> Rule:
-        """This rule with what ``change`` says; what it does not say stays."""
+        """This rule with what ``change`` says; what it does not say stays, the burst of a rate among it."""
+        rate = change.rate or self.rate
+        if isinstance(rate, TokenBucket) and isinstance(self.rate, TokenBucket) and rate.burst is None:
+            rate = TokenBucket(rate.rate_per_second, self.rate.burst)
         return Rule(
-            rate=change.rate or self.rate,
+            rate=rate,
             max_concurrent=change.max_concurrent or self.max_concurrent,
             use_within=change.use_within or self.use_within,
         )

@@ -520,7 +520,7 @@ def setup(
 ) -> None:
     """Write logs of ``level`` and above to ``stream`` (stderr); may be called again, the last call counts.
 
-    ``format``: ``text``, ``json``, or ``auto``: coloured text on a terminal (unless NO_COLOR is set), text otherwise. The root
+    ``format``: ``text``, ``json``, or ``auto``: coloured text on a terminal (unless NO_COLOR is set), JSON otherwise. The root
     logger gets the handler, so the application's own logs come out in the same form. If it has handlers already, the application
     has decided about its logs: then only the logger ``fastq`` is configured. ``background`` writes through a thread: for
     processes with an event loop, never for one that forks. ConfigError for an unknown level or format.
@@ -574,9 +574,9 @@ def _level(level: str | int) -> int:
 def _formatter(format: str, stream: IO[str]) -> logging.Formatter:  # noqa: A002
     if format not in FORMATS:
         raise ConfigError(f"unknown log format {format!r}{did_you_mean(format, FORMATS)}; one of {', '.join(FORMATS)}")
-    if format == "json":
-        return JsonFormatter()
     terminal = stream.isatty()
+    if format == "json" or (format == "auto" and not terminal):
+        return JsonFormatter()
     plain = format == "text" or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return TextFormatter(terminal=terminal, colour=terminal and not plain)
 

@@ -7,6 +7,7 @@ A unique key is the task's name and a hash of the arguments that were chosen; it
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -81,6 +82,17 @@ class Unique(msgspec.Struct, frozen=True):
             raise InvalidOption(
                 "a unique key that lives for some seconds names a job that may have run: nothing to replace"
             )
+
+    def check(self, task: inspect.Signature) -> Unique:
+        """The rule itself. Raises InvalidOption: ``by`` names what is no parameter of the task."""
+        parameters = task.parameters
+        names = [self.by] if isinstance(self.by, str) else [] if self.by is None or callable(self.by) else self.by
+        strange = next((name for name in names if name not in parameters), None)
+        if strange is not None and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            raise InvalidOption(
+                f"unique by {strange!r}: the handler has no such parameter{did_you_mean(strange, parameters)}"
+            )
+        return self
 
     @property
     def hold(self) -> str:

@@ -224,7 +224,7 @@ class Tasks:
             raise TaskDefinitionError(
                 f"task {fn.name!r} is a task already: put @app.task below @app.cron and @app.every"
             )
-        if not callable(fn):
+        if not callable(fn) or inspect.isclass(fn):
             raise TaskDefinitionError(f"@task decorates a function, not {fn!r:.100}")
         if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
             raise TaskDefinitionError(
@@ -539,6 +539,10 @@ def _read_options(fn: Callable[..., Any], given: Mapping[str, Any]) -> TaskOptio
         idempotent = IDEMPOTENT_TTL if idempotent else None
     if given.get("unique") and idempotent:
         raise InvalidOption("unique and idempotent were both asked for: choose one")
+    signature, unique = inspect.signature(fn), as_unique(given.get("unique"))
+    for one in (unique, getattr(given.get("limit_key"), "rule", None)):  # that of while_running
+        if isinstance(one, Unique) and given.get("batch") is None:
+            one.check(signature)
     return TaskOptions(
         queue=None if given.get("queue") is None else check_queue_name(given["queue"]),
         priority=check_priority(given.get("priority", JobPriority.NORMAL)),
@@ -550,9 +554,9 @@ def _read_options(fn: Callable[..., Any], given: Mapping[str, Any]) -> TaskOptio
         result_ttl=duration("result_ttl", 0.0),
         expires=duration("expires", 0.0),
         retry=rule,
-        unique=as_unique(given.get("unique")),
+        unique=unique,
         idempotent=idempotent,
-        limits=read_job_limits(given, inspect.signature(fn)),
+        limits=read_job_limits(given, signature),
         batch=_batch(given),
         batch_wait=(seconds("batch_wait", given.get("batch_wait", 0.2)) if given.get("batch") is not None else 0.0),
     )

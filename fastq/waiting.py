@@ -26,7 +26,7 @@ from fastq.broker.listener import Listener
 from fastq.broker.url import Endpoint
 from fastq.broker.views import ended_status
 from fastq.config import Settings
-from fastq.errors import BrokerError, BrokerReplyError, FastQError, WaitTimeout
+from fastq.errors import BrokerError, BrokerReplyError, FastQError, InvalidOption, WaitTimeout
 from fastq.job import JobStatus
 
 __all__ = ["Waits"]
@@ -93,7 +93,9 @@ class Waits:
         return room
 
     async def wait(self, queue: str, job_id: str, timeout: float | None) -> JobStatus | None:
-        """See :meth:`Waiting.wait`."""
+        """See :meth:`Waiting.wait`. Raises InvalidOption, too: no number of seconds."""
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float)):
+            raise InvalidOption(f"timeout={timeout!r:.100} must be a number of seconds, or None")
         return await self._room().wait(queue, job_id, timeout)
 
     def wait_sync(self, queue: str, job_id: str, timeout: float | None) -> JobStatus | None:

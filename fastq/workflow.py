@@ -460,7 +460,7 @@ def _sealed(
 def _one_queue(queues: Mapping[str, str]) -> str:
     if len(queues) > 1:
         named = ", ".join(f"{task!r} in {queue!r}" for queue, task in queues.items())
-        raise InvalidOption(f"the jobs of a workflow run in one queue, these tasks name several ({named}): give queue=")
+        raise InvalidOption(f"the jobs of a workflow run in one queue, these go to several ({named}): give queue=")
     return next(iter(queues))
 
 

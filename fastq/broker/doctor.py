@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from fastq.broker import masters, scripts
 from fastq.broker.command import Operation, raw
@@ -17,6 +17,7 @@ from fastq.broker.commands import status
 from fastq.broker.inspector import Inspector
 from fastq.broker.keys import QueueKeys
 from fastq.broker.masters import Finding, Level, Probe, allowed, at, config
+from fastq.broker.pauses import Pause
 from fastq.broker.schema import look
 from fastq.broker.url import Endpoint
 from fastq.broker.views import QueueInfo, WorkerInfo
@@ -342,9 +343,17 @@ def _fleet(prefix: str) -> Operation[list[Finding]]:
             return []
         leader = yield from inspector.leader()
         workers = yield from inspector.workers()
+        paused = yield from inspector.paused_tasks()
     except BrokerReplyError as error:
         return [Finding("warn", "queues", f"cannot see the queues: {error}", f"allow it: ~{prefix}:* +@read")]
-    return [*_scheduler(leader, infos), *_queues(infos), *_lost(workers)]
+    return [*_scheduler(leader, infos), *_queues(infos), *_paused_tasks(paused), *_lost(workers)]
+
+
+def _paused_tasks(paused: Mapping[str, Sequence[Pause]]) -> Iterator[Finding]:
+    for queue, pauses in paused.items():
+        for pause in pauses:
+            how = f"fastq queues resume {queue} --task {pause.task}" + (" --where …" if pause.where else "")
+            yield Finding("warn", "queues", f"{pause} is paused in queue {queue!r}", how)
 
 
 def _scheduler(leader: str | None, infos: list[QueueInfo]) -> Iterator[Finding]:

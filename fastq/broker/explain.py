@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from fastq.broker.command import Command, Operation, raw
-from fastq.broker.flows import numbers
+from fastq.broker.flows import BROKEN, numbers
 from fastq.broker.inspector import Inspector
 from fastq.broker.keys import PRIORITIES, QueueKeys
 from fastq.broker.pauses import Pause, paused
@@ -18,7 +18,7 @@ from fastq.errors import did_you_mean
 from fastq.job import JobPriority, JobState, JobStatus, WorkerCard
 from fastq.partitions import queue_of
 
-__all__ = ["Cause", "Explanation", "explain", "unknown_task"]
+__all__ = ["Cause", "Explanation", "explain", "unheard", "unknown_everywhere"]
 
 DEEPEST = 100_000
 """Entries of a ready list that are looked through for a job's place (about 1 ms of Redis's time)."""
@@ -74,6 +74,8 @@ def _running(status: JobStatus) -> str:
 
 
 def _ended(status: JobStatus) -> Cause:
+    if status.last_error == BROKEN:
+        return Cause("failed", f"{BROKEN}: 'fastq workflow {status.id}' shows which one")
     if status.state is JobState.FAILED:
         return Cause("failed", f"it is in the dead-letter queue after {status.attempts} attempts: {status.last_error}")
     reason = f": {status.last_error}" if status.last_error else ""
@@ -102,7 +104,7 @@ def _held_up(inspector: Inspector, status: JobStatus) -> Operation[list[Cause]]:
         causes.append(Cause("parked", f"it waits for the limit {status.limit}{again}"))
     live = yield from _live(q)
     if not live:
-        causes.append(Cause("no_worker", f"no live worker serves queue {status.queue}"))
+        causes.append(Cause("no_worker", _unserved(status.queue)))
     elif text := _unknown_to(live, status.queue, status.task or ""):
         causes.append(Cause("task_unknown", text))
     if status.state is JobState.PENDING:
@@ -110,9 +112,28 @@ def _held_up(inspector: Inspector, status: JobStatus) -> Operation[list[Cause]]:
     return causes
 
 
-def unknown_task(q: QueueKeys, task: str) -> Operation[str]:
-    """That no live worker of a queue knows this task; "" if one does or may, or there is none."""
-    return _unknown_to((yield from _live(q)), q.queue, task)
+def unheard(inspector: Inspector, q: QueueKeys, task: str) -> Operation[str]:
+    """That no live worker serves a queue, or none that does knows this task; "" if one does or may."""
+    live: list[WorkerCard | None] = []
+    for part in (yield from inspector.parts(q.queue)):
+        live += yield from _live(part)
+    if live:
+        return _unknown_to(live, q.queue, task)
+    queue = queue_of(q.queue)
+    others = [name for name in (yield from inspector.queues()) if name != queue]
+    return _unserved(queue) + did_you_mean(queue, others)
+
+
+def unknown_everywhere(queues: Sequence[QueueKeys], task: str) -> Operation[str]:
+    """That no live worker of any of these queues knows this task; "" if one does or may, or there is none."""
+    live: list[WorkerCard | None] = []
+    for q in queues:
+        live += yield from _live(q)
+    return _unknown_to(live, "", task)
+
+
+def _unserved(queue: str) -> str:
+    return f"no live worker serves queue {queue}"
 
 
 def _live(q: QueueKeys) -> Operation[list[WorkerCard | None]]:
@@ -129,7 +150,8 @@ def _unknown_to(live: Sequence[WorkerCard | None], queue: str, task: str) -> str
         if card is None or not card.tasks or task in card.tasks:
             return ""
         known.update(card.tasks)
-    return f"no live worker of queue {queue} knows task {task}{did_you_mean(task, known)}" if live else ""
+    where = f" of queue {queue}" if queue else ""
+    return f"no live worker{where} knows task {task}{did_you_mean(task, known)}" if live else ""
 
 
 def _waiting(q: QueueKeys, job_id: str) -> Operation[Cause]:

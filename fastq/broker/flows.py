@@ -396,7 +396,10 @@ def view(q: QueueKeys, flow: str) -> Operation[FlowView | None]:
 
 def is_flow(text: str) -> bool:
     """Whether this can be the id of a workflow."""
-    return re.fullmatch(r"[0-9a-f]{24}", text) is not None
+    return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{24}", text) is not None
+
+
+BROKEN = "a job of the workflow has failed"
 
 
 def status_of(q: QueueKeys, flow: str, found: FlowView) -> JobStatus:
@@ -411,7 +414,7 @@ def status_of(q: QueueKeys, flow: str, found: FlowView) -> JobStatus:
         task=found.fields.get("name") or None,
         started_at=found.started_ms / 1_000,
         finished_at=found.finished_ms / 1_000 or None,
-        last_error="a job of the workflow has failed" if found.state == "failed" else None,
+        last_error=BROKEN if found.state == "failed" else None,
         progress=Progress(current=ended, total=total),
     )
 

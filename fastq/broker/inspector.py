@@ -425,14 +425,20 @@ class Inspector:
     def pause(self, queue: str) -> Operation[bool]:
         """Workers take nothing more from this queue; what runs goes on. False when it was paused already."""
         parts, now = (yield from self.parts(queue)), (yield clock())
+        yield from self._announce(parts)
         replies = yield [raw("SET", q.paused, now, "NX") for q in parts]
         return any(reply is not None for reply in replies)
+
+    def _announce(self, parts: Sequence[QueueKeys]) -> Operation[None]:
+        """Let everybody see these queues: one may be paused before its first job."""
+        if parts:
+            yield [raw("SADD", self._global.queues, q.queue) for q in parts]
 
     def resume(self, queue: str) -> Operation[bool]:
         """Undo :meth:`pause` and wake a worker. False when it was not paused."""
         parts = yield from self.parts(queue)
         replies = yield [raw(word, key) for q in parts for word, key in (("DEL", q.paused), ("LLEN", q.wake))]
-        unheard = [q for q, waiting in zip(parts, replies[1::2], strict=True) if not waiting]
+        unheard = [q for q, was, waiting in zip(parts, replies[::2], replies[1::2], strict=True) if was and not waiting]
         if unheard:
             yield [raw("RPUSH", q.wake, "1") for q in unheard]
         return any(replies[::2])
@@ -440,6 +446,7 @@ class Inspector:
     def pause_task(self, pause: Pause, queues: Iterable[str]) -> Operation[bool]:
         """Workers start no job that ``pause`` means in these queues; what runs goes on. False when all were paused already."""
         parts = yield from self._parts_of_all(queues)
+        yield from self._announce(parts)
         return any((yield [suspend_task(q, pause) for q in parts]))
 
     def resume_task(self, pause: Pause, queues: Iterable[str]) -> Operation[bool]:

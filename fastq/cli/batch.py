@@ -75,6 +75,7 @@ def batch(session: Session, batch_id: str | None, queue: str | None, watch: bool
     q = session.run(_find(queues, batch_id))
     if q is None:
         raise NotFound(f"no batch {safe_text(batch_id)!r}: there was none of this id, or its result_ttl is over")
+    before = _look(session, q, batch_id)
     if action == "cancel":
         record = ended_record("cancelled", "", 0)
         session.run(batches.cancel(q, batch_id, record, round(session.settings.result_ttl * 1_000)))
@@ -82,6 +83,9 @@ def batch(session: Session, batch_id: str | None, queue: str | None, watch: bool
         session.run(batches.close(q, batch_id, "torn"))
     status = _watch(session, q, batch_id) if watch else _look(session, q, batch_id)
     session.answer(status, _lines(status))
+    if action and before.final:
+        click.echo(f"fastq: nothing to {action}: it has ended as {before.state}", err=True)
+        return ExitCode.CRASH
     return ExitCode.CRASH if status.final and status.state != "success" and not action else ExitCode.OK
 
 

@@ -196,7 +196,7 @@ def add(
     from fastq.cli.enqueue import body_of, warn_of_unknown
 
     if (expression is None) == (every is None):
-        raise click.UsageError("give --cron or --every", click.get_current_context())
+        raise click.UsageError("give one of --cron and --every", click.get_current_context())
     if not TASK_NAME.match(task):
         raise UnknownTask(f"{task!r:.250} is not a task name: 1 to 200 characters of A-Z a-z 0-9 _ . : -")
     schedule = Cron(expression, tz) if expression is not None else Every(parse_duration(every))

@@ -194,10 +194,10 @@ def _report(value: dict[str, Any], *, dry_run: bool) -> Iterator[str]:
 @with_session
 def purge(
     session: Session, queue: str, ids: tuple[str, ...], older_than: str | None, everything: bool, yes: bool
-) -> None:
+) -> int:
     """Delete dead letters of QUEUE, for good: the IDs, those --older-than, or --all."""
     if bool(ids) + bool(older_than) + everything != 1:
-        raise click.UsageError("give IDs, --older-than or --all", click.get_current_context())
+        raise click.UsageError("give one of IDs, --older-than and --all", click.get_current_context())
     from fastq.values import parse_duration
 
     age = parse_duration(older_than) if older_than else None
@@ -205,7 +205,11 @@ def purge(
     which = f"{len(ids)}" if ids else f"those older than {older_than}" if older_than else "all"
     confirmed(f"Delete dead letters of queue {queue!r} ({which})?", yes=yes or bool(ids))
     count = session.run(session.inspector.purge_dead(queue, ids or None, age))
-    session.answer({"queue": queue, "purged": count}, [f"{queue}: {counted(count, 'dead letter')} deleted"])
+    missing = len(set(ids)) - count if ids else 0
+    told = [f"{queue}: {counted(count, 'dead letter')} deleted"]
+    told += [f"{missing:,} are not in this dead-letter queue"] if missing else []
+    session.answer({"queue": queue, "purged": count}, told)
+    return ExitCode.CRASH if missing else ExitCode.OK
 
 
 verbs = {"dlq": dlq}

@@ -113,11 +113,11 @@ def enqueue(
 
 
 def warn_of_unknown(session: Session, q: QueueKeys, task: str) -> None:
-    """On stderr, if no live worker of the queue knows the task."""
-    from fastq.broker.explain import unknown_task
+    """On stderr, if no live worker serves the queue, or none that does knows the task."""
+    from fastq.broker.explain import unheard
 
     with contextlib.suppress(BrokerError):  # what was asked for is done; a producer's rights may not reach this far
-        if text := session.run(unknown_task(q, task)):
+        if text := session.run(unheard(session.inspector, q, task)):
             click.echo(f"fastq: {safe_text(text)}", err=True)
 
 

@@ -9,7 +9,7 @@ from fastq.cli.root import Verbs
 from fastq.cli.session import NotFound, Session, with_session
 from fastq.cli.table import Cell, moment, pairs, rows
 from fastq.errors import ExitCode, safe_text
-from fastq.job import JobState, JobStatus
+from fastq.job import JobState, JobStatus, Progress
 
 __all__ = ["verbs"]
 
@@ -99,7 +99,18 @@ def show(session: Session, job_id: str, queue: str | None) -> None:
             fields[name] = moment(fields[name])
     if status.result is not None:
         fields["result"] = repr(status.result)
+    fields["progress"] = _how_far(status.progress)
     session.answer(status, pairs(fields))
+
+
+def _how_far(progress: Progress | None) -> str:
+    """What the handler said last, for people."""
+    if progress is None:
+        return ""
+    total = "" if progress.total is None else f" of {progress.total:g}"
+    done = "" if progress.current is None else f"{progress.current:g}{total}"
+    word = "" if progress.state == "PROGRESS" else progress.state
+    return ": ".join(part for part in (word, done, progress.message) if part)
 
 
 def _each(

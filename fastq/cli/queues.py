@@ -8,8 +8,9 @@ import msgspec
 from fastq.broker.pauses import Pause
 from fastq.cli.root import Verbs
 from fastq.cli.session import Session, confirmed, with_session
-from fastq.cli.status import QUEUE_HEAD, queue_row
-from fastq.cli.table import counted, rows
+from fastq.cli.status import queue_lines
+from fastq.cli.table import counted
+from fastq.errors import safe_text
 
 __all__ = ["verbs"]
 
@@ -29,9 +30,9 @@ def queues() -> None:
 @queues.command("ls")
 @with_session
 def ls(session: Session) -> None:
-    """List the queues and what there is in them."""
+    """List the queues, what there is in them, and the tasks that are paused."""
     infos = session.run(session.inspector.overview())
-    session.answer(infos, rows(QUEUE_HEAD, [queue_row(info) for info in infos]) if infos else ["no queue yet"])
+    session.answer(infos, queue_lines(infos, session.run(session.inspector.paused_tasks())))
 
 
 @queues.command()
@@ -75,6 +76,16 @@ def _change(session: Session, queue: str | None, task: str | None, where: tuple[
         {"queue": queue, "changed": changed} | ({"task": task} if task else {}),
         [f"{what}: {words[0 if changed else 1]}"],
     )
+    if task is not None and begin:
+        _warn_of_unknown(session, queue, task)
+
+
+def _warn_of_unknown(session: Session, queue: str | None, task: str) -> None:
+    """On stderr, if the live workers do not know the task."""
+    from fastq.broker.explain import unknown_everywhere
+
+    if text := session.run(unknown_everywhere(session.run(session.inspector.parts(queue)), task)):
+        click.echo(f"fastq: {safe_text(text)}", err=True)
 
 
 def _argument(text: str) -> tuple[str, object]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from fastq.broker.command import Operation
 from fastq.broker.inspector import Inspector
+from fastq.broker.pauses import Pause
 from fastq.broker.views import QueueInfo, WorkerInfo
 from fastq.cli.session import NotFound, Session, as_json, with_session
 from fastq.cli.table import duration, rows
 from fastq.errors import did_you_mean, safe_text
 from fastq.partitions import queue_of
 
-__all__ = ["look", "verbs", "worker_lines"]
+__all__ = ["look", "queue_lines", "verbs", "worker_lines"]
 
 QUEUE_HEAD = ("QUEUE", "PENDING", "SCHEDULED", "PARKED", "RUNNING", "DEAD", "WORKERS", "OLDEST", "STATE")
 WORKER_HEAD = ("WORKER", "HOST", "PID", "RUNNING", "OF", "LEASE", "QUEUES", "VERSION")
@@ -51,20 +52,37 @@ def status(session: Session, queues: tuple[str, ...]) -> None:
     if queues:
         infos = [info for name, info in by_name.items() if name in queues]
         workers = [worker for worker in workers if set(worker.queues) & set(map(queue_of, queues))]
-    value = {"queues": infos, "workers": workers, "scheduler": leader}
+    paused = session.run(session.inspector.paused_tasks([info.name for info in infos]))
+    value = {"queues": infos, "workers": workers, "scheduler": leader, "paused_tasks": paused}
     if queues:  # of what was asked for, each partition
         infos = [row for info in infos for row in (info, *info.partitions)]
-    session.answer(value, _lines(infos, workers, leader))
+    session.answer(value, _lines(infos, workers, leader, paused))
 
 
-def _lines(queues: Sequence[QueueInfo], workers: Sequence[WorkerInfo], leader: str | None) -> Iterator[str]:
-    if not queues:
-        yield "no queue yet: nothing was ever enqueued here"
-    else:
-        yield from rows(QUEUE_HEAD, [queue_row(info) for info in queues])
+def _lines(
+    queues: Sequence[QueueInfo],
+    workers: Sequence[WorkerInfo],
+    leader: str | None,
+    paused: Mapping[str, Sequence[Pause]],
+) -> Iterator[str]:
+    yield from queue_lines(queues, paused)
     yield ""
     yield from worker_lines(workers)
     yield f"scheduler: {safe_text(leader) if leader else 'none runs'}"
+
+
+def queue_lines(queues: Sequence[QueueInfo], paused: Mapping[str, Sequence[Pause]]) -> Iterator[str]:
+    """The table of queues, and what of them is paused."""
+    if not queues:
+        yield "no queue yet: nothing was ever enqueued here"
+        return
+    yield from rows(QUEUE_HEAD, [queue_row(info) for info in queues])
+    where: dict[str, list[str]] = {}
+    for queue, pauses in sorted(paused.items()):
+        for pause in pauses:
+            where.setdefault(str(pause), []).append(queue)
+    for what, names in sorted(where.items()):
+        yield f"{safe_text(what)}: paused in {', '.join(names)}"
 
 
 def queue_row(info: QueueInfo) -> tuple[str | int, ...]:

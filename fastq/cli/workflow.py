@@ -101,11 +101,7 @@ def workflow(session: Session, workflow_id: str, queue: str | None, action: str 
     place = session.run(_find(queues, workflow_id))
     if place is None:
         raise NotFound(f"no workflow {safe_text(workflow_id)!r}: there was none of this id, or its result_ttl is over")
-    if action == "cancel":
-        record = flows.ended_record("cancelled", "", 0)
-        session.run(flows.cancel(place, workflow_id, record, 3_600_000))
-    elif action == "retry":
-        session.run(flows.retry(place, workflow_id))
+    done = _act(session, place, workflow_id, action)
     found = session.run(flows.view(place, workflow_id))
     assert found is not None
     small = len(found.letters) <= DRAWN
@@ -123,7 +119,25 @@ def workflow(session: Session, workflow_id: str, queue: str | None, action: str 
         yield f"{counted(sum(counts.values()), 'job')}: {told}"
 
     session.answer({**head, "counts": counts, "tree": tree}, lines())
-    return ExitCode.OK
+    if not done:
+        click.echo(f"fastq: nothing to {action}: {_why_not(found, action)}", err=True)
+    return ExitCode.OK if done else ExitCode.CRASH
+
+
+def _act(session: Session, place: QueueKeys, workflow_id: str, action: str | None) -> bool:
+    """Whether there was something to do."""
+    if action == "cancel":
+        ttl_ms = round(session.settings.result_ttl * 1_000)
+        return session.run(flows.cancel(place, workflow_id, flows.ended_record("cancelled", "", 0), ttl_ms))
+    return action is None or session.run(flows.retry(place, workflow_id)) > 0
+
+
+def _why_not(found: flows.FlowView, action: str | None) -> str:
+    if action == "cancel":
+        return f"it has ended as {found.state}"
+    return (
+        "the dead letters of its failed jobs are gone" if flows.FAILED in found.letters else "no job of it has failed"
+    )
 
 
 def _find(queues: Sequence[QueueKeys], flow: str) -> Operation[QueueKeys | None]:

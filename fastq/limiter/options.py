@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from fastq.errors import ConfigError
-from fastq.limits import read_rule
+from fastq.limits import Rule, read_rule
 
 __all__ = ["JOB_LIMITS", "JobLimits", "Key", "key_of_call", "read_job_limits"]
 
@@ -63,6 +63,15 @@ JOB_LIMITS: Final = JobLimits.__struct_fields__
 """The options that :func:`read_job_limits` knows."""
 
 
+def _own_rule(limits: JobLimits) -> Rule | None:
+    try:
+        return read_rule(limits.own) if limits.own else None
+    except ConfigError as error:  # in the words of a task's options
+        raise ConfigError(
+            str(error).replace("max_concurrent=", "concurrency=").replace("rate=", "rate_limit=")
+        ) from None
+
+
 def read_job_limits(given: Mapping[str, Any], signature: inspect.Signature | None = None) -> JobLimits | None:
     """The limits among a task's options; None without any.
 
@@ -75,7 +84,7 @@ def read_job_limits(given: Mapping[str, Any], signature: inspect.Signature | Non
     if isinstance(shared, str) or not isinstance(shared, list | tuple):
         raise ConfigError(f"limits={shared!r} must be a list of limiters, or of their names")
     limits = JobLimits(**{**options, "limits": tuple(shared)})
-    rule = read_rule(limits.own) if limits.own else None
+    rule = _own_rule(limits)
     if rule is None and not limits.limits:
         raise ConfigError(
             f"{' and '.join(options)}: there is no limit to apply it to; give rate_limit, concurrency or limits"

@@ -17,7 +17,7 @@ from fastq.broker.command import raw
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.embedded import EmbeddedServer, shared_server
 from fastq.broker.keys import PAD, GlobalKeys
-from fastq.errors import FastQError, InvalidOption
+from fastq.errors import FastQError, InvalidArguments, InvalidOption, UnknownTask, did_you_mean
 from fastq.job import Envelope, decode_envelope
 from fastq.partitions import queue_of
 from fastq.task import Task
@@ -341,10 +341,25 @@ class Kit:
 
         Raises:
             AssertionError: there is one.
+            UnknownTask: the application, which knows tasks, knows none of this name: there could not be a job of it.
+            InvalidArguments: the task has no such argument.
         """
+        self._could_be(task, kwargs)
         found = [job for job in self.enqueued() if self._fits(job, task, args, kwargs)]
         if found:
             raise AssertionError(f"{len(found)} such jobs were enqueued, the first: {found[0]}")
+
+    def _could_be(self, task: Task[..., Any] | str, kwargs: dict[str, Any]) -> None:
+        """Refuse what would be true of any job: a misspelt name."""
+        name, tasks = self._name(task), self.app.tasks
+        if name not in tasks:
+            if isinstance(task, str) and tasks and did_you_mean(name, tasks):
+                raise UnknownTask(f"no task is named {name!r}{did_you_mean(name, tasks)}")
+            return
+        parameters = tasks[name].arguments.signature.parameters
+        strange = next((argument for argument in kwargs if argument not in parameters), None)
+        if strange is not None and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            raise InvalidArguments(f"task {name!r} has no argument {strange!r}{did_you_mean(strange, parameters)}")
 
     def _name(self, task: Task[..., Any] | str) -> str:
         return task if isinstance(task, str) else task.name

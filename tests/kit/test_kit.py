@@ -116,6 +116,18 @@ async def test_a_task_that_is_not_registered_here_can_be_asserted():
         kit.refute_enqueued("elsewhere", 2)
 
 
+async def test_what_could_never_be_enqueued_is_not_refuted():
+    """A misspelt name would make the assertion true of any code."""
+    app = make_app()
+    async with Kit(app) as kit:
+        await app.tasks["send"].enqueue("ann")
+        with pytest.raises(fastq.InvalidArguments, match=r"task 'send' has no argument 'tto' - did you mean 'to'\?"):
+            kit.refute_enqueued(app.tasks["send"], tto="ann")
+        with pytest.raises(fastq.UnknownTask, match=r"no task is named 'sned' - did you mean 'send'\?"):
+            kit.refute_enqueued("sned")
+        kit.refute_enqueued("send", to="bob")
+
+
 async def test_a_drain_that_cannot_end_says_what_is_left():
     app = make_app()
 

@@ -13,13 +13,14 @@ from tests.process.test_cli import ran
 
 
 def test_a_task_that_no_worker_knows_is_told(tmp_path: Path, redis_url: str) -> None:
-    """On stderr: a worker that knows it may be about to start. Nothing is said of a queue without workers."""
+    """On stderr, as is a queue without workers: one may be about to start."""
 
     def fastq(*words: str) -> Any:
         return ran(tmp_path, *words, FASTQ_REDIS_URL=redis_url)
 
     add = ("cron", "add", "daily", "reprot", "--cron", "@daily")
-    assert (fastq("enqueue", "reprot").err, fastq(*add).err) == ("", "")
+    nobody = "fastq: no live worker serves queue default\n"
+    assert (fastq("enqueue", "reprot").err, fastq(*add).err) == (nobody, nobody)
     app = FastQ(redis_url)
     card = WorkerCard("host", 1, 10, int(time.time() * 1_000), "0", 0, ["report"])
     app.run_sync(only(commands.register(app.keys("default"), "w", 60_000, encode(card))))
@@ -30,6 +31,8 @@ def test_a_task_that_no_worker_knows_is_told(tmp_path: Path, redis_url: str) -> 
         assert (told.code, told.err) == (0, said), words
         assert told.out
     assert fastq("enqueue", "report").err == ""
+    said = "fastq: no live worker serves queue defualt - did you mean 'default'?\n"
+    assert fastq("enqueue", "report", "-q", "defualt").err == said
 
 
 def only(command: Any) -> Any:
@@ -44,7 +47,11 @@ def test_a_schedule_s_life_from_the_command_line(tmp_path: Path, redis_url: str,
     added = fastq(
         "cron", "add", "daily", "report", "--cron", "0 9 * * *", "--tz", "Europe/Berlin", "--args", '{"kind": "x"}'
     )
-    assert (added.code, added.out, added.err) == (0, "daily: At 09:00 every day (Europe/Berlin)\n", "")
+    assert (added.code, added.out, added.err) == (
+        0,
+        "daily: At 09:00 every day (Europe/Berlin)\n",
+        "fastq: no live worker serves queue default\n",
+    )
     assert fastq("cron", "add", "ping", "health", "--every", "5m", "--overlap", "skip", "--queue", "ops").code == 0
     lines = fastq("cron", "status").out.splitlines()
     assert lines[0].split() == ["NAME", "TASK", "QUEUE", "SCHEDULE", "NEXT", "LAST", "STATUS", "FROM"]

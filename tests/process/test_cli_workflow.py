@@ -67,6 +67,26 @@ async def test_a_workflow_is_cancelled(shop: Shop, tmp_path: Path) -> None:
     await shop.app.aclose()
 
 
+async def test_what_cannot_be_done_with_a_workflow_is_told(shop: Shop, tmp_path: Path) -> None:
+    """Exit status 1, and why: on stderr, below the tree."""
+    flow = await shop.chord.enqueue()
+
+    def refused(action: str) -> str:
+        answer = ran(tmp_path, "workflow", flow.id, action)
+        assert (answer.code, flow.id in answer.out) == (ExitCode.CRASH, True)
+        return answer.err
+
+    assert refused("--retry") == "fastq: nothing to retry: no job of it has failed\n"
+    async with working(shop.app):
+        await flow.wait(10)
+    assert refused("--cancel") == "fastq: nothing to cancel: it has ended as failed\n"
+    explained = ran(tmp_path, "explain", flow.id).out
+    assert "dead-letter" not in explained
+    assert f"a job of the workflow has failed: 'fastq workflow {flow.id}' shows which one" in explained
+    assert ran(tmp_path, "dlq", "purge", "default", "--all", "--yes").code == ExitCode.OK
+    assert refused("--retry") == "fastq: nothing to retry: the dead letters of its failed jobs are gone\n"
+
+
 def test_a_workflow_that_is_not_there(shop: Shop, tmp_path: Path) -> None:
     answer = ran(tmp_path, "workflow", "0" * 24)
     assert answer.code != ExitCode.OK

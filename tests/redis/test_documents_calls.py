@@ -119,6 +119,7 @@ def test_one_object_from_the_environment_is_queue_and_scheduler(
     app.close()
     monkeypatch.setenv("FASTQ_REDIS_URL", "memory://")
     private = fastq.FastQ()
+    private.purge_queue_sync()  # the process's own, which an earlier test may have used
     other = private.enqueue_sync("send_email", to="user@example.com")
     assert private.get_status_sync(other.id) is not None, "the same commands, on a private server"
     assert not raw.hexists("fastq:{default}:jobs", other.id)

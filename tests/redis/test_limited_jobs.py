@@ -360,7 +360,7 @@ async def test_the_users_own_functions_may_fail(app: FastQ) -> None:
     [
         ({"rate_limit": "10/fortnight"}, "10/fortnight"),
         ({"rate_limit": 10}, "10"),
-        ({"concurrency": 0}, "max_concurrent=0"),
+        ({"concurrency": 0}, ": concurrency=0"),
         ({"limits": "api"}, "must be a list"),
         ({"cost": 3}, "no limit to apply it to"),
         ({"limit_key": "{x}"}, "no limit to apply it to"),
@@ -398,7 +398,7 @@ def test_limits_of_a_queue_are_said_once(app: FastQ) -> None:
     app.queue("emails", rate_limit="100/m", concurrency=20)
     with pytest.raises(TaskDefinitionError, match="other limits before"):
         app.queue("emails", rate_limit="200/m")
-    with pytest.raises(TaskDefinitionError, match="max_concurrent"):
+    with pytest.raises(TaskDefinitionError, match="concurrency=-1"):
         app.queue("other", concurrency=-1)
     library = fastq.Tasks()
     library.queue("reports", concurrency=2)

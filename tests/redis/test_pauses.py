@@ -9,10 +9,11 @@ import pytest
 
 import fastq
 from fastq import FastQ
-from fastq.broker import commands
+from fastq.broker import commands, doctor
 from fastq.broker.commands import Parked
 from fastq.broker.pauses import Pause, paused, suspend_task, unpause
 from fastq.errors import InvalidOption
+from fastq.job import WorkerCard, encode
 from tests.conftest import eventually_async
 from tests.redis.lab import Lab
 from tests.redis.workshop import Workshop, working
@@ -268,6 +269,10 @@ def test_a_task_is_paused_from_the_command_line(redis_url: str, command: Any) ->
     assert command("pause", "--task", "send") == (0, "task send: was paused already")
     assert app.queues.paused_tasks_sync() == {"default": [Pause("send")], "bulk": [Pause("send")]}
     assert "task send is paused" in str(app.explain_sync(job.id))
+    assert command("ls")[1].splitlines()[-1] == "task send: paused in bulk, default"
+    findings = app.run_sync(doctor._fleet("fastq"))
+    fixes = [finding.fix for finding in findings if "task send is paused" in finding.message]
+    assert fixes == ["fastq queues resume bulk --task send", "fastq queues resume default --task send"]
     assert command("resume", "bulk", "--task", "send") == (0, "task send in bulk: resumed")
     assert app.queues.paused_tasks_sync() == {"default": [Pause("send")]}
     assert command("resume", "--task", "send", "--json") == (0, '{"queue":null,"changed":true,"task":"send"}')
@@ -292,6 +297,37 @@ def test_calls_with_one_argument_are_paused_from_the_command_line(redis_url: str
         assert code == 2, told
         assert "NAME=VALUE" in told or "name a QUEUE, or a --task" in told
     app.close()
+
+
+async def test_a_queue_may_be_paused_before_its_first_job(redis_url: str, raw: Any) -> None:
+    """Everybody sees it, and nothing is left of one that never was paused."""
+    app = FastQ(redis_url)
+    assert not await app.queues.resume("typo")
+    assert not await app.queues.resume("typo", task="send")
+    assert raw.keys("*typo*") == []
+    assert await app.queues.pause("new")
+    assert await app.queues.pause("newer", task="send")
+    assert [info.name for info in await app.run(app.inspector.overview())] == ["new", "newer"]
+    info = await app.queues.info("new")
+    assert info is not None
+    assert info.paused
+    await app.aclose()
+
+
+def test_a_paused_task_that_no_worker_knows_is_told(redis_url: str, command: Any) -> None:
+    app = FastQ(redis_url)
+    app.enqueue_sync("send", 7)
+    card = WorkerCard("host", 1, 10, 0, "0", 0, ["send"])
+    app.run_sync(_only(commands.register(app.keys("default"), "w", 60_000, encode(card))))
+    assert command("pause", "--task", "sned") == (
+        0, "task sned: paused\nfastq: no live worker knows task sned - did you mean 'send'?",
+    )  # fmt: skip
+    assert command("pause", "--task", "send") == (0, "task send: paused")
+    app.close()
+
+
+def _only(one: Any) -> Any:
+    return (yield one)
 
 
 async def test_what_makes_no_sense(shop: Shop) -> None:

@@ -65,9 +65,9 @@ def undo() -> Iterator[None]:
 
 
 def setup(**options: Any) -> None:
-    """As in a program that has configured nothing: without pytest's own handlers."""
+    """As in a program that has configured nothing: without pytest's own handlers; text unless asked for otherwise."""
     logging.getLogger().handlers.clear()
-    logs.setup(**options)
+    logs.setup(**{"format": "text", **options})
 
 
 def record(
@@ -459,7 +459,7 @@ def test_auto_is_coloured_on_a_terminal(
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     stream, shown = terminal
-    setup(stream=stream)
+    setup(stream=stream, format="auto")
     log.warning("careful \x1b[2J", extra=fields(a=1))
     line = shown()
     assert "\x1b[33mwarning\x1b[0m" in line
@@ -472,9 +472,21 @@ def test_no_colour_when_not_wanted(
 ) -> None:
     monkeypatch.setenv(variable, value)
     stream, shown = terminal
-    setup(stream=stream)
+    setup(stream=stream, format="auto")
     log.warning("plain")
     assert "\x1b" not in shown()
+
+
+def test_auto_is_json_where_nobody_reads_along() -> None:
+    stream = captured(format="auto")
+    log.warning("stored", extra=fields(a=1))
+    assert json.loads(stream.getvalue()) | {"time": ""} == {
+        "time": "",
+        "level": "warning",
+        "logger": log.name,
+        "event": "stored",
+        "a": 1,
+    }
 
 
 def test_a_traceback_stands_below_on_a_terminal(terminal: tuple[IO[str], Callable[[], str]]) -> None:
@@ -721,7 +733,7 @@ def test_a_forked_child_writes_through_a_thread_of_its_own(pipe: Pipe) -> None:
 
 def test_lines_survive_the_end_of_the_program() -> None:
     code = (
-        "import logging, fastq.logs as logs; logs.setup(background=True)\n"
+        "import logging, fastq.logs as logs; logs.setup(format='text', background=True)\n"
         "for n in range(500): logging.getLogger('fastq').info('line')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -741,7 +753,7 @@ class Last:
     def __del__(self):
         logging.getLogger("fastq").error("the last words", extra={"fields": {"finalizing": sys.is_finalizing()}})
 
-logs.setup("info", background=True)
+logs.setup("info", "text", background=True)
 gc.disable()
 Last()
 """
