@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -313,8 +314,11 @@ def _read(field: _Field, raw: object, origin: str) -> object:
         raise ConfigError(f"{field.name} ({origin}): {error}") from None
 
 
+_CHARACTERS = re.compile(r"Expected str matching regex '\^\[(.+)\]\{(\d+),(\d+)\}.*'")
+
+
 def _plain(error: Exception) -> str:
-    text = str(error).replace("`", "")
+    text = _CHARACTERS.sub(r"Expected \2 to \3 characters of \1", str(error).replace("`", ""))
     return text[:1].lower() + text[1:]
 
 

@@ -45,6 +45,8 @@ def error_of(reply: Exception, shown: str) -> BrokerError:
 def unreachable(endpoint: Endpoint, cause: object) -> BrokerUnavailable:
     """One line for a Redis that cannot be reached."""
     text = getattr(cause, "strerror", None) or str(cause).partition(" : <")[0] or type(cause).__name__
+    if endpoint.sentinels and "unknown command" in text:
+        return BrokerUnavailable(f"{endpoint.shown} names a server that is no Sentinel: use redis://host:port for it")
     return BrokerUnavailable(f"cannot reach {endpoint.shown} ({safe_text(text)}) - {_HINT}")
 
 

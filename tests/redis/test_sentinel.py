@@ -61,3 +61,8 @@ def test_the_master_is_asked_for(sentinel: tuple[int, EmbeddedServer], run: Run)
 def test_a_master_that_the_sentinels_do_not_know(sentinel: tuple[int, EmbeddedServer], run: Run) -> None:
     url = f"redis+sentinel://:{QUOTED}@127.0.0.1:{sentinel[0]}/other"
     assert "other" in refusal(url, run, BrokerUnavailable)
+
+
+def test_a_server_that_is_no_sentinel_is_told(sentinel: tuple[int, EmbeddedServer], run: Run) -> None:
+    url = f"redis+sentinel://127.0.0.1:{sentinel[1].port}/main"
+    assert "names a server that is no Sentinel: use redis://" in refusal(url, run, BrokerUnavailable)

@@ -464,3 +464,8 @@ print(sorted(heavy & set(sys.modules)))
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_pattern_is_told_in_words() -> None:
+    with pytest.raises(ConfigError, match="expected 1 to 64 characters of A-Za-z0-9_.:-$"):
+        loaded(environ={"FASTQ_PREFIX": "a b"})
