@@ -58,14 +58,9 @@ def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The figures of all tests."""
-    ended = [
-        report
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        if hasattr(report, "user_properties")
-    ]
-    for report in ended:
-        if report.when == "call":
-            for name, text in report.user_properties:
-                if name == "figure":
-                    terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {text}")
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and report.when == "call":
+                for name, text in report.user_properties:
+                    if name == "figure":
+                        terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {text}")
