@@ -467,5 +467,5 @@ print(sorted(heavy & set(sys.modules)))
 
 
 def test_a_pattern_is_told_in_words() -> None:
-    with pytest.raises(ConfigError, match="expected 1 to 64 characters of A-Za-z0-9_.:-$"):
+    with pytest.raises(ConfigError, match=r"expected 1 to 64 characters of A-Za-z0-9_.:-$"):
         loaded(environ={"FASTQ_PREFIX": "a b"})
