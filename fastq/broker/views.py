@@ -310,8 +310,8 @@ def finished_status(queue: str, job_id: str, data: bytes) -> JobStatus:
         task=record.task or None,
         attempts=record.attempts,
         enqueued_at=seconds(record.enqueued_at),
-        started_at=seconds(record.started_at),
-        finished_at=seconds(record.finished_at),
+        started_at=seconds(started := not_before(record.enqueued_at, record.started_at)),
+        finished_at=seconds(not_before(started or record.enqueued_at, record.finished_at)),
         result=result,
         last_error=record.error,
     )
@@ -344,7 +344,7 @@ def letter_of(queue: str, job_id: str, data: bytes, failure: bytes, died_ms: flo
         attempts=error.attempts or (envelope.attempt if envelope else 0),
         failed_at=died_ms / 1_000,
         enqueued_at=seconds(envelope.enqueued_at) if envelope else None,
-        started_at=seconds(error.started_at),
+        started_at=seconds(not_before(envelope.enqueued_at, error.started_at) if envelope else error.started_at),
         reason=error.reason,
         error_type=error.type,
         error_message=error.message,
@@ -399,6 +399,18 @@ def number_of(value: bytes | None) -> int:
 def text_of(value: bytes) -> str:
     """What Redis holds as text, whoever wrote it."""
     return value.decode("utf-8", "replace")
+
+
+_APART = 1_000  # ms; by so much no two processes misjudge Redis's clock
+
+
+def not_before(earlier: int, at: int) -> int:
+    """A later step's time on the wire, not before an earlier one's: two processes know Redis's clock to a ms or two.
+
+    >>> not_before(1_714, 1_713), not_before(1_714, 1_800), not_before(1_714, 0), not_before(99_000, 1_713)
+    (1714, 1800, 0, 1713)
+    """
+    return earlier if 0 < at < earlier < at + _APART else at
 
 
 def seconds(ms: int | None) -> float | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import doctest
+
 import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastq import job
+from fastq.broker import views
 from fastq.errors import InvalidJobId, InvalidOption, UndecodableJob
-from fastq.job import Envelope, ErrorInfo, Extra, JobPriority, JobState, Outcome
+from fastq.job import Envelope, ErrorInfo, Extra, JobPriority, JobRecord, JobState, Outcome, encode
 
 text = st.text()  # half surrogates, which msgpack cannot hold, are no part of it: a task name is ASCII
 numbers = st.integers(0, 2**53)
@@ -231,3 +234,13 @@ def test_a_record_keeps_its_result_as_bytes() -> None:
     back = job.decode_record(job.encode(record))
     assert bytes(back.result or b"") == b"\x93\x01\x02\x03"
     assert (back.state, back.error) == ("success", None)
+
+
+def test_the_times_of_a_job_are_in_order_whoever_wrote_them() -> None:
+    """The producer's and the worker's ideas of Redis's clock differ by a ms or two."""
+    assert doctest.testmod(views).failed == 0
+    record = JobRecord("success", "send", 1_714, 1_713, 1_712, 1)
+    status = views.finished_status("q", "a", encode(record))
+    assert (status.enqueued_at, status.started_at, status.finished_at) == (1.714, 1.714, 1.714)
+    cancelled = views.finished_status("q", "a", encode(JobRecord("cancelled", "send", 1_714, 0, 1_713, 0)))
+    assert (cancelled.enqueued_at, cancelled.started_at, cancelled.finished_at) == (1.714, None, 1.714)
