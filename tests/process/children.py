@@ -27,6 +27,7 @@ from fastq.errors import ConfigError
 from fastq.supervisor import ChildSpec, Supervisor
 
 TICK = 0.005  # seconds
+STOPS = {signal.SIGTERM, signal.SIGQUIT}
 
 
 # -- toys -------------------------------------------------------------------------------------------------------------
@@ -78,7 +79,7 @@ class Toy:
     def boot(self) -> None:
         self.slot.state = SlotState.BOOTED
         self.note("booted")
-        while (self.folder / "hold").exists() and not self.signals:
+        while (self.folder / "hold").exists() and not STOPS.intersection(self.signals):
             time.sleep(TICK)
 
     def run(self, heard: dict[int, Callable[[], bool]], also: Callable[[], bool] = lambda: False) -> int:
