@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, Self, cast
 import msgspec
 
 from fastq.broker.command import raw
-from fastq.broker.commands import Batch, extend, recover, register, reserve, resume, settle
+from fastq.broker.commands import Batch, announce, extend, recover, register, reserve, resume, settle
 from fastq.broker.fence import FencedConnection
 from fastq.broker.keys import GlobalKeys, QueueKeys, bucket_of
 from fastq.broker.schema import agree
@@ -448,7 +448,7 @@ class Consumer:
         )
         await self._connection.run(agree(self._settings.prefix))
         await self._connection.call(register(self._keys, self.worker_id, self._lease_ms, encode(card)))
-        await self._connection.call(raw("SADD", GlobalKeys(self._settings.prefix).queues, self.queue))
+        await self._connection.call(announce(GlobalKeys(self._settings.prefix).queues, self.queue))
         self._connects = self._connection.connects
 
     async def _extend(self) -> None:

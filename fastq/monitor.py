@@ -363,12 +363,12 @@ def serve_http(
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 16
+    allow_reuse_address = True
 
-    def server_bind(self) -> None:
-        self.allow_reuse_address = True
-        if ":" in str(self.server_address[0]):
-            self.address_family = socket.AF_INET6
-        super().server_bind()
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6  # the socket is made of it in the next line
+        super().__init__(address, handler)
 
 
 def _loopback(host: str) -> bool:
@@ -410,8 +410,9 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815 - the base class's naming
 
     def _metrics(self) -> None:
-        given = self.headers.get("Authorization", "").encode("utf-8", "replace")
-        if self.token and not hmac.compare_digest(given, b"Bearer " + self.token):
+        scheme, _, given = self.headers.get("Authorization", "").partition(" ")
+        known = scheme.lower() == "bearer" and hmac.compare_digest(given.encode("utf-8", "replace"), self.token)
+        if self.token and not known:
             self._answer(401, b"a bearer token is needed\n")
             return
         self._answer(200, self.exposition.render(), CONTENT_TYPE)

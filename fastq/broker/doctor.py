@@ -303,6 +303,13 @@ def _schema(prefix: str) -> Operation[list[Finding]]:
     return []
 
 
+RIGHTS = (
+    "resetkeys ~fastq:* resetchannels &fastq:* -@all +@read +@write +@scripting +@connection +@pubsub +time -@dangerous "
+    "+info +client|list +client|kill +cluster|slots"
+)
+"""What fastq's user may do with the prefix ``fastq``; docs/security.md explains each."""
+
+
 def _scripts(prefix: str) -> Operation[list[Finding]]:
     """Run a script that only reads, then ask what the others would be allowed to do."""
     keys = QueueKeys(prefix, "fastq-doctor")
@@ -310,7 +317,7 @@ def _scripts(prefix: str) -> Operation[list[Finding]]:
         yield status(keys, "fastq-doctor", [])
         refused = yield from _refused(keys)
     except BrokerReplyError as error:
-        fix = f"ACL SETUSER <user> ~{prefix}:* +@read +@write +@scripting +@connection +time +info"
+        fix = f"ACL SETUSER <user> {RIGHTS.replace('fastq:', f'{prefix}:')}"
         return [Finding("fault", "scripts", f"scripts cannot be run: {error}", fix)]
     if refused:
         grant = " ".join(f"+{name.lower()}" for name in refused)

@@ -21,7 +21,7 @@ from fastq.broker import commands, flows
 from fastq.broker.command import Command, Operation, raw
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.pages import PAGE, jobs_of, letters_of
-from fastq.broker.pauses import Pause, paused, suspend_task, unpause
+from fastq.broker.pauses import Pause, paused, suspend_queue, suspend_task, unpause
 from fastq.broker.views import (
     Found,
     Look,
@@ -424,15 +424,14 @@ class Inspector:
 
     def pause(self, queue: str) -> Operation[bool]:
         """Workers take nothing more from this queue; what runs goes on. False when it was paused already."""
-        parts, now = (yield from self.parts(queue)), (yield clock())
+        parts = yield from self.parts(queue)
         yield from self._announce(parts)
-        replies = yield [raw("SET", q.paused, now, "NX") for q in parts]
-        return any(reply is not None for reply in replies)
+        return any((yield [suspend_queue(q) for q in parts]))
 
     def _announce(self, parts: Sequence[QueueKeys]) -> Operation[None]:
         """Let everybody see these queues: one may be paused before its first job."""
         if parts:
-            yield [raw("SADD", self._global.queues, q.queue) for q in parts]
+            yield commands.announce(self._global.queues, *(q.queue for q in parts))
 
     def resume(self, queue: str) -> Operation[bool]:
         """Undo :meth:`pause` and wake a worker. False when it was not paused."""

@@ -18,7 +18,7 @@ from fastq.errors import InvalidOption
 from fastq.job import encode
 from fastq.limits import partition_name
 
-__all__ = ["Pause", "paused", "suspend_task", "unpause"]
+__all__ = ["Pause", "paused", "suspend_queue", "suspend_task", "unpause"]
 
 
 class Pause(msgspec.Struct, frozen=True):
@@ -51,9 +51,14 @@ def plain(value: Any) -> Any:
         raise InvalidOption(f"{value!r:.100} cannot be compared with arguments: {error}") from None
 
 
+def suspend_queue(q: QueueKeys) -> Command[bool]:
+    """Pause all of a queue, whatever the memory. False: it was paused."""
+    return Command("pause", (q.paused, q.paused_tasks), ("", ""), bool)
+
+
 def suspend_task(q: QueueKeys, pause: Pause) -> Command[bool]:
-    """Begin a pause. False: it had begun."""
-    return raw("HSET", q.paused_tasks, pause.name, encode(pause), decode=bool)
+    """Begin a pause, whatever the memory. False: it had begun."""
+    return Command("pause", (q.paused, q.paused_tasks), (pause.name, encode(pause)), bool)
 
 
 def paused(q: QueueKeys) -> Command[list[Pause]]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from fastq.broker import timing
 from fastq.broker.command import Command, Operation, raw
+from fastq.broker.commands import announce
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.views import clock, text_of
 from fastq.cron import Schedule
@@ -152,7 +153,7 @@ class Planner:
         # Counted before and after: a caller that dies in between leaves a queue that schedulers know of.
         yield self._bump(queue)
         yield from self._store(self.keys(queue), [new])
-        yield [self._bump(queue), raw("SADD", self._global.queues, queue)]
+        yield [self._bump(queue), announce(self._global.queues, queue)]
         return new.name
 
     def _store(self, q: QueueKeys, entries: Sequence[Definition]) -> Operation[None]:
@@ -215,7 +216,7 @@ class Planner:
                     yield timing.unschedule(self.keys(queue), name, data)
                     changed.add(queue)
         for queue in {queue for queue, _ in wanted}:
-            yield [self._bump(queue), raw("SADD", self._global.queues, queue)]
+            yield [self._bump(queue), announce(self._global.queues, queue)]
             yield from self._store(self.keys(queue), [new for (other, _), new in wanted.items() if other == queue])
             changed.add(queue)
         if changed:
@@ -224,7 +225,7 @@ class Planner:
         yield raw("HSET", self._global.schedules, f"@{source}", now)
 
     def _bump(self, queue: str) -> Command[int]:
-        return raw("HINCRBY", self._global.schedules, queue, 1)
+        return timing.revise(self._global.schedules, queue)
 
 
 def _replace(q: QueueKeys, seen: bytes, new: Definition) -> Command[int]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fastq.broker.command import Command
 from fastq.broker.keys import QueueKeys
 
-__all__ = ["Fired", "fire", "schedule", "suspend", "trace", "unschedule"]
+__all__ = ["Fired", "fire", "revise", "schedule", "suspend", "trace", "unschedule"]
 
 
 class Fired(enum.IntEnum):
@@ -49,6 +49,11 @@ def schedule(q: QueueKeys, name: str, seen: bytes, definition: bytes, *, begin: 
 def unschedule(q: QueueKeys, name: str, seen: bytes = b"") -> Command[bool]:
     """Remove a schedule; with ``seen`` only while that is its definition."""
     return Command("unschedule", (q.schedules, q.ticks, q.suspended, q.runs), (name, seen), bool)
+
+
+def revise(schedules: bytes, queue: str) -> Command[int]:
+    """Let the schedulers know (by ``GlobalKeys.schedules``) that the schedules of ``queue`` have changed, whatever the memory."""
+    return Command("revise", (schedules,), (queue,), int)
 
 
 def suspend(q: QueueKeys, name: str, *, pause: bool) -> Command[bool]:

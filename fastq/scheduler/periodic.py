@@ -66,7 +66,7 @@ def shown(instant: float) -> str:
 class Entry:
     """One schedule as stored, and how far it has come."""
 
-    __slots__ = ("data", "definition", "due", "keys", "last", "name", "open", "schedule", "seal")
+    __slots__ = ("data", "definition", "due", "keys", "last", "name", "open", "schedule", "seal", "told")
 
     def __init__(
         self, keys: QueueKeys, definition: Definition, data: bytes, schedule: Schedule, seal: Seal | None = None
@@ -80,6 +80,7 @@ class Entry:
         self.last: float | None = None  # the newest tick dealt with, as far as known here; seconds since the epoch
         self.due = -math.inf  # when to look again, by Redis's clock; seconds
         self.open = True  # whether one of its jobs may live
+        self.told = -math.inf  # the missed tick that was logged: one that cannot be fired now is met again and again
 
     def fire(self, tick: float, now_ms: int) -> Command[Fired]:
         """The command that enqueues the job of one tick, unless somebody did."""
@@ -108,9 +109,9 @@ class Entry:
             ticks = _newest(self.schedule, self.last, now)
         first = self.schedule.next(self.last)
         waits = known.overlap in ("queue", "cancel")  # ticks that wait for their turn are late on purpose
-        if first <= now and not waits and (not ticks or first < ticks[0] or now - first > SKIP_GRACE):
-            late = round(now - first, 1)
-            said = fields(schedule=self.name, misfire=known.misfire, since=shown(first), late=late, fired=len(ticks))
+        if self.told < first <= now and not waits and (not ticks or first < ticks[0] or now - first > SKIP_GRACE):
+            self.told, late = first, round(now - first, 1)
+            said = fields(schedule=self.name, misfire=known.misfire, since=shown(first), late=late, due=len(ticks))
             log.warning("ticks missed", extra=said)
         return ticks
 

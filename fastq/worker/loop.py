@@ -18,7 +18,19 @@ from fastq._core import take_in
 from fastq.app import FastQ
 from fastq.board import Slot, SlotState
 from fastq.broker.command import raw
-from fastq.broker.commands import Batch, Held, Recovered, Reserved, Unparked, recover, register, reserve, resume, unpark
+from fastq.broker.commands import (
+    Batch,
+    Held,
+    Recovered,
+    Reserved,
+    Unparked,
+    announce,
+    recover,
+    register,
+    reserve,
+    resume,
+    unpark,
+)
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import GlobalKeys
 from fastq.broker.schema import agree
@@ -87,7 +99,7 @@ class WorkerLoop:
         self._metrics = metrics
         self._card = encode(card)
         self.worker_id = worker_id
-        self._incarnation = 0
+        self._incarnation = 1
         self._lanes = lanes_of(app, order, connection.clock.now_ms)
         self._by_name = {lane.name: lane for lane in self._lanes}
         self._in_turn = Turns(self._lanes, weighted=order.weights is not None)
@@ -113,7 +125,7 @@ class WorkerLoop:
         self._stopping = False
         self._rate = Rate(time.monotonic(), slots(app))
         self._random = random.Random()
-        self._told_at = 0.0
+        self._told_at, self._told_refusal = 0.0, False
         self._ticker = Ticker()
         self._pause = 0.0
         self._unsure = False  # a turn has failed: what Redis has of it is not known, and no other one may begin
@@ -170,7 +182,7 @@ class WorkerLoop:
                     if not self._registered:
                         await self._register()
                     await self._step()
-                    self._pause = 0.0
+                    self._went_well()
                 except BrokerError as error:
                     await self._after_error(error)
             await self._goodbye()
@@ -207,6 +219,7 @@ class WorkerLoop:
         if self._stopping and self._over():
             return  # the last outcome was settled just now, and nothing else will happen
         if not unsettled(self._lanes):
+            self._went_well()
             self._waker.wait()
             self._asleep = True
             try:
@@ -446,20 +459,25 @@ class WorkerLoop:
     # -- when things go wrong ---------------------------------------------------------------------
 
     async def _after_error(self, error: BrokerError) -> None:
-        """Say it, and wait a little longer each time."""
+        """Say it, now and then, and wait a little longer each time."""
         self._metrics.count("redis_errors")
         self._unsure = True
-        first = self._pause == 0.0
+        now, first = time.monotonic(), self._pause == 0.0
         self._pause = min(max(self._pause * 2, 0.05), 1.0)
-        now = time.monotonic()
-        level = logging.WARNING if first or now - self._told_at > TELL_AGAIN else logging.DEBUG
-        self._told_at = now if level == logging.WARNING else self._told_at
-        if isinstance(error, BrokerReplyError):
-            log.error("redis refuses, retrying", extra={"fields": {"error": str(error), "in": self._pause}})
-        else:
-            log.log(level, "redis unavailable, retrying", extra={"fields": {"error": str(error), "in": self._pause}})
+        refused = isinstance(error, BrokerReplyError)
+        if first or now - self._told_at > TELL_AGAIN or refused is not self._told_refusal:
+            self._told_at, self._told_refusal = now, refused
+            what = "redis refuses, retrying" if refused else "redis unavailable, retrying"
+            level = logging.ERROR if refused else logging.WARNING
+            log.log(level, what, extra={"fields": {"error": str(error), "in": self._pause}})
         if not self._over():
             await asyncio.sleep(self._pause * self._random.uniform(0.5, 1.0))
+
+    def _went_well(self) -> None:
+        """A turn, or there was none to do: what Redis said to a connection alone is no proof that it serves."""
+        if self._pause:
+            self._pause = 0.0
+            log.info("redis is back", extra={"fields": {"held": sum(len(lane.held) for lane in self._lanes)}})
 
     async def _find_out(self) -> None:
         """Connect, and learn what Redis has of ours; before that a new turn would overwrite what the last one sent."""
@@ -471,7 +489,6 @@ class WorkerLoop:
         self._unsure = False
         self._all_hungry()
         self._metrics.count("reconnects")
-        log.info("redis is back", extra={"fields": {"held": sum(len(lane.held) for lane in self._lanes)}})
 
     async def _reconcile(self, lane: Lane) -> None:
         """Compare what this worker knows with what Redis has in its running set, and mend either side."""
@@ -517,6 +534,7 @@ class WorkerLoop:
         self._backlog.clear()
         self._aside = None
         self._registered = False
+        self._incarnation += 1
         self._all_hungry()  # nobody else would wake the loop to register again: it has no jobs and no wake list
         log.error("worker lost its lease", extra={"fields": {"worker": self.worker_id, "jobs": lost}})
 
@@ -524,14 +542,13 @@ class WorkerLoop:
 
     async def _register(self) -> None:
         await self._connection.run(agree(self._settings.prefix))  # before anything is touched
-        self._incarnation += 1
         if self._incarnation > 1:
             self.worker_id = f"{self.worker_id.partition('~')[0]}~{self._incarnation}"
         self._slot.worker_id = self.worker_id  # the monitor extends the lease of this name
         lease_ms = round(self._settings.lease * 1_000)
         for lane in self._lanes:
             await self._connection.call(register(lane.keys, self.worker_id, lease_ms, self._card))
-            await self._connection.call(raw("SADD", GlobalKeys(self._settings.prefix).queues, lane.name))
+            await self._connection.call(announce(GlobalKeys(self._settings.prefix).queues, lane.name))
         await self._pauses.look()  # before the first job
         self._registered = True
         self._all_hungry()

@@ -233,12 +233,12 @@ class Fleet:
 
     # -- its pages ------------------------------------------------------------------------------
 
-    def get(self, path: str, token: str = "") -> tuple[int, str]:
+    def get(self, path: str, authorization: str = "", host: str = "127.0.0.1") -> tuple[int, str]:
         """Status and text of a page of the monitor."""
         port = self.environ["FASTQ_METRICS_PORT"]
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
-        if token:
-            request.add_header("Authorization", f"Bearer {token}")
+        request = urllib.request.Request(f"http://{host}:{port}{path}")
+        if authorization:
+            request.add_header("Authorization", authorization)
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE) as response:
                 return response.status, response.read().decode()

@@ -141,12 +141,14 @@ def test_metrics(make_fleet: MakeFleet, redis_url: str) -> None:
     fleet.enqueue("gated", "held", str(fleet.gate()))
     fleet.enqueue("once", "later", delay=3600)
     fleet.until_done(["again", *(f"k{n}" for n in range(50))])
-    assert fleet.get("/metrics")[0] == fleet.get("/metrics", "open")[0] == 401
+    for wrong in ("", "Bearer", "Bearer open", "Bearer Open Sesame", "Basic open sesame", "open sesame"):
+        assert fleet.get("/metrics", wrong)[0] == 401
+    assert fleet.get("/metrics", "bearer open sesame")[0] == 200, "the name of a scheme has no case (RFC 9110, 11.1)"
     assert fleet.get("/readyz")[0] == fleet.get("/healthz")[0] == fleet.get("/livez")[0] == 200
     assert fleet.get("/nothing")[0] == 404
 
     def settled() -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-        status, text = fleet.get("/metrics", "open sesame")
+        status, text = fleet.get("/metrics", "Bearer open sesame")
         assert status == 200
         found = samples(text)
         assert found["fastq_queue_depth"][("queue", "default"), ("state", "running")] == 1
@@ -166,6 +168,13 @@ def test_metrics(make_fleet: MakeFleet, redis_url: str) -> None:
     assert found["fastq_redis_up"][()] == 1
     fleet.gate().touch()
     fleet.until_done(["held"])
+    assert fleet.stop() == 0
+
+
+def test_pages_on_the_newer_loopback(make_fleet: MakeFleet, redis_url: str) -> None:
+    fleet = make_fleet(redis_url, workers=1, metrics_host="::1").serving()
+    fleet.until_logged("metrics served")
+    assert fleet.get("/healthz", host="[::1]") == (200, "ok\n")
     assert fleet.stop() == 0
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import MakeServer, alive, eventually
+import fastq
+from tests.conftest import MakeServer, alive, connect, eventually
 from tests.process.fleet import LEASE, PATIENCE, Fleet, free_port, held_by
 
 MakeFleet = Callable[..., Fleet]
@@ -357,6 +358,44 @@ def test_redis_is_away_at_the_start(make_fleet: MakeFleet, make_server: MakeServ
     fleet.until_done("k")
     assert fleet.logged("worker exited") == []
     assert fleet.stop() == 0
+
+
+def test_a_full_redis_is_drained_by_who_starts_now(make_fleet: MakeFleet, make_server: MakeServer) -> None:
+    """F-23: and operators can pause and go on meanwhile."""
+    server = make_server(appendonly=True, config={"maxmemory-policy": "noeviction"})
+    fleet = make_fleet(server.url, workers=1)
+    fleet.enqueue_many("once", ((f"k{n}",) for n in range(50)))
+    with connect(server.url) as raw:
+        raw.config_set("maxmemory", 1)
+        with pytest.raises(fastq.BrokerOutOfMemory):
+            fleet.enqueue("once", "refused")
+        fleet.start()
+        assert fleet.until_done(f"k{n}" for n in range(50)).done == {f"k{n}" for n in range(50)}
+        assert fleet.producer.queues.pause_sync("default")
+        assert raw.zcard("fastq:{default}:workers") == 1
+    assert fleet.stop() == 0
+    assert not [line for line in fleet.log() if line["logger"] == "fastq.worker" and line["level"] != "info"]
+
+
+def test_a_redis_that_refuses_writes_is_told_once_and_again_when_it_is_back(
+    make_fleet: MakeFleet, make_server: MakeServer
+) -> None:
+    """It answers whatever only reads: that is not "redis is back"; and each try is no worker of its own."""
+    server = make_server(appendonly=True)
+    with connect(server.url) as raw:
+        raw.config_set("min-replicas-to-write", 1)
+        fleet = make_fleet(server.url, workers=1).start("worker", "jobs:app")
+        eventually(lambda: raw.info("errorstats").get("errorstat_NOREPLICAS", {"count": 0})["count"] > 8, PATIENCE)
+        raw.config_set("min-replicas-to-write", 0)
+        fleet.until_logged("worker ready")
+        fleet.enqueue("once", "now")
+        fleet.until_done(["now"])
+        assert raw.zcard("fastq:{default}:workers") == 1
+    assert fleet.stop() == 0
+    told = [
+        line["event"] for line in fleet.log() if line["logger"] == "fastq.worker" and line["event"].startswith("redis")
+    ]
+    assert told == ["redis unavailable, retrying", "redis is back"]
 
 
 def test_every_child_has_connections_of_its_own(make_fleet: MakeFleet, redis_url: str, raw: Any) -> None:

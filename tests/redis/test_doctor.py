@@ -14,6 +14,7 @@ from fastq.broker.connection import SyncConnection
 from fastq.broker.doctor import Finding, examine, startup_warnings
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint, parse_url
+from tests.conftest import acl_rules
 from tests.nodes import Cluster
 
 
@@ -259,6 +260,16 @@ def test_no_scripts_no_queue(make_server: Any) -> None:
     connection.close()
     assert finding.level == "fault"
     told(finding, "scripts cannot be run", "+@scripting")
+
+
+def test_the_rights_that_it_asks_for_are_those_of_the_page(make_server: Any) -> None:
+    """Less locks a worker out, more lets it flush the server."""
+    assert doctor.RIGHTS.encode().split() == acl_rules()
+    server = make_server()
+    connection = user_of(server, *WORKER_RULES, "-@scripting")
+    fix = seen(connection)["scripts"].fix
+    connection.close()
+    assert fix.endswith(doctor.RIGHTS)
 
 
 def test_every_command_of_the_scripts_is_asked_for() -> None:

@@ -11,6 +11,7 @@ from fastq.broker import commands, timing
 from fastq.broker.commands import NewJob, Recovered
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import GlobalKeys
+from fastq.broker.pauses import Pause, suspend_queue, suspend_task
 from fastq.broker.url import parse_url
 from fastq.errors import BrokerOutOfMemory, QueueFull
 from tests.conftest import MakeServer, connect
@@ -115,7 +116,18 @@ def test_operators_go_on(full: Lab) -> None:
     assert full.call(commands.cancel(full.q, "held0", ["w"], b"record", 60_000)) == "requested"
     assert full.call(commands.cancel(full.q, "due1", ["w"], b"", 0)) == "cancelled"
     assert full.call(commands.discard(full.q, ids=["dead"])) == 1
+    assert full.call(suspend_queue(full.q))
+    assert full.call(suspend_task(full.q, Pause("t")))
     assert full.call(commands.purge(full.q))[0] > 3
+
+
+def test_everybody_is_heard(full: Lab) -> None:
+    """A worker that starts now is the one that drains; schedulers learn of a schedule that is removed."""
+    known = GlobalKeys("fastq")
+    assert full.call(commands.register(full.q, "new", LEASE, b"card")) > 0
+    assert full.call(commands.announce(known.queues, full.q.queue, "other")) == 2
+    assert full.call(timing.revise(known.schedules, full.q.queue)) == 1
+    assert texts(full.reserve(1, worker="new").ids)
 
 
 def test_a_queue_that_drains_takes_jobs_again(full: Lab) -> None:

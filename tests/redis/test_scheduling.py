@@ -666,6 +666,23 @@ async def test_a_tick_that_redis_refuses_is_tried_again(
         lab.conn.close()
 
 
+async def test_a_tick_that_is_refused_again_and_again_is_told_once(
+    make_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is fired meanwhile: the log does not say so."""
+    server = make_server()
+    with connect(server.url) as raw:
+        lab = Lab(server.url, raw)
+        rig = Rig(server.url, beating(server.url, misfire="skip"))
+        async with rig.running("lead", "periodic"):
+            await eventually_async(lambda: ticks_of(lab))
+            raw.config_set("maxmemory", 1)
+            await eventually_async(lambda: rig.counted("redis_errors") >= 4)
+        (said,) = events(caplog, "ticks missed")
+        assert said["due"] == 1
+        lab.conn.close()
+
+
 async def test_a_later_tick_does_not_overtake_a_refused_one(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
