@@ -35,7 +35,7 @@ from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import GlobalKeys
 from fastq.broker.schema import agree
 from fastq.context import JobContext
-from fastq.errors import BrokerError, BrokerReplyError, UndecodableJob
+from fastq.errors import BrokerError, UndecodableJob
 from fastq.job import WorkerCard, encode, read_envelope
 from fastq.metrics import WorkerMetrics
 from fastq.values import QueueOrder
@@ -48,6 +48,7 @@ from fastq.worker.plan import slots
 from fastq.worker.rate import Rate
 from fastq.worker.reports import Reports
 from fastq.worker.ticker import Ticker
+from fastq.worker.trouble import Trouble
 from fastq.worker.turnstile import LOOKED_AFTER, Turnstile
 from fastq.worker.waker import RESERVE_MOST, Wakers
 
@@ -60,9 +61,6 @@ SURPLUS_SECONDS = 0.05
 
 BACKLOG_PATIENCE = 0.25
 """Reserved jobs that have not started after so many seconds, all slots taken, are handed back."""
-
-TELL_AGAIN = 10.0
-"""Seconds between two log lines about the same outage."""
 
 GLANCE = 0.02
 """A busy worker looks into its other, supposedly empty queues every so many seconds; an idle one waits for their tokens."""
@@ -125,9 +123,8 @@ class WorkerLoop:
         self._stopping = False
         self._rate = Rate(time.monotonic(), slots(app))
         self._random = random.Random()
-        self._told_at, self._told_refusal = 0.0, False
         self._ticker = Ticker()
-        self._pause = 0.0
+        self._trouble = Trouble()
         self._unsure = False  # a turn has failed: what Redis has of it is not known, and no other one may begin
 
     # -- from outside -------------------------------------------------------------------------
@@ -182,7 +179,7 @@ class WorkerLoop:
                     if not self._registered:
                         await self._register()
                     await self._step()
-                    self._went_well()
+                    self._trouble.ends(self._held)
                 except BrokerError as error:
                     await self._after_error(error)
             await self._goodbye()
@@ -219,7 +216,7 @@ class WorkerLoop:
         if self._stopping and self._over():
             return  # the last outcome was settled just now, and nothing else will happen
         if not unsettled(self._lanes):
-            self._went_well()
+            self._trouble.ends(self._held)
             self._waker.wait()
             self._asleep = True
             try:
@@ -240,9 +237,7 @@ class WorkerLoop:
         if self._backlog and room < surplus // 2:
             return 0  # enough to go on with: fewer, larger batches
         if self._settings.max_jobs:  # its last jobs are on their way: the process is about to be replaced
-            room = min(
-                room, self._settings.max_jobs - self.executor.finished - sum(len(lane.held) for lane in self._lanes)
-            )
+            room = min(room, self._settings.max_jobs - self.executor.finished - self._held())
         return max(room, 0)
 
     # -- a turn ---------------------------------------------------------------------------------
@@ -459,25 +454,14 @@ class WorkerLoop:
     # -- when things go wrong ---------------------------------------------------------------------
 
     async def _after_error(self, error: BrokerError) -> None:
-        """Say it, now and then, and wait a little longer each time."""
         self._metrics.count("redis_errors")
         self._unsure = True
-        now, first = time.monotonic(), self._pause == 0.0
-        self._pause = min(max(self._pause * 2, 0.05), 1.0)
-        refused = isinstance(error, BrokerReplyError)
-        if first or now - self._told_at > TELL_AGAIN or refused is not self._told_refusal:
-            self._told_at, self._told_refusal = now, refused
-            what = "redis refuses, retrying" if refused else "redis unavailable, retrying"
-            level = logging.ERROR if refused else logging.WARNING
-            log.log(level, what, extra={"fields": {"error": str(error), "in": self._pause}})
+        pause = self._trouble.goes_on(error)
         if not self._over():
-            await asyncio.sleep(self._pause * self._random.uniform(0.5, 1.0))
+            await asyncio.sleep(pause)
 
-    def _went_well(self) -> None:
-        """A turn, or there was none to do: what Redis said to a connection alone is no proof that it serves."""
-        if self._pause:
-            self._pause = 0.0
-            log.info("redis is back", extra={"fields": {"held": sum(len(lane.held) for lane in self._lanes)}})
+    def _held(self) -> int:
+        return sum(len(lane.held) for lane in self._lanes)
 
     async def _find_out(self) -> None:
         """Connect, and learn what Redis has of ours; before that a new turn would overwrite what the last one sent."""

@@ -41,6 +41,9 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "flow_unfold": lambda: flows.flow_unfold(Q, "ab"),
     "flow_retry": lambda: flows.flow_retry(Q, "ab", [(0, b"E")]),
     "flow_start": lambda: flows.flow_start(Q, "ab", 1, [0], {"policy": "fail"}),
+    "announce": lambda: c.announce(GlobalKeys("fastq").queues, "mail", "other"),
+    "pause": lambda: pauses.suspend_queue(Q),
+    "revise": lambda: timing.revise(GlobalKeys("fastq").schedules, "mail"),
     "follow": lambda: c.follow(Q, "told", ["a", "b"], 1_000),
     "lead": lambda: c.lead(GlobalKeys("fastq"), "s", 1),
     "park": lambda: c.park(Q, "w", [c.Parked("a", "x/~all", 1, 5), c.Parked("b", "y/k", 1, 5)]),
@@ -118,11 +121,8 @@ def shape(name: str) -> str:
 @pytest.mark.parametrize("script", ONE_OF_EACH)
 def test_the_head_names_the_keys_in_their_order(script: str) -> None:
     sent = "".join(key.decode() + " " for key in ONE_OF_EACH[script]().keys)
-    pattern = (
-        "".join(shape(name) for name in named_keys(script))
-        .replace("leader ", "fastq:leader ")
-        .replace("schema ", "fastq:schema ")
-    )
+    pattern = "".join(shape(name) for name in named_keys(script))
+    pattern = re.sub(r"^(leader|schema|queues|schedules) ", r"fastq:\1 ", pattern)  # of no queue
     assert re.fullmatch(pattern, sent), f"\n{pattern}\n{sent}"
 
 
