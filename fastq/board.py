@@ -34,6 +34,7 @@ __all__ = [
     "NAMES_SIZE",
     "ROWS",
     "ROW_SIZE",
+    "SERVING",
     "Board",
     "ChildContext",
     "Slot",
@@ -69,6 +70,7 @@ class SlotState(enum.IntEnum):
     DEAD = 6  # reaped; its jobs wait to be handed back
 
 
+SERVING = (SlotState.RUNNING, SlotState.QUIET)
 _ALIVE = frozenset({SlotState.STARTING, SlotState.BOOTED, SlotState.RUNNING, SlotState.QUIET, SlotState.DRAINING})
 
 
@@ -292,22 +294,20 @@ class Board:
     def may_recycle(self, slot: Slot) -> bool:
         """Whether ``slot``'s child may go now to be replaced; if so, its ``recycling`` flag is set.
 
-        One of a role at a time: no, while another one recycles, or is not serving yet, or no more. There is no lock: of
-        two that ask in the same instant both may be refused, and ask again after their next job.
+        One of a role at a time: no, unless all the others serve. One that has gone before is no hindrance as soon as its
+        successor serves: its last jobs may take long. There is no lock: of two that ask in the same instant both may be
+        refused, and ask again after their next job.
         """
         if slot.recycling:
             return True
         slot.recycling = True
         others = [other for other in self._slots if other is not slot and other.role == slot.role]
-        away = any(_missing(other) or (other.alive and other.recycling) for other in others)
-        if away or sum(other.alive for other in others) < slot.peers - 1:  # the latter: not even started yet
+        coming = any(other.state in (SlotState.STARTING, SlotState.BOOTED) for other in others)
+        serving = sum(other.state in SERVING and not other.recycling for other in others)
+        if coming or serving < slot.peers - 1:
             slot.recycling = False
             return False
         return True
-
-
-def _missing(slot: Slot) -> bool:
-    return slot.state in (SlotState.STARTING, SlotState.BOOTED, SlotState.DRAINING)
 
 
 @dataclass(frozen=True, slots=True)

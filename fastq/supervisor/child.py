@@ -20,7 +20,7 @@ from fastq.board import ChildContext
 from fastq.errors import ConfigError, ExitCode
 from fastq.supervisor.host import set_title
 
-__all__ = ["ChildSpec", "die_with_parent", "fork_child", "outlast", "reap_strangers", "refuse_threads"]
+__all__ = ["ChildSpec", "by_role", "die_with_parent", "fork_child", "outlast", "reap_strangers", "refuse_threads"]
 
 log = logging.getLogger("fastq.supervisor")
 
@@ -66,6 +66,18 @@ class ChildSpec:
             raise ConfigError(f"count={self.count} of {self.role!r} must be at least 1")
         if ":" not in self.entry:
             raise ConfigError(f"entry={self.entry!r} of {self.role!r} must look like package.module:function")
+
+
+def by_role(specs: Iterable[ChildSpec]) -> dict[str, ChildSpec]:
+    """The specs by role. Raises ConfigError: one is given twice, or there is none."""
+    found: dict[str, ChildSpec] = {}
+    for spec in specs:
+        if spec.role in found:
+            raise ConfigError(f"role {spec.role!r} is given twice")
+        found[spec.role] = spec
+    if not found:
+        raise ConfigError("a supervisor needs at least one child")
+    return found
 
 
 def refuse_threads() -> None:

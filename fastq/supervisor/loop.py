@@ -10,12 +10,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fastq.board import Board, ChildContext, Slot, SlotState, exit_text
+from fastq.board import SERVING, Board, ChildContext, Slot, SlotState, exit_text
 from fastq.errors import ConfigError, ExitCode
-from fastq.supervisor.child import ChildSpec, fork_child, outlast, reap_strangers, refuse_threads
+from fastq.supervisor.child import ChildSpec, by_role, fork_child, outlast, reap_strangers, refuse_threads
 from fastq.supervisor.host import Notifier, PidFile, PidFileHeld, SignalPipe, SourceWatch, set_title
 from fastq.supervisor.post import BOOT_CRASHES, QUICK_DEATH, Child, Losses, Post
 from fastq.supervisor.reload import Reader, Reload
@@ -28,7 +28,6 @@ RELOAD_EVERY = 0.5  # seconds between two looks at the source files
 BOOT_LOOK, LONG_BOOT_LOOK = 0.02, 0.25  # seconds between two looks at children that are coming up, or at full slots
 IDLE = 1.0  # seconds: the longest sleep, so that a lost SIGCHLD is found as well
 
-_SERVING = (SlotState.RUNNING, SlotState.QUIET)
 _COMING = (SlotState.STARTING, SlotState.BOOTED)
 
 
@@ -63,7 +62,7 @@ class Supervisor:
         title: str = "fastq",
         backoff: float = 1.0,
     ) -> None:
-        self._specs = self._old_specs = _by_role(specs)
+        self._specs = self._old_specs = by_role(specs)
         self._board = board
         if (children := sum(spec.count for spec in specs)) > len(board):
             raise ConfigError(f"{children} processes do not fit on a board of {len(board)} slots")
@@ -178,10 +177,12 @@ class Supervisor:
             state = child.slot.state
             if state == child.seen:
                 continue
-            if child.seen in _COMING and state in _SERVING:
+            if child.seen in _COMING and state in SERVING:
                 self._on_serving(child)
             if child.seen == SlotState.STARTING:
                 self._on_booted(child)
+            if state == SlotState.DRAINING and child.slot.recycling and child.post is not None:
+                child.post.let_go(child)
             child.seen = state
 
     def _on_booted(self, child: Child) -> None:
@@ -292,14 +293,17 @@ class Supervisor:
             self._judge_start(post, status, booted=booted)
 
     def _judge_start(self, post: Post, status: int, *, booted: bool) -> None:
-        """A start that came to nothing: hopeless when it says so itself or has failed too often."""
+        """A start that came to nothing: hopeless when it says so itself, or has failed too often and no other one serves."""
         post.boot_crashes += not booted
         unusable = os.waitstatus_to_exitcode(status) == ExitCode.USAGE
         if unusable and post.role not in self._served:
             self._begin_stop(ExitCode.USAGE, "cannot work like this", role=post.role)
-        elif post.boot_crashes >= BOOT_CRASHES:
+        elif post.boot_crashes >= BOOT_CRASHES and not self._serves(post.role):
             code = ExitCode.USAGE if unusable else ExitCode.CRASH
             self._begin_stop(code, "dies before it has booted", role=post.role, times=post.boot_crashes)
+
+    def _serves(self, role: str) -> bool:
+        return any(child.spec.role == role and child.slot.state in SERVING for child in self._children.values())
 
     def _strike_off(self, child: Child, status: int) -> None:
         del self._children[child.pid]
@@ -400,7 +404,7 @@ class Supervisor:
         try:
             specs = self._reader.poll()
             if specs is not None:
-                self._adopt(_by_role(specs))
+                self._adopt(by_role(specs))
                 self._begin_roll("SIGHUP")
         except ConfigError as error:
             self._log(logging.ERROR, "reload refused, going on as before", error=str(error))
@@ -429,7 +433,7 @@ class Supervisor:
             return
         self._leaving = None
         for post in self._posts:
-            if post.replacement is not None and (post.replacement.slot.state not in _SERVING or self._hand_over(post)):
+            if post.replacement is not None and (post.replacement.slot.state not in SERVING or self._hand_over(post)):
                 return
         outdated = next((post for post in self._posts if self._is_outdated(post)), None)
         if outdated is None:
@@ -584,14 +588,3 @@ class Supervisor:
 
     def _log(self, level: int, message: str, **fields: object) -> None:
         self._logger.log(level, message, extra={"fields": fields})
-
-
-def _by_role(specs: Iterable[ChildSpec]) -> dict[str, ChildSpec]:
-    by_role: dict[str, ChildSpec] = {}
-    for spec in specs:
-        if spec.role in by_role:
-            raise ConfigError(f"role {spec.role!r} is given twice")
-        by_role[spec.role] = spec
-    if not by_role:
-        raise ConfigError("a supervisor needs at least one child")
-    return by_role

@@ -15,7 +15,9 @@ from fastq.supervisor.child import ChildSpec
 
 __all__ = ["BOOT_CRASHES", "QUICK_DEATH", "Child", "Losses", "Post", "restart_delay"]
 
-BOOT_CRASHES = 5  # deaths in a row, before it has booted, after which a child is given up and the supervisor with it
+BOOT_CRASHES = (
+    5  # deaths in a row, before it has booted, after which the supervisor ends, unless another one of the role serves
+)
 QUICK_DEATH = 5.0  # seconds: a child that lived shorter than this is replaced with back-off
 LONGEST_DELAY = 30.0  # seconds: where the back-off ends; with it a broken child costs two forks a minute
 RECYCLE_EVERY = 1.0  # seconds: a child that recycles itself is forked no more often than this
@@ -102,6 +104,15 @@ class Post:
         """A start came to nothing, or to little: wait longer before the next."""
         self.quick_deaths += 1
         self.not_before = time.monotonic() + restart_delay(self.quick_deaths, base)
+
+    def let_go(self, child: Child) -> None:
+        """``child`` recycles itself: its last jobs may take long, and its successor starts meanwhile."""
+        child.post = None
+        if self.child is child:
+            self.child = None
+            self.not_before = child.started_at + RECYCLE_EVERY
+        else:
+            self.replacement = None
 
     def follow(self, child: Child, losses: Losses, *, booted: bool, recycled: bool, base: float) -> None:
         """Decide when the successor of ``child``, dead without having been told to go, may start."""

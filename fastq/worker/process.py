@@ -288,7 +288,7 @@ class _Worker:
             return "a handler does not stop"
         if executor.isolation is not None and executor.isolation.broken:
             return "it cannot start processes any more"
-        if settings.max_jobs and executor.finished >= settings.max_jobs:
+        if settings.max_jobs and executor.finished + len(executor.running) >= settings.max_jobs:  # it takes no more
             return f"max_jobs={settings.max_jobs}"
         if settings.max_rss and self._slot.rss > settings.max_rss:
             return f"max_rss={settings.max_rss}, rss={self._slot.rss}"

@@ -22,7 +22,7 @@ from fastq.board import Board
 from fastq.errors import ConfigError
 from fastq.supervisor import ChildSpec, Supervisor
 from fastq.supervisor.host import PidFile, SourceWatch
-from fastq.supervisor.post import BEARABLE, SPELL, Child, Losses, Post, restart_delay
+from fastq.supervisor.post import BEARABLE, BOOT_CRASHES, SPELL, Child, Losses, Post, restart_delay
 
 pytestmark = pytest.mark.versions
 
@@ -311,6 +311,21 @@ def test_boot_crashes_are_forgotten_once_it_has_booted(host: Host) -> None:
     assert len(host.logged("worker started")) == 3 + 1 + 5
 
 
+def test_a_crash_loop_at_boot_does_not_end_those_that_serve(host: Host) -> None:
+    """A broken release lies on the disk, say, and a worker of the old one was killed: the others do its work."""
+    host.start_running({**WORKER, "count": 2}, options={"backoff": 0.01})
+    host.put("mode", "crashes")
+    os.kill(host.pids()[0], signal.SIGKILL)
+    host.eventually(lambda: len(host.facts("entry")) >= 2 + BOOT_CRASHES + 2)
+    assert host.logged("stopping") == []
+    host.put("mode", "")
+    host.until_running(3)
+    host.put("mode", "crashes")
+    for pid in host.pids()[1:]:
+        os.kill(pid, signal.SIGKILL)
+    assert host.wait() == 1, "nobody serves any more"
+
+
 def test_the_default_delays_are_bounded() -> None:
     """F-09: 0, 1, 2, 4 … 30 s: at most two forks a minute in the long run."""
     assert [restart_delay(n) for n in range(9)] == [0, 0, 1, 2, 4, 8, 16, 30, 30]
@@ -447,18 +462,37 @@ def test_a_recycled_worker_is_replaced_without_back_off(host: Host) -> None:
 
 
 def test_workers_recycle_one_at_a_time(host: Host) -> None:
-    """F-15: staggered, by the board alone."""
+    """F-15: staggered, by the board alone; none waits for the last jobs of the one before, whose successor serves."""
     host.start_running({**WORKER, "count": 3}, MONITOR)
-    for pid in host.pids("worker"):
+    old = host.pids("worker")
+    for pid in old:
         host.put(f"hang-{pid}")
         host.put(f"recycle-{pid}")
-    for turn in range(1, 4):
-        host.eventually(lambda turn=turn: len(host.facts("recycle")) == turn)
-        leaver = host.facts("recycle")[-1]["pid"]
-        assert len(host.facts("bye", "worker")) == turn - 1, "the one before has gone"
-        host.drop(f"hang-{leaver}")
-        host.eventually(lambda turn=turn: len(host.pids("worker")) == 3 + turn)
+    host.eventually(lambda: len(host.facts("recycle")) == 3 and len(host.pids("worker")) == 6)
+    assert host.facts("bye", "worker") == []
+    told, serving = host.facts("recycle"), host.facts("running", "worker")[3:]
+    for leaver, successor, following in zip(told, serving, [*told[1:], serving[-1]], strict=True):
+        assert in_order(leaver, successor, following)
+    assert [fact["number"] for fact in serving] == [fact["number"] for fact in told]
+    for pid in old:
+        host.drop(f"hang-{pid}")
+    host.eventually(lambda: len(host.facts("bye", "worker")) == 3)
+    assert len(host.logged("worker started")) == 6, "they had their successors"
     assert host.stop() == 0
+
+
+def test_a_stop_waits_for_one_that_recycles(host: Host) -> None:
+    """Its place is taken, and it is a child all the same."""
+    host.start_running(WORKER, MONITOR)
+    (old,) = host.pids("worker")
+    host.put(f"hang-{old}")
+    host.put(f"recycle-{old}")
+    host.eventually(lambda: len(host.pids("worker")) == 2)
+    host.send(signal.SIGTERM)
+    host.eventually(lambda: host.who("term", "worker"))
+    host.drop(f"hang-{old}")
+    assert host.wait() == 0
+    assert host.who("bye", "worker") == {*host.pids("worker")}
 
 
 # -- the supervisor's own death (F-08) --------------------------------------------------------------------------------

@@ -298,6 +298,23 @@ def test_recycling(make_fleet: MakeFleet, redis_url: str, limit: str) -> None:
     assert fleet.stop() == 0
 
 
+def test_the_last_job_of_a_recycled_worker_holds_nobody_up(make_fleet: MakeFleet, redis_url: str) -> None:
+    """F-15: also where there is one worker: its successor starts when it begins to leave, not when it has gone."""
+    fleet = make_fleet(redis_url, workers=1, concurrency=2, max_jobs=2).serving()
+    fleet.enqueue("gated", "long", str(fleet.gate()))
+    fleet.until_started("long")
+    fleet.enqueue_many("once", [("a",), ("b",)])
+    fleet.until_logged("worker drains")
+    fleet.enqueue("once", "c")
+    fleet.until_done(["a", "b", "c"])
+    assert "long" not in fleet.story().done
+    fleet.gate().touch()
+    fleet.until_done(["long"])
+    fleet.until_logged("worker exited", exit="exit 0")
+    assert fleet.story().repeated() == set()
+    assert fleet.stop() == 0
+
+
 def test_a_thread_that_does_not_stop_costs_its_worker(make_fleet: MakeFleet, redis_url: str, raw: Any) -> None:
     """F-13: after its timeout the job is over, the others finish, and the worker is replaced."""
     fleet = make_fleet(redis_url, workers=1).serving(plant="impatient")

@@ -200,6 +200,8 @@ def test_one_recycles_at_a_time() -> None:
     """F-15"""
     board = Board(5, cells=1, rows=1)
     one, two, three = (claim(board) for _ in range(3))
+    for slot in board:
+        slot.peers = 3
     claim(board, "scheduler")
     one.state = two.state = SlotState.RUNNING
     assert not board.may_recycle(one), "the third does not serve yet"
@@ -209,15 +211,15 @@ def test_one_recycles_at_a_time() -> None:
     assert not board.may_recycle(two)
     assert not two.recycling
     one.state = SlotState.DRAINING
-    assert not board.may_recycle(two)
-    one.state = SlotState.DEAD
-    two.peers = 3
     assert not board.may_recycle(two), "its successor has not been started yet"
-    two.peers = 0
-    assert board.may_recycle(two), "gone is gone, though its slot is not free yet"
-    two.state = SlotState.DRAINING
+    four = claim(board)
+    assert not board.may_recycle(two)
+    four.state, four.peers = SlotState.BOOTED, 3
+    assert not board.may_recycle(two), "its successor does not serve yet"
+    four.state = SlotState.RUNNING
+    assert board.may_recycle(two), "its successor serves, though it has not gone"
     assert not board.may_recycle(three)
-    assert not board.may_recycle(claim(board))
+    assert not board.may_recycle(four)
 
 
 def test_exit_texts() -> None:
