@@ -190,6 +190,9 @@ class _Scheduler:
         ends = [signal.SIGTERM, signal.SIGQUIT]
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # alone: Ctrl-C is ours
             ends.append(signal.SIGINT)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # alone, and not under nohup
+            ends.append(signal.SIGHUP)
         for number in ends:
             loop.add_signal_handler(number, self._end, number.name)
         loop.add_signal_handler(signal.SIGUSR2, self._dump)

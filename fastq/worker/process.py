@@ -243,6 +243,9 @@ class _Worker:
         loop.add_signal_handler(signal.SIGUSR2, self._dump)
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # alone: Ctrl-C is ours
             loop.add_signal_handler(signal.SIGINT, self._interrupt)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # alone, and not under nohup
+            loop.add_signal_handler(signal.SIGHUP, lambda: worker.stop(grace, "SIGHUP"))
 
     def _interrupt(self) -> None:
         self._loop.stop(0.0 if self._loop.stopping else self._settings.grace, "SIGINT")

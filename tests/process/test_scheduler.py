@@ -179,9 +179,12 @@ def test_a_standby_takes_over_from_a_killed_leader(fleet: Fleet, raw: Any, capsy
     assert each_once(ticks(raw))
 
 
-@pytest.mark.parametrize("what", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+@pytest.mark.parametrize("what", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGHUP])
 def test_a_leader_that_leaves_hands_over_at_once(fleet: Fleet, raw: Any, what: signal.Signals) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a child inherits that it is ignored
     fleet.pair()
+    signal.signal(signal.SIGHUP, before)
+    fleet.send(0, signal.SIGUSR1)
     fleet.send(0, what)
     assert fleet.code(0) == 0
     left = time.monotonic()

@@ -450,19 +450,23 @@ def test_every_child_has_connections_of_its_own(make_fleet: MakeFleet, redis_url
 
 
 @pytest.mark.parametrize(
-    "signals", [[signal.SIGINT, signal.SIGINT], [signal.SIGINT], [signal.SIGTERM], [signal.SIGQUIT]]
+    "signals",
+    [[signal.SIGINT, signal.SIGINT], [signal.SIGINT], [signal.SIGTERM], [signal.SIGQUIT], [signal.SIGHUP]],
 )
 def test_a_worker_alone(make_fleet: MakeFleet, redis_url: str, raw: Any, signals: list[signal.Signals]) -> None:
     """``fastq worker``: the first Ctrl-C and SIGTERM drain, the second and SIGQUIT stop now; exit 0, no traceback."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a child inherits that it is ignored
     fleet = make_fleet(redis_url).start("worker", "jobs:app")
+    signal.signal(signal.SIGHUP, before)
     fleet.until_logged("worker ready")
     fleet.enqueue("gated", "k", str(fleet.gate()))
     fleet.until_started("k")
+    fleet.send(signal.SIGUSR1)
     fleet.send(signals[0])
     fleet.until_logged("worker drains")
     for number in signals[1:]:
         fleet.send(number)
-    drains = signals in ([signal.SIGINT], [signal.SIGTERM])
+    drains = signals in ([signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP])
     if drains:
         fleet.gate().touch()
     asked = time.monotonic()
