@@ -324,6 +324,7 @@ class WorkerCard(msgspec.Struct, array_like=True):
     version: str
     lease: int = 0  # ms that its leases last; 0: not said
     tasks: list[str] = []  # names of those that it knows; empty: not said
+    state: str = "running"  # or "quiet": takes nothing new until it is told to go on; "draining": never again
 
 
 class Progress(msgspec.Struct, omit_defaults=True):

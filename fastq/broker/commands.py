@@ -155,6 +155,11 @@ def register(q: QueueKeys, worker: str, lease_ms: int, info: bytes) -> Command[i
     return Command("register", (q.workers, q.running(worker), q.jobs, q.info), (worker, lease_ms, PAD, info), int)
 
 
+def describe(q: QueueKeys, worker: str, info: bytes) -> Command[bool]:
+    """What a worker says of itself has changed. False: it has no lease."""
+    return Command("describe", (q.workers, q.info), (worker, info), bool)
+
+
 def announce(queues: bytes, *names: str) -> Command[int]:
     """Add to the queues that everybody knows of (``GlobalKeys.queues``), whatever the memory. Returns how many were new."""
     return Command("announce", (queues,), names, int)

@@ -353,7 +353,7 @@ def _fleet(prefix: str) -> Operation[list[Finding]]:
         paused = yield from inspector.paused_tasks()
     except BrokerReplyError as error:
         return [Finding("warn", "queues", f"cannot see the queues: {error}", f"allow it: ~{prefix}:* +@read")]
-    return [*_scheduler(leader, infos), *_queues(infos), *_paused_tasks(paused), *_lost(workers)]
+    return [*_scheduler(leader, infos), *_queues(infos, workers), *_paused_tasks(paused), *_lost(workers)]
 
 
 def _paused_tasks(paused: Mapping[str, Sequence[Pause]]) -> Iterator[Finding]:
@@ -372,8 +372,16 @@ def _scheduler(leader: str | None, infos: list[QueueInfo]) -> Iterator[Finding]:
         yield Finding("warn", "scheduler", message, "start one: fastq supervise, or fastq scheduler")
 
 
-def _queues(infos: list[QueueInfo]) -> Iterator[Finding]:
+def _queues(infos: list[QueueInfo], workers: list[WorkerInfo]) -> Iterator[Finding]:
     for info in infos:
+        live = [worker for worker in workers if worker.lease_left > 0 and info.name in worker.queues]
+        if info.pending and live and all(worker.state != "running" for worker in live):
+            message = (
+                f"queue {info.name!r} has {info.pending} pending jobs, and no worker of it takes any: {_resting(live)}"
+            )
+            yield Finding(
+                "warn", "queues", message, "SIGCONT to the quiet ones, or to their supervisor; or start another"
+            )
         if info.paused:
             yield Finding("warn", "queues", f"queue {info.name!r} is paused", f"fastq queues resume {info.name}")
         elif info.pending and not info.workers:
@@ -383,6 +391,11 @@ def _queues(infos: list[QueueInfo]) -> Iterator[Finding]:
         if unserved and info.workers:
             message = f"nobody serves {', '.join(unserved[:5])}, and jobs are pending there"
             yield Finding("warn", "queues", message, f"replace the workers of {info.name} that know no partitions")
+
+
+def _resting(workers: list[WorkerInfo]) -> str:
+    more = f" and {len(workers) - 5} more" if len(workers) > 5 else ""
+    return ", ".join(f"{worker.id} is {worker.state}" for worker in workers[:5]) + more
 
 
 def _lost(workers: list[WorkerInfo]) -> Iterator[Finding]:

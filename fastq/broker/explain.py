@@ -29,7 +29,7 @@ LARGEST = 20_000
 
 class Cause(msgspec.Struct, frozen=True):
     """One thing that is so. ``code`` is for programs: unknown, finished, failed, running, scheduled, retry, no_scheduler,
-    parked, waiting, paused, no_worker, task_unknown, busy, behind, next.
+    parked, waiting, paused, no_worker, quiet, task_unknown, busy, behind, next.
     """
 
     code: str
@@ -107,8 +107,11 @@ def _held_up(inspector: Inspector, status: JobStatus) -> Operation[list[Cause]]:
         causes.append(Cause("no_worker", _unserved(status.queue)))
     elif text := _unknown_to(live, status.queue, status.task or ""):
         causes.append(Cause("task_unknown", text))
+    elif resting := [card.state for card in live if card and card.state != "running"]:
+        causes += _resting(status.queue, resting, len(live))
     if status.state is JobState.PENDING:
-        causes += yield from _in_line(q, status, info, sum(card.concurrency for card in live if card))
+        slots = sum(card.concurrency for card in live if card and card.state == "running")
+        causes += yield from _in_line(q, status, info, slots)
     return causes
 
 
@@ -152,6 +155,15 @@ def _unknown_to(live: Sequence[WorkerCard | None], queue: str, task: str) -> str
         known.update(card.tasks)
     where = f" of queue {queue}" if queue else ""
     return f"no live worker{where} knows task {task}{did_you_mean(task, known)}" if live else ""
+
+
+def _resting(queue: str, states: Sequence[str], live: int) -> Iterator[Cause]:
+    if len(states) == live:
+        how = " or ".join(sorted(set(states)))
+        yield Cause(
+            "quiet",
+            f"no live worker of queue {queue} takes new jobs: {live:,} of {live:,} are {how} (SIGCONT ends quiet)",
+        )
 
 
 def _waiting(q: QueueKeys, job_id: str) -> Operation[Cause]:

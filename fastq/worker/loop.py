@@ -24,19 +24,15 @@ from fastq.broker.commands import (
     Recovered,
     Reserved,
     Unparked,
-    announce,
     recover,
-    register,
     reserve,
     resume,
     unpark,
 )
 from fastq.broker.connection import AsyncConnection
-from fastq.broker.keys import GlobalKeys
-from fastq.broker.schema import agree
 from fastq.context import JobContext
 from fastq.errors import BrokerError, UndecodableJob
-from fastq.job import WorkerCard, encode, read_envelope
+from fastq.job import WorkerCard, read_envelope
 from fastq.metrics import WorkerMetrics
 from fastq.values import QueueOrder
 from fastq.worker.beside import Beside
@@ -46,6 +42,7 @@ from fastq.worker.lane import Lane, Turns, hungry, key_of, lanes_of, unsettled
 from fastq.worker.pauses import Pauses
 from fastq.worker.plan import slots
 from fastq.worker.rate import Rate
+from fastq.worker.registration import Registration
 from fastq.worker.reports import Reports
 from fastq.worker.ticker import Ticker
 from fastq.worker.trouble import Trouble
@@ -95,11 +92,11 @@ class WorkerLoop:
         self._connection = connection
         self._slot = slot
         self._metrics = metrics
-        self._card = encode(card)
         self.worker_id = worker_id
         self._incarnation = 1
         self._lanes = lanes_of(app, order, connection.clock.now_ms)
         self._by_name = {lane.name: lane for lane in self._lanes}
+        self._registration = Registration(connection, app.settings, self._lanes, card)
         self._in_turn = Turns(self._lanes, weighted=order.weights is not None)
         self._event = asyncio.Event()
         batches = self._batches = {lane.name: lane.batch for lane in self._lanes}
@@ -178,6 +175,7 @@ class WorkerLoop:
                         await self._find_out()
                     if not self._registered:
                         await self._register()
+                    await self._registration.tell(self.worker_id, self._state())
                     await self._step()
                     self._trouble.ends(self._held)
                 except BrokerError as error:
@@ -525,20 +523,19 @@ class WorkerLoop:
     # -- registration -------------------------------------------------------------------------------
 
     async def _register(self) -> None:
-        await self._connection.run(agree(self._settings.prefix))  # before anything is touched
         if self._incarnation > 1:
             self.worker_id = f"{self.worker_id.partition('~')[0]}~{self._incarnation}"
         self._slot.worker_id = self.worker_id  # the monitor extends the lease of this name
-        lease_ms = round(self._settings.lease * 1_000)
-        for lane in self._lanes:
-            await self._connection.call(register(lane.keys, self.worker_id, lease_ms, self._card))
-            await self._connection.call(announce(GlobalKeys(self._settings.prefix).queues, lane.name))
+        await self._registration.begin(self.worker_id, self._state())
         await self._pauses.look()  # before the first job
         self._registered = True
         self._all_hungry()
         if not self._stopping:
             self._slot.state = SlotState.QUIET if self.quiet else SlotState.RUNNING
         log.info("worker ready", extra={"fields": {"worker": self.worker_id, "queues": ",".join(self._by_name)}})
+
+    def _state(self) -> str:
+        return "draining" if self._stopping else "quiet" if self.quiet else "running"
 
     async def _pass_the_token_on(self, lane: Lane) -> None:
         """A wake token may be on its way to this worker, which will not use it: leave one if there is work."""

@@ -419,8 +419,8 @@ def test_status_in_columns_and_in_json(bench: Bench, call: Call) -> None:
         "STATE",
     ]
     assert re.fullmatch(r"mail  +2 +1 +0 +0 +0 +1 +1m\d\ds +paused", lines[1])
-    assert lines[3].split() == ["WORKER", "HOST", "PID", "RUNNING", "OF", "LEASE", "QUEUES", "VERSION"]
-    assert re.fullmatch(r"w1 +host-a +42 +0 +100 +1\d\.\ds +mail +0\.1\.0", lines[4])
+    assert lines[3].split() == ["WORKER", "HOST", "PID", "RUNNING", "OF", "LEASE", "STATE", "QUEUES", "VERSION"]
+    assert re.fullmatch(r"w1 +host-a +42 +0 +100 +1\d\.\ds +running +mail +0\.1\.0", lines[4])
     value = call("status", "mail", "--json").json
     assert value["queues"][0]["ready"] == {"5": 2}
     assert value["workers"][0]["id"] == "w1"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import fastq
+from fastq.broker.inspector import Inspector
 from tests.conftest import MakeServer, alive, connect, eventually
 from tests.process.fleet import LEASE, PATIENCE, Fleet, free_port, held_by
 
@@ -188,10 +189,17 @@ def test_quiet_and_resume(make_fleet: MakeFleet, redis_url: str, raw: Any) -> No
     fleet.until_done(["running"])
     eventually(lambda: raw.hlen("fastq:{default}:jobs") == 4, PATIENCE)  # the pad and the three: it was settled
     assert raw.llen(READY) == 3
+    waiting = fleet.enqueue("once", "d")
+    said = fleet.producer.explain_sync(waiting)
+    assert [cause.code for cause in said.causes] == ["quiet", "behind"]
+    assert "2 of 2 are quiet" in str(said)
     resumed = time.monotonic()
     fleet.send(signal.SIGCONT)
-    story = fleet.until_done("abc")
-    assert all(story.starts[key][0].at > resumed for key in "abc")
+    story = fleet.until_done("abcd")
+    assert all(story.starts[key][0].at > resumed for key in "abcd")
+    eventually(
+        lambda: {w.state for w in fleet.producer.run_sync(Inspector("fastq").workers())} == {"running"}, PATIENCE
+    )
     assert fleet.stop() == 0
 
 

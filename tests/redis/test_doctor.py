@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from fastq.broker import commands, doctor
 from fastq.broker.command import Operation
@@ -14,6 +15,7 @@ from fastq.broker.connection import SyncConnection
 from fastq.broker.doctor import Finding, examine, startup_warnings
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint, parse_url
+from fastq.job import WorkerCard, encode
 from tests.conftest import acl_rules
 from tests.nodes import Cluster
 
@@ -309,6 +311,19 @@ def test_nobody_does_the_work(connection: SyncConnection, raw: Any) -> None:
     told(findings["scheduler"], "no scheduler runs: 1 scheduled")
     connection.call(commands.register(q, "w1", -120_000, b""))
     told(seen(connection)["recovery"], "w1 lost its lease 1")
+
+
+def test_nobody_takes_new_jobs(connection: SyncConnection, raw: Any) -> None:
+    q = QueueKeys("fastq", "mail")
+    connection.call(commands.enqueue(q, 5, "p", 1, [NewJob("a", b"\x97")]))
+    raw.sadd("fastq:queues", "mail")
+    card = WorkerCard("host", 1, 10, 0, "0")
+    connection.call(commands.register(q, "w1", 60_000, encode(card)))
+    assert "queues" not in seen(connection)
+    assert connection.call(commands.describe(q, "w1", encode(replace(card, state="quiet"))))
+    told(seen(connection)["queues"], "'mail' has 1 pending jobs", "w1 is quiet", "SIGCONT")
+    assert not connection.call(commands.describe(q, "w2", b"gone"))
+    assert raw.hkeys(q.info) == [b"w1"]
 
 
 def test_a_fleet_at_work(connection: SyncConnection, raw: Any) -> None:

@@ -36,8 +36,10 @@ def ask(app: FastQ, job_id: str) -> list[str]:
     return [cause.code for cause in app.explain_sync(job_id).causes]
 
 
-def register(app: FastQ, worker: str, *tasks: str, slots: int = 10, lease: int = 60_000) -> None:
-    card = WorkerCard("host", 1, slots, int(time.time() * 1_000), "0", 0, list(tasks))
+def register(
+    app: FastQ, worker: str, *tasks: str, slots: int = 10, lease: int = 60_000, state: str = "running"
+) -> None:
+    card = WorkerCard("host", 1, slots, int(time.time() * 1_000), "0", 0, list(tasks), state)
     app.run_sync(_one(commands.register(app.keys("default"), worker, lease, encode(card))))
 
 
@@ -67,6 +69,16 @@ def test_no_worker_knows_the_task(app: FastQ) -> None:
     said = "no live worker of queue default knows task sned - did you mean 'send'?"
     assert said in str(app.explain_sync(misspelt.id))
     register(app, "of_an_older_release")  # does not say what it knows
+    assert ask(app, job.id) == ["next"]
+
+
+def test_nobody_takes_new_jobs(app: FastQ) -> None:
+    job = app.enqueue_sync("send")
+    register(app, "one", "send", state="quiet")
+    register(app, "two", "send", state="draining")
+    assert ask(app, job.id) == ["quiet", "next"]
+    assert "2 of 2 are draining or quiet" in str(app.explain_sync(job.id))
+    register(app, "three", "send")
     assert ask(app, job.id) == ["next"]
 
 

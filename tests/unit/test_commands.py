@@ -41,6 +41,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "flow_unfold": lambda: flows.flow_unfold(Q, "ab"),
     "flow_retry": lambda: flows.flow_retry(Q, "ab", [(0, b"E")]),
     "flow_start": lambda: flows.flow_start(Q, "ab", 1, [0], {"policy": "fail"}),
+    "describe": lambda: c.describe(Q, "w", b"info"),
     "announce": lambda: c.announce(GlobalKeys("fastq").queues, "mail", "other"),
     "pause": lambda: pauses.suspend_queue(Q),
     "revise": lambda: timing.revise(GlobalKeys("fastq").schedules, "mail"),
