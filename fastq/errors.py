@@ -167,7 +167,12 @@ class BrokerError(FastQError):
 
 
 class BrokerUnavailable(BrokerError, ConnectionError):
-    """Redis could not be reached, or did not answer in time."""
+    """Redis could not be reached, did not answer in time, or said that it does not serve at the moment.
+
+    ``refused``: it was the latter, so what was asked has certainly not run.
+    """
+
+    refused = False
 
 
 class QueueFull(BrokerError):

@@ -133,9 +133,9 @@ def chunks(jobs: Iterable[NewJob]) -> Iterator[list[NewJob]]:
         yield chunk
 
 
-def gave_up(cause: object, timeout: float, *, sent: bool) -> BrokerUnavailable:
-    """What a producer is told when Redis did not confirm in time."""
-    known = "the job may or may not have been stored" if sent else "nothing was stored"
+def gave_up(cause: object, timeout: float, *, doubt: bool) -> BrokerUnavailable:
+    """What a producer is told when Redis did not confirm in time; ``doubt``: a call was sent, and not refused."""
+    known = "the job may or may not have been stored" if doubt else "nothing was stored"
     return BrokerUnavailable(f"{cause}; gave up after {timeout:g} s: {known}")
 
 
@@ -181,23 +181,27 @@ def enqueue_sync(
     """
     deadline, pause = time.monotonic() + timeout, 0.02
     command: Command[list[Refused]] | None = None
+    doubt = False  # whether it may have run
     while True:
+        asked = False
         try:
             connection.connect()
             if command is None:  # the number says how old a producer is by Redis's clock, which a connection brings
                 command = enqueue(
                     target.keys, target.priority, numbers.producer, numbers.next(), jobs, target.bound, target.batch
                 )
-            epoch = connection.reconnects
+            epoch, asked = connection.reconnects, True
             refused = connection.call(command)
             if replication is None:
                 return refused
+            doubt = True
             count: int = connection.call_many(confirm_replicas(target.keys, *replication))[1]
             if connection.reconnects != epoch:  # perhaps of another master, which may not have the job: once more
                 raise BrokerUnavailable(f"the connection to {connection.endpoint.shown} was lost")
         except BrokerUnavailable as error:
+            doubt = doubt or (asked and not error.refused)
             if time.monotonic() + pause > deadline:
-                raise gave_up(error, timeout, sent=command is not None) from None
+                raise gave_up(error, timeout, doubt=doubt) from None
         else:
             if count < replication.replicas:
                 raise replication.missed(count, connection.endpoint.shown, jobs)

@@ -49,6 +49,8 @@ class _Call(msgspec.Struct, eq=False):
     number: int
     command: Command[list[Refused]]
     over: bool = False
+    doubt: bool = False
+    """Whether it may have run."""
 
     done = staticmethod(bool)
     """False: the reply is wanted even when no caller waits for it any more. (A call without a frame.)"""
@@ -297,6 +299,8 @@ class AsyncEnqueuer:
                     self._renumber(call)
                 else:
                     call.fail(error)
+            else:
+                call.doubt = True
         self._aloft -= 1
         if self._aloft or self._boarding:
             return
@@ -346,7 +350,8 @@ class AsyncEnqueuer:
         soonest = min(member.deadline for member in call.members)
         try:
             async with asyncio.timeout_at(max(soonest, self._loop.time() + 0.05)):
-                await self._carry_out(call)
+                await self._connection.connect()
+                await self._ask(call)
         except TimeoutError:
             self._connection.drop("no reply before the deadline", call.command)
             raise BrokerUnavailable(f"no reply from {self._shown}") from None
@@ -355,19 +360,26 @@ class AsyncEnqueuer:
         except FastQError as error:
             call.fail(error)
 
+    async def _ask(self, call: _Call) -> None:
+        try:
+            await self._carry_out(call)
+        except BaseException as error:
+            call.doubt = call.doubt or not getattr(error, "refused", False)
+            raise
+
     async def _carry_out(self, call: _Call) -> None:
         call.settle(await self._connection.call(call.command))
 
     def _give_up_late(self, calls: list[_Call], cause: BrokerUnavailable) -> None:
-        now, error = self._loop.time(), gave_up(cause, self._timeout, sent=self._connection.connects > 0)
+        now = self._loop.time()
         for call in calls:
-            call.expire(now, error)
+            call.expire(now, gave_up(cause, self._timeout, doubt=call.doubt))
         late = [member for member in self._queue if member.deadline <= now]
         self._queue = [member for member in self._queue if member.deadline > now]
         self._waiting = sum(len(member.jobs) for member in self._queue)
         for member in late:
             if not member.future.done():
-                member.future.set_exception(error)
+                member.future.set_exception(gave_up(cause, self._timeout, doubt=False))
 
     async def close(self) -> None:
         """Stop; jobs still waiting get BrokerUnavailable."""
@@ -407,6 +419,7 @@ class ReplicatedEnqueuer(AsyncEnqueuer):
         await connection.connect()
         epoch = connection.connects
         refused = await connection.call(call.command)
+        call.doubt = True
         count: int = (await connection.call_many(confirm_replicas(call.target.keys, *replication)))[1]
         if connection.connects != epoch:  # perhaps of another master, which may not have the job: once more
             raise BrokerUnavailable(f"the connection to {self._shown} was lost")

@@ -36,7 +36,9 @@ def error_of(reply: Exception, shown: str) -> BrokerError:
     if code == "OOM":
         return BrokerOutOfMemory(f"{shown} has reached maxmemory and takes no new jobs: {text}")
     if code in _DOWN or code in MOVED_ON:
-        return BrokerUnavailable(f"{shown} does not serve at the moment: {text}")
+        error = BrokerUnavailable(f"{shown} does not serve at the moment: {text}")
+        error.refused = True
+        return error
     if code in ("NOAUTH", "WRONGPASS", "NOPERM"):
         return BrokerReplyError(f"{text} - check the user, password and permissions in {shown}")
     return BrokerReplyError(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import hiredis
 import pytest
 
+import fastq
 from fastq.broker import commands
 from fastq.broker import connection as connection_module
 from fastq.broker.command import raw as command
@@ -20,6 +22,7 @@ from fastq.broker.greeting import error_of
 from fastq.broker.keys import QueueKeys
 from fastq.broker.url import parse_url
 from fastq.errors import BrokerError, BrokerOutOfMemory, BrokerReplyError, BrokerUnavailable, ConfigError
+from tests.chaos.proxy import FaultProxy
 from tests.conftest import MakeServer, connect, eventually
 from tests.redis.lab import envelope
 from tests.redis.movers import QUOTED, SECRET, Run, both, closed_port, refusal
@@ -420,3 +423,37 @@ def test_a_server_that_is_busy_with_a_script(make_server: MakeServer, run: Run) 
     eventually(lambda: server.ask(b"PING") == b"+PONG\r\n")
     assert [call(command("PING")) for call in both(server.url, run)] == [b"PONG", b"PONG"]
     hog.close()
+
+
+# -- what a producer is told --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_a_producer_is_told_whether_its_job_may_be_stored(make_server: MakeServer, *, blocking: bool) -> None:
+    """Every answer was a refusal: then nothing was stored. A reply that was lost leaves it open, whatever came later."""
+    server = make_server()
+    with connect(server.url) as raw, FaultProxy(server.url) as proxy:
+        app = fastq.FastQ(proxy.url, enqueue_timeout=0.3)
+
+        async def put() -> None:
+            await (asyncio.to_thread(app.enqueue_sync, "task") if blocking else app.enqueue("task"))
+
+        def lose_then_refuse(names: list[str]) -> str:
+            if not proxy.dropped:
+                return "drop" if "enqueue" in names else "pass"
+            raw.config_set("min-replicas-to-write", 1)
+            return "pass"
+
+        raw.config_set("min-replicas-to-write", 1)
+        with pytest.raises(BrokerUnavailable, match=r"NOREPLICAS.+; gave up after 0.3 s: nothing was stored"):
+            await put()
+        raw.config_set("min-replicas-to-write", 0)
+        await put()
+        proxy.rule = lose_then_refuse
+        with pytest.raises(
+            BrokerUnavailable, match=r"NOREPLICAS.+; gave up after 0.3 s: the job may or may not have been stored"
+        ):
+            await put()
+        assert raw.hlen("fastq:{default}:jobs") == 2, "it was"
+        await app.aclose()
+        app.close()

@@ -48,6 +48,7 @@ class Lossy:
 def lossy(redis_server: EmbeddedServer, lab: Lab) -> Iterator[Lossy]:
     for command in (  # every script is known: one that is not is sent again by its text, which the proxy does not know
         lab.enqueue_command("a"),
+        lab.enqueue_command(NewJob("d", E, FAR)),
         lab.enqueue_command(NewJob("u", E, unique="k")),
         commands.register(lab.q, "w", LEASE, b"info"),
         commands.reserve(lab.q, "w", 1),
