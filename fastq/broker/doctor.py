@@ -21,7 +21,7 @@ from fastq.broker.pauses import Pause
 from fastq.broker.schema import look
 from fastq.broker.url import Endpoint
 from fastq.broker.views import QueueInfo, WorkerInfo
-from fastq.errors import BrokerReplyError, SchemaMismatch
+from fastq.errors import BrokerOutOfMemory, BrokerReplyError, BrokerUnavailable, SchemaMismatch
 
 __all__ = ["Finding", "Level", "examine", "startup_warnings"]
 
@@ -43,8 +43,8 @@ FULL = 0.8  # of maxmemory or maxclients: time to act
 LOST = 60.0  # seconds after which somebody should have recovered a lease
 PINGS = 7
 
-PROBE = "#!lua flags=no-writes\nreturn redis.acl_check_cmd(ARGV[1], KEYS[1], KEYS[1]) and 1 or 0"
-"""Asks Redis what this user may do instead of trying it. The key twice: DEL and EXISTS take any number of them."""
+PROBE = "#!lua flags=no-writes\nreturn redis.acl_check_cmd(unpack(ARGV)) and 1 or 0"
+"""Asks Redis what this user may do instead of trying it."""
 
 NEEDED = ("BLPOP", "RPUSH", "SADD", "SMEMBERS", "TIME")
 """What workers and producers send besides the scripts."""
@@ -68,6 +68,7 @@ def examine(prefix: str, endpoint: Endpoint | None = None) -> Operation[list[Fin
     if not any(finding.level == "fault" and finding.name in ("role", "cluster") for finding in findings):
         findings += yield from _schema(prefix)
         findings += yield from _scripts(prefix)
+        findings += yield from _writes(prefix)
         findings += yield from _fleet(prefix)
     return findings
 
@@ -118,7 +119,11 @@ def _info(near: Probe = None) -> Operation[dict[str, str]]:
 
 
 def _unseen(name: str, what: str) -> Finding:
-    return Finding("warn", name, f"cannot see {what}: this user may not ask for INFO", "allow it: +info")
+    return _unasked(name, what, "+info")
+
+
+def _unasked(name: str, what: str, grant: str) -> Finding:
+    return Finding("warn", name, f"cannot see {what}: this user may not ask", f"allow it: {grant}")
 
 
 # -- the server -----------------------------------------------------------------------------------
@@ -215,7 +220,11 @@ def _memory(info: Info) -> Iterator[Finding]:
     most, used = int(info["maxmemory"]), int(info.get("used_memory", 0))
     if not most:
         message = "maxmemory is not set: when memory is full, the kernel ends Redis instead of Redis refusing jobs"
-        yield Finding("warn", "memory", message, "maxmemory 3gb (three quarters of what the machine has for it)")
+        three_quarters = int(info.get("total_system_memory", 0)) * 3 // 4 >> 20
+        fix = f"maxmemory {three_quarters}mb (three quarters of the machine's memory; in a container, of its limit)"
+        yield Finding(
+            "warn", "memory", message, fix if three_quarters else "maxmemory, three quarters of its machine's memory"
+        )
     elif used > FULL * most:
         message = (
             f"Redis uses {used / most:.0%} of its maxmemory ({used >> 20} of {most >> 20} MiB) and refuses jobs at 100%"
@@ -241,6 +250,11 @@ def _access(endpoint: Endpoint | None, near: Probe = None) -> Operation[list[Fin
         return []
     if endpoint.path:
         return [Finding("ok", "access", "a unix socket: the file's permissions decide")]
+    if endpoint.unverified:
+        message = "TLS without a look at the certificate: whoever is between reads the password and the jobs"
+        return [
+            Finding("warn", "access", message, "leave ssl_cert_reqs=none out, and name the CA with ssl_ca_certs=PATH")
+        ]
     if endpoint.password:
         return [Finding("ok", "access", f"a password{' and TLS' if endpoint.tls else ''}")]
     fix = "requirepass, or a user per application (ACL SETUSER), and the password in the URL"
@@ -282,7 +296,8 @@ def _latency(near: Probe = None) -> Operation[list[Finding]]:
     times = []
     for _ in range(PINGS):
         begun = time.perf_counter()
-        yield from at(raw("PING"), near)
+        if (yield from allowed(raw("PING"), near)) is None:
+            return [_unasked("latency", "how long a round trip takes", "+ping")]
         times.append(time.perf_counter() - begun)
     median = sorted(times)[len(times) // 2]
     shown = f"a round trip takes {median * 1_000:.2f} ms (worst of {PINGS}: {max(times) * 1_000:.2f} ms)"
@@ -324,13 +339,59 @@ def _scripts(prefix: str) -> Operation[list[Finding]]:
         message = f"this user may not run {', '.join(refused)} on {prefix}:*"
         fix = f"ACL SETUSER <user> ~{prefix}:* {grant}"
         return [Finding("ok", "scripts", "scripts run"), Finding("fault", "permissions", message, fix)]
-    return [Finding("ok", "scripts", "scripts run"), Finding("ok", "permissions", f"all commands on {prefix}:*")]
+    ok = [Finding("ok", "scripts", "scripts run"), Finding("ok", "permissions", f"all commands on {prefix}:*")]
+    return [*ok, *(yield from _better(prefix, keys))]
+
+
+_WRITES_NOTHING = "#!lua\nreturn 1"
+"""A script that says that it may write is refused as one that does (https://redis.io/docs/latest/develop/programmability/eval-intro,
+"Script flags")."""
+_TO_WRITE = {
+    "NOREPLICAS": "min-replicas-to-write asks for more replicas than are connected: bring them back, or lower it",
+    "MISCONF": "the last snapshot failed: make room on the disk of Redis, its log says why",
+    "OOM": "raise maxmemory, or let the workers drain: they go on meanwhile",
+}
+
+
+def _writes(prefix: str) -> Operation[list[Finding]]:
+    """Whether Redis would take a job now; nothing is written."""
+    try:
+        yield raw("EVAL", _WRITES_NOTHING, 1, QueueKeys(prefix, "fastq-doctor").jobs)
+    except (BrokerUnavailable, BrokerOutOfMemory) as error:
+        if isinstance(error, BrokerUnavailable) and not error.refused:
+            raise
+        fix = next((fix for code, fix in _TO_WRITE.items() if code in str(error)), "look at the log of Redis")
+        return [Finding("fault", "writes", f"Redis takes no new jobs: {error}", fix)]
+    except BrokerReplyError:
+        pass  # may not run scripts: said above
+    return []
 
 
 def _refused(keys: QueueKeys) -> Operation[list[str]]:
     words = sorted({*NEEDED, *(name for script in scripts.names() for name in _calls(script))})
-    answers = yield [raw("EVAL", PROBE, 1, keys.jobs, word) for word in words]
+    key = keys.jobs  # twice: DEL and EXISTS take any number of them
+    answers = yield [raw("EVAL", PROBE, 1, key, word, key, key) for word in words]
     return [word for word, answer in zip(words, answers, strict=True) if not answer]
+
+
+def _better(prefix: str, keys: QueueKeys) -> Operation[list[Finding]]:
+    """What goes without, and better with."""
+    channel = f"{prefix}:fastq-doctor"
+    asked = {
+        (f"+@pubsub &{prefix}:*", "who waits for a job is not told of its end, and asks again and again"): (
+            ("SUBSCRIBE", channel),
+            ("PUBLISH", channel, ""),
+        ),
+        ("+client|list +client|kill", "a worker cannot end a connection that it has lost before it uses a new one"): (
+            ("CLIENT", "LIST", "ID", 1),
+            ("CLIENT", "KILL", "ID", 1),
+        ),
+    }
+    findings = []
+    for (grant, effect), calls in asked.items():
+        if not all((yield [raw("EVAL", PROBE, 1, keys.jobs, *call) for call in calls])):
+            findings.append(Finding("warn", "permissions", effect, f"ACL SETUSER <user> {grant}"))
+    return findings
 
 
 def _calls(script: str) -> set[str]:

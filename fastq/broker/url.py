@@ -46,6 +46,11 @@ class Endpoint(NamedTuple):
         """Without the password: a repr ends up in logs and tracebacks."""
         return f"<Endpoint {self.shown}>"
 
+    @property
+    def unverified(self) -> bool:
+        """Whether TLS is spoken with whoever answers: ``ssl_cert_reqs=none``."""
+        return self.tls and dict(self.options).get("ssl_cert_reqs") == "none"
+
     def ssl_context(self) -> ssl.SSLContext | None:
         """The TLS context that the URL's ``ssl_*`` options ask for; None without TLS. Certificates are verified
         unless ``ssl_cert_reqs=none``.
@@ -64,10 +69,9 @@ class Endpoint(NamedTuple):
                 context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
         except OSError as error:
             raise ConfigError(f"the TLS files of {self.shown} cannot be used: {error}") from None
-        unverified = options.get("ssl_cert_reqs", "required") == "none"
-        if unverified or options.get("ssl_check_hostname", "true").lower() in ("false", "0", "no"):
+        if self.unverified or options.get("ssl_check_hostname", "true").lower() in ("false", "0", "no"):
             context.check_hostname = False
-        if unverified:
+        if self.unverified:
             context.verify_mode = ssl.CERT_NONE
         return context
 

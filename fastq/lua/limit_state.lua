@@ -1,4 +1,4 @@
-#!lua flags=allow-oom
+#!lua flags=no-writes
 -- limit_state: what is left of a limiter and who holds it
 -- KEYS {l}:rule {l}:state:<key> {l}:slots:<key>
 -- ARGV kind a b c

@@ -1,4 +1,4 @@
-#!lua flags=allow-oom
+#!lua flags=no-writes
 -- status: where one job is
 -- KEYS {q}:jobs {q}:due {q}:dead {q}:dead:jobs {q}:dead:errors {q}:done {q}:parked:of {q}:groups {q}:running:<worker> ...
 -- ARGV id worker ...     (the workers of the running sets, in order)

@@ -16,7 +16,7 @@ from fastq.broker.doctor import Finding, examine, startup_warnings
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.url import Endpoint, parse_url
 from fastq.job import WorkerCard, encode
-from tests.conftest import acl_rules
+from tests.conftest import acl_rules, connect
 from tests.nodes import Cluster
 
 
@@ -80,7 +80,7 @@ def test_nothing_is_written(connection: SyncConnection, raw: Any) -> None:
     [
         ("maxmemory-policy", "allkeys-lru", "eviction", "fault", ["allkeys-lru", "maxmemory-policy noeviction"]),
         ("maxmemory-policy", "volatile-ttl", "eviction", "warn", ["volatile-ttl", "maxmemory-policy noeviction"]),
-        ("maxmemory", "0", "memory", "warn", ["maxmemory is not set", "maxmemory 3gb"]),
+        ("maxmemory", "0", "memory", "warn", ["maxmemory is not set", "three quarters of the machine"]),
         ("maxmemory", "1", "memory", "warn", ["of its maxmemory", "raise maxmemory"]),
         ("appendonly", "no", "persistence", "warn", ["no append-only file", "appendonly yes"]),
         ("appendfsync", "no", "fsync", "warn", ["power loss", "appendfsync everysec"]),
@@ -212,12 +212,23 @@ def test_a_server_without_a_password(bind: str, protected: str, level: str) -> N
 # -- what may not be seen -----------------------------------------------------------------------------
 
 
+def test_tls_with_whoever_answers(connection: SyncConnection) -> None:
+    url = "rediss://app:s3cret@redis.example/0?ssl_cert_reqs=none"
+    finding = next(f for f in connection.run(examine("fastq", parse_url(url))) if f.name == "access")
+    assert finding.level == "warn"
+    told(finding, "without a look at the certificate", "ssl_ca_certs")
+    assert "s3cret" not in str(finding)
+
+
 def user_of(server: Any, *rules: str) -> SyncConnection:
     assert server.ask(b"ACL", b"SETUSER", b"app", b"on", b">s3cret", *(rule.encode() for rule in rules)) == b"+OK\r\n"
     return SyncConnection(parse_url(server.url.replace("unix://", "unix://app:s3cret@")))
 
 
-WORKER_RULES = ("~fastq:*", "-@all", "+@read", "+@write", "+@scripting", "+@connection", "+time", "-@dangerous")
+WORKER_RULES = (
+    *("~fastq:*", "&fastq:*", "-@all", "+@read", "+@write", "+@scripting", "+@connection", "+@pubsub", "+time"),
+    *("-@dangerous", "+client|list", "+client|kill"),
+)
 
 
 def test_a_user_that_may_not_look_is_told_so(make_server: Any) -> None:
@@ -243,6 +254,42 @@ def test_missing_permissions_are_listed_with_the_line_that_grants_them(make_serv
     connection.close()
     assert finding.level == "fault"
     told(finding, "HSET, ZADD", "+hset +zadd", "~fastq:*")
+
+
+@pytest.mark.parametrize(
+    ("less", "effect", "grant"),
+    [
+        ("resetchannels", "is not told of its end", "+@pubsub &fastq:*"),
+        ("-publish", "is not told of its end", "+@pubsub &fastq:*"),
+        ("-client|kill", "cannot end a connection that it has lost", "+client|list +client|kill"),
+    ],
+)
+def test_rights_that_are_not_needed_and_missed(make_server: Any, less: str, effect: str, grant: str) -> None:
+    server = make_server()
+    connection = user_of(server, *WORKER_RULES, less)
+    finding = seen(connection)["permissions"]
+    connection.close()
+    assert finding.level == "warn"
+    told(finding, effect, grant)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "code", "fix"),
+    [("min-replicas-to-write", 1, "NOREPLICAS", "min-replicas-to-write"), ("maxmemory", 1, "OOM", "raise maxmemory")],
+)
+def test_redis_takes_no_writes(make_server: Any, setting: str, value: int, code: str, fix: str) -> None:
+    """Said like anything else; what only reads is looked at all the same."""
+    server = make_server()
+    with connect(server.url) as raw:
+        raw.sadd("fastq:queues", "mail")
+        raw.config_set(setting, value)
+    connection = SyncConnection.to(parse_url(server.url))
+    findings = seen(connection)
+    connection.close()
+    assert findings["writes"].level == "fault"
+    told(findings["writes"], "takes no new jobs", code, fix)
+    assert findings["scripts"].level == "ok"
+    assert "scheduler" in findings
 
 
 def test_another_prefix_is_a_missing_permission(make_server: Any) -> None:
