@@ -31,7 +31,7 @@ from fastq.broker.commands import (
 )
 from fastq.broker.connection import AsyncConnection
 from fastq.context import JobContext
-from fastq.errors import BrokerError, UndecodableJob
+from fastq.errors import BrokerError, BrokerReplyError, UndecodableJob
 from fastq.job import WorkerCard, read_envelope
 from fastq.metrics import WorkerMetrics
 from fastq.values import QueueOrder
@@ -45,7 +45,7 @@ from fastq.worker.rate import Rate
 from fastq.worker.registration import Registration
 from fastq.worker.reports import Reports
 from fastq.worker.ticker import Ticker
-from fastq.worker.trouble import Trouble
+from fastq.worker.trouble import Trouble, refused
 from fastq.worker.turnstile import LOOKED_AFTER, Turnstile
 from fastq.worker.waker import RESERVE_MOST, Wakers
 
@@ -253,7 +253,10 @@ class WorkerLoop:
             return 0
         sent = self._connection.send_all(commands)
         self._metrics.count("round_trips")
-        replies = [await self._connection.finish(c, future) for c, future in zip(commands, sent, strict=True)]
+        try:
+            replies = [await self._connection.finish(c, future) for c, future in zip(commands, sent, strict=True)]
+        except BrokerReplyError as error:
+            raise refused(lane.name, error) from None
         if outcomes:
             self._confirm(lane, [job_id for settled in replies[:outcomes] for job_id in settled.stale])
         got = self._reserved(lane, replies[outcomes], ask) if ask else 0
@@ -475,7 +478,10 @@ class WorkerLoop:
     async def _reconcile(self, lane: Lane) -> None:
         """Compare what this worker knows with what Redis has in its running set, and mend either side."""
         lane.doubt = True  # until it is known: no reserve goes out behind the blocking pop
-        reply: Held = await self._connection.call(resume(lane.keys, self.worker_id))
+        try:
+            reply: Held = await self._connection.call(resume(lane.keys, self.worker_id))
+        except BrokerReplyError as error:
+            raise refused(lane.name, error) from None
         if reply.held < 0:
             self._lost_lease()
             return

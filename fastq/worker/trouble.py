@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from fastq.errors import BrokerError, BrokerReplyError
 
-__all__ = ["Trouble"]
+__all__ = ["Trouble", "refused"]
 
 log = logging.getLogger("fastq.worker")
 
@@ -17,6 +17,12 @@ TELL_AGAIN = 10.0
 """Seconds between two lines about the same trouble."""
 FIRST, LONGEST = 0.05, 1.0
 """Seconds: the first pause, and the longest."""
+
+
+def refused(queue: str, error: BrokerReplyError) -> BrokerReplyError:
+    """The same, with the queue that it is about, and what to do about a key that somebody else has written."""
+    hint = f": 'fastq check {queue}' names the key" if error.code == "WRONGTYPE" else ""
+    return BrokerReplyError(f"{error} - in queue {queue}{hint}")
 
 
 class Trouble:

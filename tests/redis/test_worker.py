@@ -394,6 +394,25 @@ async def test_unknown_task_is_given_back_then_buried(redis_url: str) -> None:
     assert "is it imported" in letter.error_message
 
 
+async def test_a_key_of_somebody_else_is_told_with_its_queue(redis_url: str, raw: Any, caplog: Any) -> None:
+    """Every queue of the worker waits for it: the log must say which one it is."""
+    app = make_app(redis_url, queues="default,bulk", default_queue="bulk")
+    ran: list[int] = []
+
+    @app.task
+    async def quick() -> None:
+        ran.append(1)
+
+    raw.set("fastq:{bulk}:ready:5", "not a list")
+    async with working(app):
+        (said,) = await eventually_async(lambda: [r for r in caplog.records if r.message == "redis refuses, retrying"])
+        assert said.fields["error"].startswith("WRONGTYPE")
+        assert said.fields["error"].endswith("in queue bulk: 'fastq check bulk' names the key")
+        raw.delete("fastq:{bulk}:ready:5")
+        await quick.enqueue()
+        await eventually_async(lambda: ran)
+
+
 async def test_an_unknown_task_that_is_nearly_known_is_told(redis_url: str, caplog: Any) -> None:
     app = make_app(redis_url, unknown_task_ttl=0.5)
 
