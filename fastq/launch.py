@@ -94,7 +94,7 @@ class Asking:
         """The answer, or None as long as there is none; its process is a child of this one, whose end is a SIGCHLD.
 
         Raises:
-            ConfigError: a setting cannot be used.
+            ConfigError: a setting, a task or a schedule cannot be used, or there is no such application.
             ImportFailed: the application cannot be imported; its own frames have been written to stderr.
         """
         return self._answered() if self._ended(os.WNOHANG) else None
@@ -123,7 +123,10 @@ class Asking:
         self.close()
         if not answer:
             raise ImportFailed(self._app)
-        return Launch(msgspec.msgpack.decode(answer, type=Settings), self._app)
+        said = msgspec.msgpack.decode(answer, type=Settings | str)
+        if isinstance(said, str):
+            raise ConfigError(said)
+        return Launch(said, self._app)
 
 
 def plan(app: str, options: Mapping[str, object], file: Path | None = None) -> Launch:
@@ -159,6 +162,8 @@ def _answer(writing: int, app: str, options: Mapping[str, object], file: Path | 
         declared_by(opened, app)  # a schedule whose arguments do not fit its task, say
         os.write(writing, msgspec.msgpack.encode(settings))
         code = ExitCode.OK
+    except FastQError as error:
+        os.write(writing, msgspec.msgpack.encode(str(error)))  # whoever asks tells it where it belongs
     except BaseException as error:  # noqa: BLE001 - whatever the modules of an application raise
         report(error, app)
     finally:

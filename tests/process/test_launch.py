@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,9 +57,9 @@ def test_the_planning_process_leaves_nothing_of_the_application_behind(shop: Pat
     ],
 )
 def test_an_application_that_is_not_there(shop: Path, capfd: pytest.CaptureFixture[str], path: str, text: str) -> None:
-    with pytest.raises(ImportFailed):
+    with pytest.raises(ConfigError, match=re.escape(text)):
         plan(path, {})
-    assert text in capfd.readouterr().err
+    assert capfd.readouterr().err == "", "whoever asks tells it: at a reload that is the supervisor's log"
 
 
 def test_the_only_application_of_a_module_or_file_needs_no_name(shop: Path) -> None:
@@ -77,9 +78,9 @@ def test_import_errors_show_the_users_frames_only(shop: Path, capfd: pytest.Capt
 
 
 def test_options_that_cannot_be_used_are_told(shop: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="concurrency='0'"):
         plan("shop_app:app", {"concurrency": "0"})
-    assert "concurrency" in capfd.readouterr().err
+    assert capfd.readouterr().err == ""
 
 
 def test_load_app_takes_the_launch_settings(shop: Path) -> None:
@@ -113,6 +114,6 @@ def test_a_schedule_that_cannot_be_fired_is_told_before_the_first_fork(
 ) -> None:
     """F090, F094: wrong arguments, or a task that nobody has."""
     (shop / "timed_app.py").write_text(f"import fastq\napp = fastq.FastQ()\n{code}")
-    with pytest.raises(ImportFailed):
+    with pytest.raises(ConfigError, match=text):
         plan("timed_app:app", {})
-    assert text in capfd.readouterr().err
+    assert capfd.readouterr().err == ""
