@@ -193,6 +193,7 @@ class Keeper:
                     started=started[:5],
                 ),
             )  # fmt: skip
+        self._aborted.pop(slot.pid, None)
         slot.free()
 
     def _culprits(self, started: list[str]) -> list[str]:
@@ -206,6 +207,8 @@ class Keeper:
     def _recovery(self, keys: QueueKeys, slot: Slot, clean: bool, started: list[str]) -> Command[Any]:
         most = self._settings.max_deliveries
         how = exit_text(slot.exit_status)
+        if slot.pid in self._aborted:
+            how += f" (its event loop stood still for hang_timeout={self._settings.hang_timeout:g} s)"
         message = f"its worker died {most} times while it ran; the last one ended by {how} with {slot.rss >> 20} MiB"
         now_ms = self._connection.clock.now_ms()
         error = ErrorInfo("poison", "WorkerDied", message, "", 0, now_ms, socket.gethostname())

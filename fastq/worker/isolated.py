@@ -183,6 +183,8 @@ def _run(app: FastQ, sock: socket.socket, desk: _Desk, loop: _Loop, order: Order
             if (wrong := misfit(result)) is not None:
                 raise wrong
     except BaseException as error:  # noqa: BLE001 - also SystemExit and KeyboardInterrupt: the next job is another one
+        if isinstance(error, MemoryError) and not error.args and order.max_memory:
+            error.args = (f"more than max_memory={order.max_memory:,} bytes",)  # CPython says nothing at all
         return _judged(error, task)
     try:
         return Reply("result", msgspec.Raw(encode(result)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +81,7 @@ def test_what_a_handler_must_not_do_ends_its_own_job(fleet: Fleet) -> None:
         assert (died.reason, died.error_type) == ("timeout", "JobTimeout")
     died = letter(fleet, big)
     assert (died.error_type, died.attempts) == ("MemoryError", 2)
+    assert re.fullmatch(r"more than max_memory=[\d,]+ bytes", died.error_message)
     assert "in hog" in died.traceback
     assert result(enqueue(fleet, "hog", 1)) == 1 << 20
     assert fleet.workers() == [worker]

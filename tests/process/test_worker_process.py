@@ -528,3 +528,13 @@ def test_a_handler_that_holds_the_gil(make_fleet: MakeFleet, redis_url: str) -> 
         assert len(starts) == (2 if starts[0].pid == evil.pid else 1), key
     assert "in backtrack" in fleet.said(), "the stack that hung is on stderr"
     assert fleet.stop() == 0
+
+
+def test_a_dead_letter_says_that_its_worker_hung(make_fleet: MakeFleet, redis_url: str) -> None:
+    """SIGABRT alone looks like a crash of C code."""
+    fleet = make_fleet(redis_url, workers=1, hang_timeout=2, max_deliveries=1).serving()
+    job = fleet.enqueue("backtrack", "evil")
+    (letter,) = eventually(lambda: fleet.producer.dead.list_sync(), PATIENCE)
+    assert letter.id == job
+    assert "ended by signal SIGABRT (its event loop stood still for hang_timeout=2 s)" in letter.error_message
+    assert fleet.stop() == 0
