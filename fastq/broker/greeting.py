@@ -22,8 +22,6 @@ _ELSEWHERE = ("MOVED", "ASK")
 _NOT_SAID = (*_ELSEWHERE, "TRYAGAIN", "CLUSTERDOWN", "NOPERM")
 """Answers to the question for the version of the keys that say nothing of it: another node of a cluster knows, or nobody may ask."""
 
-_HINT = "start one with 'fastq dev', or set FASTQ_REDIS_URL"
-
 
 def error_of(reply: Exception, shown: str) -> BrokerError:
     """The error that a reply of Redis stands for."""
@@ -49,7 +47,15 @@ def unreachable(endpoint: Endpoint, cause: object) -> BrokerUnavailable:
     text = getattr(cause, "strerror", None) or str(cause).partition(" : <")[0] or type(cause).__name__
     if endpoint.sentinels and "unknown command" in text:
         return BrokerUnavailable(f"{endpoint.shown} names a server that is no Sentinel: use redis://host:port for it")
-    return BrokerUnavailable(f"cannot reach {endpoint.shown} ({safe_text(text)}) - {_HINT}")
+    return BrokerUnavailable(f"cannot reach {endpoint.shown} ({safe_text(text)}) - {_hint(endpoint, cause)}")
+
+
+def _hint(endpoint: Endpoint, cause: object) -> str:
+    if endpoint.tls and not isinstance(cause, ConnectionRefusedError):
+        return "check that this port speaks TLS, and ssl_ca_certs"
+    if endpoint.sentinels:
+        return f"check that the Sentinels run and know a master {endpoint.master!r}"
+    return "start one with 'fastq dev', or set FASTQ_REDIS_URL"
 
 
 class Clock:

@@ -110,9 +110,16 @@ def _each(
         try:
             found[master.node] = yield from look(master)
         except BrokerUnavailable as error:
-            message = f"this master cannot be reached, and its queues stand still ({error})"
-            found[master.node] = [Finding("fault", "cluster", message, "start it, or CLUSTER FAILOVER on a replica")]
+            found[master.node] = [_away(error)]
     return found
+
+
+def _away(error: BrokerUnavailable) -> Finding:
+    if error.refused:
+        fix = "start the masters that are missing, or CLUSTER FAILOVER on their replicas"
+        return Finding("fault", "cluster", f"this master lives and serves nobody ({error})", fix)
+    message = f"this master cannot be reached, and its queues stand still ({error})"
+    return Finding("fault", "cluster", message, "start it, or CLUSTER FAILOVER on a replica")
 
 
 def _masters(prefix: str, cluster: Endpoint, layout: Any) -> list[Master]:

@@ -44,7 +44,8 @@ def test_nobody_listens(run: Run, tmp_path: Path) -> None:
     ):
         message = refusal(url, run, BrokerUnavailable)
         assert message.startswith(f"cannot reach {shown} (")
-        assert message.endswith("start one with 'fastq dev', or set FASTQ_REDIS_URL")
+        hint = "start one with 'fastq dev', or set FASTQ_REDIS_URL"
+        assert message.endswith("check that the Sentinels run and know a master 'main'" if "sentinel" in url else hint)
 
 
 @pytest.mark.parametrize(

@@ -166,3 +166,10 @@ def test_masters_without_replicas_and_slots_without_a_master() -> None:
             cluster.at(server).execute_command("CLUSTER", "DELSLOTS", slot)
         gone = [finding.message for finding in seen(cluster) if finding.level == "fault"]
         assert "1 of 16,384 slots are served by no node" in gone
+        for server in alive:
+            cluster.at(server).config_set("cluster-require-full-coverage", "yes")
+        living = f"127.0.0.1:{alive[0].port}"
+        messages = eventually(
+            lambda: [f.message for f in seen(cluster) if living in f.message and "lives and serves nobody" in f.message]
+        )
+        assert "CLUSTERDOWN" in messages[0]

@@ -93,7 +93,9 @@ def test_tls(tls_port: int, certificate: Path, run: Run) -> None:
 def test_an_unknown_certificate_is_refused(tls_port: int, run: Run) -> None:
     """Verified, and with the password not yet sent."""
     url = f"rediss://:{QUOTED}@127.0.0.1:{tls_port}"
-    assert "certificate verify failed" in refusal(url, run, BrokerUnavailable)
+    message = refusal(url, run, BrokerUnavailable)
+    assert "certificate verify failed" in message
+    assert message.endswith("check that this port speaks TLS, and ssl_ca_certs")
     unverified = f"rediss://127.0.0.1:{tls_port}?ssl_cert_reqs=none"
     assert [call(command("PING")) for call in both(unverified, run)] == [b"PONG", b"PONG"]
 
@@ -107,7 +109,8 @@ def test_a_certificate_for_another_name_is_refused(tls_port: int, certificate: P
 
 def test_tls_to_a_server_that_speaks_none(make_server: MakeServer, run: Run) -> None:
     server = make_server(port=0)
-    refusal(f"rediss://:{QUOTED}@127.0.0.1:{server.port}", run, BrokerUnavailable, connect_timeout=1.0)
+    said = refusal(f"rediss://:{QUOTED}@127.0.0.1:{server.port}", run, BrokerUnavailable, connect_timeout=1.0)
+    assert said.endswith("check that this port speaks TLS, and ssl_ca_certs")
 
 
 def test_no_tls_to_a_server_that_wants_it(tls_port: int, run: Run) -> None:
