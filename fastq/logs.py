@@ -26,6 +26,7 @@ import contextlib
 import io
 import itertools
 import logging
+import math
 import os
 import queue
 import select
@@ -371,7 +372,7 @@ class LineHandler(logging.Handler):
         self._capacity = capacity
         self._pushed_out = 0  # lines, counted by whoever logs
         self._unwritten = 0  # lines, counted by whoever writes
-        self._told = 0
+        self._told, self._told_at = 0, -math.inf
         self._blocked = False
         self._torn = False
         self.forget_writer()
@@ -439,6 +440,7 @@ class LineHandler(logging.Handler):
     def _write_all(self, lines: queue.SimpleQueue[_Line]) -> None:
         while (line := lines.get()) is not None:
             if isinstance(line, threading.Event):
+                self._tell_loss()
                 line.set()
             else:
                 self._write(line)
@@ -446,16 +448,19 @@ class LineHandler(logging.Handler):
     # -- both ways
 
     def _write(self, line: str) -> None:
-        lost = self.dropped - self._told
-        if lost and self._try_to_write(self._loss(lost)):
-            self._told += lost
+        # Of a flood every second, and at its end: a line before each one would be half of what a slow reader gets.
+        if self._lines.empty() or time.monotonic() - self._told_at >= 1.0:
+            self._tell_loss()
         if not self._try_to_write(line):
             self._unwritten += 1
 
-    def _loss(self, lines: int) -> str:
-        record = logging.LogRecord("fastq.logs", logging.WARNING, "", 0, "log lines dropped", None, None)
-        record.__dict__.update(fields(lines=lines))
-        return self.format(record) + "\n"
+    def _tell_loss(self) -> None:
+        lost = self.dropped - self._told
+        if lost:
+            record = logging.LogRecord("fastq.logs", logging.WARNING, "", 0, "log lines dropped", None, None)
+            record.__dict__.update(fields(lines=lost))
+            if self._try_to_write(self.format(record) + "\n"):
+                self._told, self._told_at = self._told + lost, time.monotonic()
 
     def _try_to_write(self, line: str) -> bool:
         try:

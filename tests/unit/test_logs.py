@@ -633,8 +633,25 @@ def test_in_the_background_nobody_waits_for_a_blocked_reader(pipe: Pipe, monkeyp
     assert time.monotonic() - started < 5
     assert 4_890 <= handler.dropped <= 4_900  # the writer holds one, and may have been slow to take it
     text = pipe.read(until=" n=4999\n")
+    handler.handle(record("after"))
+    text += pipe.read(until=" after\n")
     assert sum(map(int, re.findall(r"log lines dropped lines=(\d+)\n", text))) == handler.dropped
     assert re.findall(r" n=(\d+)\n", text)[-99:] == [str(n) for n in range(4_901, 5_000)]
+    handler.close()
+
+
+def test_a_flood_that_a_slow_reader_loses_is_told_now_and_then(pipe: Pipe) -> None:
+    """A line about the loss before each line would be half of what it gets."""
+    handler = LineHandler(pipe.stream, background=True)
+    handler.setFormatter(TextFormatter())
+    handler._lines.put("the next one waits already\n")
+    for n in range(50):
+        handler._pushed_out += 1
+        handler._write(f"line {n}\n")
+    assert pipe.read(until="line 49\n").count("log lines dropped") == 1
+    handler._lines.get()
+    handler._write("the last one\n")
+    assert pipe.read(until="last one\n").endswith("log lines dropped lines=49\nthe last one\n")
     handler.close()
 
 
