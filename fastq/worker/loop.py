@@ -45,7 +45,7 @@ from fastq.worker.rate import Rate
 from fastq.worker.registration import Registration
 from fastq.worker.reports import Reports
 from fastq.worker.ticker import Ticker
-from fastq.worker.trouble import Trouble, refused
+from fastq.worker.trouble import Trouble, hopeless, refused
 from fastq.worker.turnstile import LOOKED_AFTER, Turnstile
 from fastq.worker.waker import RESERVE_MOST, Wakers
 
@@ -164,7 +164,11 @@ class WorkerLoop:
     # -- the loop -----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve until stopped; returns with nothing held in Redis, unless Redis stays away."""
+        """Serve until stopped; returns with nothing held in Redis, unless Redis stays away.
+
+        Raises:
+            BrokerReplyError: this user may not do what a worker does, and has never done it.
+        """
         self._runs.begin_here()
         beside = Beside(self._event.set, self._tick(), self._waker.run(), self._cancels.run(), self._pauses.run())
         try:
@@ -179,6 +183,8 @@ class WorkerLoop:
                     await self._step()
                     self._trouble.ends(self._held)
                 except BrokerError as error:
+                    if self._incarnation == 1 and not self._registered and hopeless(error):
+                        raise
                     await self._after_error(error)
             await self._goodbye()
         finally:

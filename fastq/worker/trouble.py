@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from fastq.errors import BrokerError, BrokerReplyError
 
-__all__ = ["Trouble", "refused"]
+__all__ = ["Trouble", "hopeless", "refused"]
 
 log = logging.getLogger("fastq.worker")
 
@@ -23,6 +23,11 @@ def refused(queue: str, error: BrokerReplyError) -> BrokerReplyError:
     """The same, with the queue that it is about, and what to do about a key that somebody else has written."""
     hint = f": 'fastq check {queue}' names the key" if error.code == "WRONGTYPE" else ""
     return BrokerReplyError(f"{error} - in queue {queue}{hint}")
+
+
+def hopeless(error: BrokerError) -> bool:
+    """Whether it is about who asks, and asking again does not help."""
+    return isinstance(error, BrokerReplyError) and error.code in ("NOAUTH", "WRONGPASS", "NOPERM")
 
 
 class Trouble:

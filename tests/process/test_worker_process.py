@@ -402,6 +402,27 @@ def test_a_full_redis_is_drained_by_who_starts_now(make_fleet: MakeFleet, make_s
     assert not [line for line in fleet.log() if line["logger"] == "fastq.worker" and line["level"] != "info"]
 
 
+def test_a_password_that_is_refused_at_the_start(make_fleet: MakeFleet, make_server: MakeServer) -> None:
+    """Waiting does not help: exit 2, one line, also without a supervisor. One that has served goes on trying."""
+    server = make_server(port=0)
+    with connect(server.url) as raw:
+        raw.execute_command("ACL", "SETUSER", "app", "on", ">s3cret", "~*", "&*", "+@all")
+        wrong = make_fleet(f"redis://app:wr0ng@127.0.0.1:{server.port}/0").start("worker", "jobs:app")
+        assert wrong.wait() == 2
+        (said,) = wrong.logged("worker cannot work")
+        assert said["error"].startswith("WRONGPASS")
+        assert "wr0ng" not in wrong.said()
+        assert "Traceback" not in wrong.said()
+        right = make_fleet(f"redis://app:s3cret@127.0.0.1:{server.port}/0").start("worker", "jobs:app")
+        right.until_logged("worker ready")
+        raw.execute_command("ACL", "SETUSER", "app", "resetpass", ">other")
+        raw.execute_command("CLIENT", "KILL", "USER", "app")
+        right.until_logged("redis refuses, retrying")
+        raw.execute_command("ACL", "SETUSER", "app", ">s3cret")
+        right.until_logged("redis is back")
+    assert right.stop() == 0
+
+
 def test_a_redis_that_refuses_writes_is_told_once_and_again_when_it_is_back(
     make_fleet: MakeFleet, make_server: MakeServer
 ) -> None:
