@@ -538,7 +538,7 @@ def acquire(
     ]
     for holder, cost in holders:
         args += (holder, cost)
-    return Command("acquire", (k.rule, k.state, k.slots, k.wake), args, Acquired._make)
+    return Command("acquire", (k.rule, k.state, k.slots, k.wake, *k.whole), args, Acquired._make)
 
 
 class GivenBack(NamedTuple):
@@ -582,7 +582,9 @@ def penalize(k: LimitKeys, terms: Terms, duration: float, recovery: float = 0.0)
 
 def limit_state(k: LimitKeys, terms: Terms) -> Command[LimitState]:
     """What is left, and who holds it."""
-    return Command("limit_state", (k.rule, k.state, k.slots), (terms.kind, *map(repr, terms[1:4])), LimitState._make)
+    return Command(
+        "limit_state", (k.rule, k.state, k.slots, *k.whole), (terms.kind, *map(repr, terms[1:4])), LimitState._make
+    )
 
 
 def override_rule(k: LimitKeys, rule: Rule | None) -> Command[Any]:

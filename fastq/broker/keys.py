@@ -346,7 +346,7 @@ class LimitKeys:
     b'fastq:{limit/api}:state:tenant-42'
     """
 
-    __slots__ = ("base", "key", "known", "limiter", "name", "rule", "slots", "state", "wake")
+    __slots__ = ("base", "key", "known", "limiter", "name", "rule", "slots", "state", "wake", "whole")
 
     def __init__(self, prefix: str, limiter: str, key: str = "") -> None:
         self.limiter = check_limiter_id(limiter)
@@ -359,6 +359,8 @@ class LimitKeys:
         self.state = f"{self.base}state:{partition}".encode()
         self.slots = f"{self.base}slots:{partition}".encode()
         self.wake = f"{self.base}wake:{partition}".encode()
+        self.whole = (f"{self.base}state:{partition_name('')}".encode(),) if key else ()
+        """Of a partition the state of the whole limiter, whose penalty holds for it, too."""
 
     def given(self, ticket: str) -> bytes:
         """The STRING that remembers one giving back."""

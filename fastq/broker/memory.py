@@ -70,7 +70,7 @@ class MemoryEngine:
         if current != override:
             return [b"rule", 0, 0, 0, now, -1, current]
         rate = self._rate(keys[1], args[1:5], now)
-        penalty = rate.state.fields.get("until", 0)
+        penalty = self._penalized_until(rate, keys[4:])
         if penalty > now:
             return _refused(b"penalized", penalty - now, now)
         if kind == "fixed" and not rate.b <= now < rate.c:
@@ -78,6 +78,11 @@ class MemoryEngine:
         if most < 1:
             return self._take_units(keys[1], rate, need, want)
         return self._take_slots(keys, rate, most, lease, args[9:])
+
+    def _penalized_until(self, rate: _Rate, whole: Sequence[bytes]) -> float:
+        known = (self._states.get(key) for key in whole)
+        states = [rate.state, *(state for state in known if state is not None)]
+        return max(state.fields.get("until", 0) for state in states)
 
     def _take_units(self, key: bytes, rate: _Rate, need: int, want: int) -> list[Any]:
         wait = rate.wait_for(need, 0)
@@ -169,7 +174,7 @@ class MemoryEngine:
 
     def _limit_state(self, keys: Sequence[bytes], args: Sequence[Any], now: int) -> list[Any]:
         rate = self._rate(keys[1], args[:4], now)
-        penalty = max(0, rate.state.fields.get("until", 0) - now)
+        penalty = max(0, self._penalized_until(rate, keys[3:]) - now)
         held = self._slots_of(keys[2], now // 1_000)
         holders = sum(ends > now // 1_000 for ends in held.values())
         rule = self._rules.get(keys[0], b"")

@@ -182,6 +182,7 @@ class Limiter:
     async def penalize(self, retry_after: float) -> None:
         """Stop everybody for so many seconds, as an API's 429 asks for; 0 ends it.
 
+        One of a limiter holds for its partitions (:meth:`for_key`), too; one of a partition for that alone.
         Units that other processes hold already are used up, for 100 ms at most. A longer penalty is never shortened. With
         ``adaptive`` the rate is halved for everybody, and grows back after it.
 

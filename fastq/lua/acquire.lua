@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- acquire: take units of a limiter's rate, and slots of its concurrency, for as many of a request as can have both
--- KEYS {l}:rule {l}:state:<key> {l}:slots:<key> {l}:wake:<key>
+-- KEYS {l}:rule {l}:state:<key> {l}:slots:<key> {l}:wake:<key> [{l}:state:~all]     (the last one of a partition: a penalty
+--   of the whole limiter holds for it, too)
 -- ARGV rule kind a b c need want most lease_ms [holder cost] ...   (rule: the override that the caller applies, or '')
 -- Without holders: `need` to `want` units. With them: a slot and its cost each, in their order; `most` slots in all.
 -- Sent twice: units of a lost reply are lost (used by nobody, counted); a holder that has its slot keeps that one.
@@ -17,7 +18,7 @@
 --- @include "first_lease"
 --- @include "expire_slots"
 --- @include "wake_holder"
-local rule, state, slots, wake_list = unpack(KEYS)
+local rule, state, slots, wake_list = unpack(KEYS, 1, 4)
 local kind, a, b, c = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local need, want, most, lease_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local now = now_us()
@@ -26,6 +27,7 @@ local function refuse(status, wait) return {status, 0, 0, wait, now, -1, ''} end
 local current = redis.call('GET', rule) or ''
 if current ~= ARGV[1] then return {'rule', 0, 0, 0, now, -1, current} end
 local penalty = number(redis.call('HGET', state, 'until'))
+if KEYS[5] then penalty = math.max(penalty, number(redis.call('HGET', KEYS[5], 'until'))) end
 if penalty > now then return refuse('penalized', penalty - now) end
 if kind == 'fixed' and (now < b or now >= c) then return refuse('window', 0) end
 

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- limit_state: what is left of a limiter and who holds it
--- KEYS {l}:rule {l}:state:<key> {l}:slots:<key>
+-- KEYS {l}:rule {l}:state:<key> {l}:slots:<key> [{l}:state:~all]     (the last one of a partition)
 -- ARGV kind a b c
 -- Read only. Reply {now_us, left, reset_us, penalty_us, holders, lease_us, rule, pace in millionths}: see fastq.limits.LimitState.
 --- @include "now_us"
@@ -23,6 +23,7 @@ elseif kind == 'window' then
   if #rate.parts > 0 then reset = rate.parts[#rate.parts][1] + c - now end
 end
 local penalty = math.max(0, number(redis.call('HGET', state, 'until')) - now)
+if KEYS[4] then penalty = math.max(penalty, number(redis.call('HGET', KEYS[4], 'until')) - now) end
 local holders = redis.call('ZCOUNT', slots, '(' .. math.floor(now / 1000), '+inf')
 return {now, rate.left, reset, penalty, holders, first_lease(slots, now), redis.call('GET', KEYS[1]) or '',
   math.floor(1000000 * pace_at(rate.pace, now))}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fastq.broker.keys import LimitKeys
 from fastq.limits import FixedWindow, Rule, SlidingWindow, parse_rate
 from tests.redis.limit_lab import LimitLab
 from tests.unit.limit_fleet import US
@@ -31,6 +32,28 @@ def test_nobody_is_granted_anything_until_it_ends(lab: LimitLab, rule: Rule) -> 
     assert lab.after(20).state().penalty_us == 0
     assert lab.acquire().status == (b"short" if lab.terms.kind == "bucket" else b"granted")
     assert lab.slots("a", most=3, cost=0).slots == 1
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_one_of_the_whole_limiter_holds_for_its_partitions(lab: LimitLab, rule: Rule) -> None:
+    """The account is stopped, whoever of its customers asks; a customer's penalty is its own."""
+    whole, tenant = lab.keys, LimitKeys("fastq", "api", "tenant")
+    lab.use(rule)
+    lab.penalize(30)
+    lab.keys = tenant
+    assert (lab.acquire().status, lab.after(10).acquire().wait_us) == (b"penalized", 20 * US)
+    assert lab.slots("a", most=3).status == b"penalized"
+    assert lab.state().penalty_us == 20 * US
+    lab.penalize(40)
+    assert lab.acquire().wait_us == 40 * US
+    lab.keys = whole
+    assert lab.state().penalty_us == 20 * US
+    lab.penalize(0)
+    assert lab.state().penalty_us == 0
+    lab.keys = LimitKeys("fastq", "api", "another tenant")
+    assert lab.acquire().status == b"granted"
+    lab.keys = tenant
+    assert lab.acquire().wait_us == 40 * US
 
 
 def test_a_bucket_is_empty_after_it(lab: LimitLab) -> None:

@@ -328,6 +328,18 @@ def test_what_is_given_back_late_is_worth_less() -> None:
     assert memory(commands.acquire(keys, terms, need=1, want=9), later).units == 4
 
 
+def test_a_penalty_of_the_whole_limiter_holds_for_its_partitions() -> None:
+    memory, whole, tenant = Memory(), LimitKeys("fastq", "api"), LimitKeys("fastq", "api", "tenant")
+    terms = Rule(parse_rate("10/s")).terms(START)
+    memory(commands.penalize(whole, terms, 30), START)
+    refused = memory(commands.acquire(tenant, terms, need=1), START + 10_000_000)
+    assert (refused.status, refused.wait_us) == (b"penalized", 20_000_000)
+    assert memory(commands.limit_state(tenant, terms), START).penalty_us == 30_000_000
+    assert memory(commands.acquire(tenant, terms, need=1), START + 30_000_000).status == b"granted"
+    memory(commands.penalize(tenant, terms, 30), START + 30_000_000)
+    assert memory(commands.acquire(whole, terms, need=0), START + 30_000_000).status == b"granted"
+
+
 def test_a_whole_burst_can_be_had_by_a_bucket_that_idled() -> None:
     memory, keys = Memory(), LimitKeys("fastq", "api")
     terms = Rule(parse_rate("10/s")).terms(START)
