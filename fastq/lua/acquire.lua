@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- acquire: take units of a limiter's rate, and slots of its concurrency, for as many of a request as can have both
--- KEYS {l}:rule {l}:state:<key> {l}:slots:<key> {l}:wake:<key> [{l}:state:~all]     (the last one of a partition: a penalty
---   of the whole limiter holds for it, too)
+-- KEYS {l}:rule {l}:state:<key> {l}:slots:<key> {l}:wake:<key> {l}:state:<key>
 -- ARGV rule kind a b c need want most lease_ms [holder cost] ...   (rule: the override that the caller applies, or '')
+-- The fifth key is of a partition: the state of the whole limiter, whose penalty holds for it, too.
 -- Without holders: `need` to `want` units. With them: a slot and its cost each, in their order; `most` slots in all.
 -- Sent twice: units of a lost reply are lost (used by nobody, counted); a holder that has its slot keeps that one.
 -- Reply {status, units, slots, wait_us, now_us, left, rule}; the statuses stand in fastq.limits.Acquired.

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- limit_state: what is left of a limiter and who holds it
--- KEYS {l}:rule {l}:state:<key> {l}:slots:<key> [{l}:state:~all]     (the last one of a partition)
--- ARGV kind a b c
+-- KEYS {l}:rule {l}:state:<key> {l}:slots:<key> {l}:state:<key>
+-- ARGV kind a b c     (the fourth key is of a partition: the state of the whole limiter, whose penalty holds for it, too)
 -- Read only. Reply {now_us, left, reset_us, penalty_us, holders, lease_us, rule, pace in millionths}: see fastq.limits.LimitState.
 --- @include "now_us"
 --- @include "number"
