@@ -91,6 +91,7 @@ def _machine(endpoint: Endpoint | None, near: Probe = None) -> Operation[list[Fi
     findings = _server(info) if info else (yield from _hello(near))
     findings += [
         *_role(info, clustered=near is not None),
+        *(_stand_by(info) if endpoint is not None and endpoint.sentinels else ()),
         *_persistence(info),
         *(yield from _fsync(info, near)),
         *_eviction(info),
@@ -170,6 +171,16 @@ def _role(info: Info, *, clustered: bool = False) -> Iterator[Finding]:
     if info.get("cluster_enabled", "0") == "1" and not clustered:
         message = "this is one node of a cluster, and most queues are on others"
         yield Finding("fault", "cluster", message, "use redis+cluster://host:port,host:port")
+
+
+def _stand_by(info: Info) -> Iterator[Finding]:
+    """Whether the Sentinels have somebody to turn to."""
+    replicas = info.get("connected_slaves")
+    if replicas == "0":
+        message = "no replica is connected to this master: the Sentinels have nobody to turn to when it dies"
+        yield Finding("warn", "replicas", message, "start one: replicaof HOST PORT")
+    elif replicas is not None:
+        yield Finding("ok", "replicas", f"{replicas} connected")
 
 
 def _persistence(info: Info) -> Iterator[Finding]:

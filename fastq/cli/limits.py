@@ -93,7 +93,8 @@ def penalize(session: Session, limiter: str, seconds: float, key: str, app: str)
     """Grant nothing to anybody for SECONDS; 0 ends it. A longer penalty is never made shorter."""
     inspector = _inspector(session, app)
     left = session.run(inspector.penalize(_known(session, inspector, limiter), seconds, key))
-    said = f"nothing is granted for {duration(left)}" if left else "no penalty"
+    to_whom = f"in partition {key}" if key else "in no partition"
+    said = f"nothing is granted for {duration(left)}, {to_whom}" if left else "no penalty"
     session.answer({"id": limiter, "key": key, "penalty": left}, [f"{limiter}: {said}"])
 
 

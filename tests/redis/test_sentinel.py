@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from fastq.broker.command import raw as command
+from fastq.broker.connection import SyncConnection
+from fastq.broker.doctor import examine
 from fastq.broker.embedded import EmbeddedServer, find_server
 from fastq.broker.greeting import find_master
 from fastq.broker.url import parse_url
@@ -56,6 +58,23 @@ def test_the_master_is_asked_for(sentinel: tuple[int, EmbeddedServer], run: Run)
         call(command("SET", f"key{n}", "x"))
     with connect(f"redis://127.0.0.1:{master.port}/2") as client:
         assert client.dbsize() == 2
+
+
+def test_the_doctor_counts_those_that_stand_by(sentinel: tuple[int, EmbeddedServer], make_server: MakeServer) -> None:
+    """Without a replica a Sentinel watches its master die."""
+    port, master = sentinel
+    endpoint = parse_url(f"redis+sentinel://127.0.0.1:{port}/main")
+    connection = SyncConnection.to(endpoint)
+
+    def replicas() -> tuple[str, str]:
+        found = {finding.name: finding for finding in connection.run(examine("fastq", endpoint))}["replicas"]
+        return found.level, found.message
+
+    assert replicas()[0] == "warn"
+    assert "nobody to turn to" in replicas()[1]
+    make_server(config={"replicaof": f"127.0.0.1 {master.port}"})
+    eventually(lambda: replicas() == ("ok", "1 connected"), 30)
+    connection.close()
 
 
 def test_a_master_that_the_sentinels_do_not_know(sentinel: tuple[int, EmbeddedServer], run: Run) -> None:
