@@ -18,17 +18,7 @@ from fastq._core import take_in
 from fastq.app import FastQ
 from fastq.board import Slot, SlotState
 from fastq.broker.command import raw
-from fastq.broker.commands import (
-    Batch,
-    Held,
-    Recovered,
-    Reserved,
-    Unparked,
-    recover,
-    reserve,
-    resume,
-    unpark,
-)
+from fastq.broker.commands import Batch, Held, Recovered, Reserved, Unparked, recover, reserve, resume, unpark
 from fastq.broker.connection import AsyncConnection
 from fastq.context import JobContext
 from fastq.errors import BrokerError, BrokerReplyError, UndecodableJob
@@ -96,7 +86,7 @@ class WorkerLoop:
         self._incarnation = 1
         self._lanes = lanes_of(app, order, connection.clock.now_ms)
         self._by_name = {lane.name: lane for lane in self._lanes}
-        self._registration = Registration(connection, app.settings, self._lanes, card)
+        self._registration = Registration(connection, app.settings, self._lanes, card, self._what_it_is)
         self._in_turn = Turns(self._lanes, weighted=order.weights is not None)
         self._event = asyncio.Event()
         batches = self._batches = {lane.name: lane.batch for lane in self._lanes}
@@ -170,7 +160,14 @@ class WorkerLoop:
             BrokerReplyError: this user may not do what a worker does, and has never done it.
         """
         self._runs.begin_here()
-        beside = Beside(self._event.set, self._tick(), self._waker.run(), self._cancels.run(), self._pauses.run())
+        beside = Beside(
+            self._event.set,
+            self._tick(),
+            self._waker.run(),
+            self._cancels.run(),
+            self._pauses.run(),
+            self._registration.run(),
+        )
         try:
             while not (self._stopping and self._over()):
                 beside.check()
@@ -179,7 +176,6 @@ class WorkerLoop:
                         await self._find_out()
                     if not self._registered:
                         await self._register()
-                    await self._registration.tell(self.worker_id, self._state())
                     await self._step()
                     self._trouble.ends(self._held)
                 except BrokerError as error:
@@ -538,7 +534,7 @@ class WorkerLoop:
         if self._incarnation > 1:
             self.worker_id = f"{self.worker_id.partition('~')[0]}~{self._incarnation}"
         self._slot.worker_id = self.worker_id  # the monitor extends the lease of this name
-        await self._registration.begin(self.worker_id, self._state())
+        await self._registration.begin(self.worker_id)
         await self._pauses.look()  # before the first job
         self._registered = True
         self._all_hungry()
@@ -546,8 +542,9 @@ class WorkerLoop:
             self._slot.state = SlotState.QUIET if self.quiet else SlotState.RUNNING
         log.info("worker ready", extra={"fields": {"worker": self.worker_id, "queues": ",".join(self._by_name)}})
 
-    def _state(self) -> str:
-        return "draining" if self._stopping else "quiet" if self.quiet else "running"
+    def _what_it_is(self) -> tuple[str, str]:
+        state = "draining" if self._stopping else "quiet" if self.quiet else "running"
+        return self.worker_id if self._registered else "", state
 
     async def _pass_the_token_on(self, lane: Lane) -> None:
         """A wake token may be on its way to this worker, which will not use it: leave one if there is work."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -12,7 +13,9 @@ from fastq.broker.connection import AsyncConnection
 from fastq.broker.keys import GlobalKeys, QueueKeys
 from fastq.broker.schema import agree
 from fastq.config import Settings
+from fastq.errors import BrokerError
 from fastq.job import WorkerCard, encode
+from fastq.worker.ticker import beat
 
 __all__ = ["Registration"]
 
@@ -27,30 +30,51 @@ class Served(Protocol):
 
 
 class Registration:
-    """Over the worker's own connection; each call raises BrokerError and may be repeated."""
+    """Over the worker's own connection.
+
+    Args:
+        connection, settings: the worker's.
+        lanes: its queues.
+        card: what it says of itself.
+        now: its id (an empty one: it has no lease), and its state: ``running``, ``quiet`` or ``draining``.
+    """
 
     def __init__(
-        self, connection: AsyncConnection, settings: Settings, lanes: Sequence[Served], card: WorkerCard
+        self,
+        connection: AsyncConnection,
+        settings: Settings,
+        lanes: Sequence[Served],
+        card: WorkerCard,
+        now: Callable[[], tuple[str, str]],
     ) -> None:
         self._connection = connection
         self._settings = settings
         self._lanes = lanes
         self._card = card
+        self._now = now
 
-    async def begin(self, worker_id: str, state: str) -> None:
-        """This incarnation may take jobs from now on."""
+    async def begin(self, worker_id: str) -> None:
+        """This incarnation may take jobs from now on. Raises BrokerError; may be repeated."""
         await self._connection.run(agree(self._settings.prefix))  # before anything is touched
-        self._card = replace(self._card, state=state)
+        self._card = replace(self._card, state=self._now()[1])
         lease_ms, card = round(self._settings.lease * 1_000), encode(self._card)
         for lane in self._lanes:
             await self._connection.call(register(lane.keys, worker_id, lease_ms, card))
             await self._connection.call(announce(GlobalKeys(self._settings.prefix).queues, lane.keys.queue))
 
-    async def tell(self, worker_id: str, state: str) -> None:
-        """Let operators see that it takes nothing new, or again; nothing to do when they know."""
-        if state == self._card.state:
+    async def run(self) -> None:
+        """Let operators see that it takes nothing new, or again. Until cancelled."""
+        while True:
+            await beat()
+            with suppress(BrokerError):  # the loop says it, and connects again; told at the next beat
+                await self._tell()
+
+    async def _tell(self) -> None:
+        worker_id, state = self._now()
+        if not worker_id or state == self._card.state:
             return
         card = replace(self._card, state=state)
         for lane in self._lanes:
-            await self._connection.call(describe(lane.keys, worker_id, encode(card)))
+            command = describe(lane.keys, worker_id, encode(card))
+            await self._connection.finish(command, self._connection.send(command))
         self._card = card

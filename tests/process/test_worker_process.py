@@ -190,7 +190,7 @@ def test_quiet_and_resume(make_fleet: MakeFleet, redis_url: str, raw: Any) -> No
     eventually(lambda: raw.hlen("fastq:{default}:jobs") == 4, PATIENCE)  # the pad and the three: it was settled
     assert raw.llen(READY) == 3
     waiting = fleet.enqueue("once", "d")
-    said = fleet.producer.explain_sync(waiting)
+    said = eventually(lambda: (e := fleet.producer.explain_sync(waiting)).causes[0].code == "quiet" and e, PATIENCE)
     assert [cause.code for cause in said.causes] == ["quiet", "behind"]
     assert "2 of 2 are quiet" in str(said)
     resumed = time.monotonic()

@@ -18,7 +18,7 @@ import pytest
 
 import fastq
 from fastq.job import JobState
-from fastq.worker.loop import WorkerLoop
+from fastq.worker.trouble import Trouble
 from tests.conftest import MakeServer, connect
 from tests.redis.workshop import working
 
@@ -109,7 +109,7 @@ async def test_a_worker_that_spins_is_found(
     make_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted bug of F-26: no pause between two tries."""
-    monkeypatch.setattr(WorkerLoop, "_pause", property(lambda self: 0.0, lambda self, value: None), raising=False)
+    monkeypatch.setattr(Trouble, "goes_on", lambda *_: 0.0)
     folder = tmp_path / "data"
     server = make_server(data_dir=folder, config={"save": "3600 1", "stop-writes-on-bgsave-error": "yes"})
     app, _ = shop_of(server.url, OldOrder)
