@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from fastq.broker.command import Command, Operation, raw
-from fastq.broker.keys import PAD, GlobalKeys, QueueKeys, describe
+from fastq.broker.keys import PAD, TABLE, GlobalKeys, QueueKeys, describe
 from fastq.broker.views import text_of
 from fastq.partitions import check_partition, is_partition, queue_of
 
@@ -28,10 +28,20 @@ MOST_JOBS = 1_000_000
 MOST_FAULTS = 1_000
 """Findings after which a check ends: something is wrong with the whole."""
 
+PASSES = 3
+"""Times that a repair looks at a queue: what was mended may show what else is wrong, and twice was the most that was seen."""
+
 PAGE = 200  # names that one command looks at: 1 to 3 ms
 SCAN = 1_000  # keys that one SCAN looks at
 ROWS = 50  # suspects that one call looks at
 WORK = 100_000  # entries of ready lists that one call may search: about 1 ms
+
+FIXED = {
+    info.pattern.removeprefix("{q}:"): info.type
+    for info in TABLE
+    if info.pattern.startswith("{q}:") and "<" not in info.pattern
+}
+"""How the keys end that each queue has once, and their types."""
 
 State = Literal["open", "reparable", "repaired"]
 STATES: tuple[State, ...] = ("open", "reparable", "repaired")
@@ -72,6 +82,16 @@ class Fault(msgspec.Struct, frozen=True):
     detail: str = ""
     state: State = "open"
 
+    @property
+    def fix(self) -> str:
+        """What only people can do: a foreign key may be all that somebody has of something.
+
+        The new name does not begin with the prefix: ``running:w.foreign`` would be a worker's set, and of the wrong type again.
+        """
+        if self.code != "type":
+            return ""
+        return f"RENAME {self.name} foreign:{self.name} puts it away, DEL {self.name} loses what is in it"
+
     def __str__(self) -> str:
         return f"{self.name}: {WORDS[self.code].format(detail=self.detail, queue=self.queue)}"
 
@@ -79,15 +99,20 @@ class Fault(msgspec.Struct, frozen=True):
 class Checked(msgspec.Struct, kw_only=True):
     """What a check has looked at and found.
 
-    ``jobs`` are those not finished, ``complete`` is False when there was more than is looked at (see :data:`MOST_JOBS`,
-    :data:`MOST_FAULTS`).
+    Attributes:
+        jobs: those not finished.
+        skipped: queues of which nothing was looked at but the types of their keys, as one of these is wrong.
+        complete: False when there was more than is looked at (see :data:`MOST_JOBS`, :data:`MOST_FAULTS`).
+        at: the queue that was looked at last.
     """
 
     queues: int = 0
     jobs: int = 0
     keys: int = 0
     faults: list[Fault] = []
+    skipped: list[str] = []
     complete: bool = True
+    at: str = ""
 
     @property
     def left(self) -> list[Fault]:
@@ -111,43 +136,58 @@ def survey(key: bytes, kind: str, cursor: bytes, count: int = PAGE) -> Command[l
 def ask(q: QueueKeys, how: str, rows: Sequence[Row], orphans: Sequence[bytes] = ()) -> Command[list[list[list[Any]]]]:
     """Look at these; ``how``: "look" (the ready lists are not searched), "full", "mend". The reply stands in check.lua."""
     words = (word for row in rows for word in row)
-    keys = (
+    return Command("check", _needed(q), (how, PAD, len(orphans), *orphans, *words), list)
+
+
+def _needed(q: QueueKeys) -> tuple[bytes, ...]:
+    """The keys of check.lua; it also looks at ``running:`` and ``parked:by:``."""
+    return (
         q.jobs, q.due, q.ghosts, q.workers, q.unique, q.unique_of, q.unique_start, q.deliveries, q.cancels, q.awaited,
         q.parked, q.parked_of, q.dead, q.dead_jobs, q.dead_errors, q.wake, q.info, *q.levels,
     )  # fmt: skip
-    return Command("check", keys, (how, PAD, len(orphans), *orphans, *words), list)
 
 
-def check(prefix: str, queues: Iterable[str] | None = None, *, repair: bool = False) -> Operation[Checked]:
+def check(
+    prefix: str, queues: Iterable[str] | None = None, *, repair: bool = False, found: Checked | None = None
+) -> Operation[Checked]:
     """Look at everything under a prefix, or at some queues only.
 
     Args:
         prefix: the first part of every key.
         queues: names; None: all that are announced or have a key.
         repair: mend what needs no guess. Nothing that could be a job is ever deleted.
+        found: is filled and returned: what it holds is true, too, when Redis refuses something in the middle.
 
     Raises:
         InvalidQueueName: one of ``queues`` cannot be the name of a queue.
     """
-    found = Checked()
-    announced: set[str] = set(map(text_of, (yield raw("SMEMBERS", GlobalKeys(prefix).queues))))
-    space = yield from _key_space(prefix, found)
+    found = Checked() if found is None else found
     wanted = {check_partition(name) for name in queues} if queues is not None else None
+    unreadable = yield from _mistyped({GlobalKeys(prefix).queues: "set"}, "")
+    announced = [] if unreadable else (yield raw("SMEMBERS", GlobalKeys(prefix).queues))
+    space = yield from _key_space(prefix, found)
     if wanted is not None:
         found.faults = [fault for fault in found.faults if wanted & {fault.queue, queue_of(fault.queue)}]
-    for name in sorted(announced | set(space) | (wanted or set())):
+    _add(found, unreadable)
+    names = set(map(text_of, announced))
+    unannounced = set() if unreadable else set(space) - names
+    for name in sorted(names | set(space) | (wanted or set())):
         if not is_partition(name) or (wanted is not None and not wanted & {name, queue_of(name)}):
             continue
         found.queues += 1
-        if name in space and name not in announced:
-            found.faults.append((yield from _announce(prefix, name, repair=repair)))
-        look = _Queue(QueueKeys(prefix, name), space.get(name, {}), found)
-        yield from look.walk()
-        yield from look.judge(repair=repair)
+        found.at = name
+        if name in unannounced:
+            yield from _announce(prefix, name, found, repair=repair)
+        yield from _look_at_queue(QueueKeys(prefix, name), space.get(name, {}), found, repair=repair)
         if len(found.faults) >= MOST_FAULTS:
             found.complete = False
             break
     return found
+
+
+def _add(found: Checked, faults: Iterable[Fault]) -> None:
+    """Those that the key space has not told already."""
+    found.faults += [fault for fault in faults if fault not in found.faults]
 
 
 # -- the key space ----------------------------------------------------------------------------------
@@ -203,13 +243,52 @@ def _verdict(name: bytes, kind: str, ttl: int) -> tuple[str, str] | None:
     return ("endless", "") if info.lifetime == "ttl" and ttl == -1 else None
 
 
-def _announce(prefix: str, name: str, *, repair: bool) -> Operation[Fault]:
+def _announce(prefix: str, name: str, found: Checked, *, repair: bool) -> Operation[None]:
+    found.faults.append(Fault("unannounced", name, name, state="reparable"))  # told, too, when it cannot be mended
     if repair:
         yield raw("SADD", GlobalKeys(prefix).queues, name)
-    return Fault("unannounced", name, name, state="repaired" if repair else "reparable")
+        found.faults[-1] = Fault("unannounced", name, name, state="repaired")
 
 
 # -- one queue --------------------------------------------------------------------------------------
+
+
+def _look_at_queue(q: QueueKeys, several: dict[str, list[bytes]], found: Checked, *, repair: bool) -> Operation[None]:
+    """The types of its keys first: the first command on a foreign one would end the check. Then the jobs."""
+    more = [(q.running(text_of(worker)), "set") for worker in several.get("running:", [])]
+    more += [(q.parked_by(text_of(limit)), "zset") for limit in several.get("parked:by:", [])]
+    fixed = {(q.base + name).encode(): kind for name, kind in FIXED.items()} | dict.fromkeys(q.levels, "list")
+    mistyped = yield from _mistyped(fixed | dict(more), q.queue)
+    _add(found, mistyped)
+    needed = {text_of(key) for key in (*_needed(q), *dict(more))}
+    if needed.isdisjoint(fault.name for fault in mistyped):
+        yield from _look_at_jobs(q, several, found, repair=repair)
+    else:
+        found.skipped.append(q.queue)
+
+
+def _mistyped(types: Mapping[bytes, str], queue: str) -> Operation[list[Fault]]:
+    faults = []
+    for keys in _chunks(types, SCAN):
+        for key, reply in zip(keys, (yield [raw("TYPE", key) for key in keys]), strict=True):
+            if (kind := text_of(reply)) not in ("none", types[key]):
+                faults.append(Fault("type", queue, text_of(key), f"{kind}, not {types[key]}"))
+    return faults
+
+
+def _look_at_jobs(q: QueueKeys, several: dict[str, list[bytes]], found: Checked, *, repair: bool) -> Operation[None]:
+    """Once; after a repair again, until there was nothing to mend."""
+    first, jobs = len(found.faults), found.jobs
+    for _ in range(PASSES if repair else 1):
+        before, found.jobs = len(found.faults), jobs
+        look = _Queue(q, several, found)
+        yield from look.walk()
+        yield from look.judge(repair=repair)
+        mended = any(fault.state == "repaired" for fault in found.faults[before:])
+        # what an earlier pass has left was found again, or is gone with what was mended
+        found.faults[first:before] = [fault for fault in found.faults[first:before] if fault.state == "repaired"]
+        if not mended or len(found.faults) >= MOST_FAULTS:
+            return
 
 
 class _Queue:
@@ -250,14 +329,26 @@ class _Queue:
         size = max(1, min(ROWS, WORK // (longest + 1)))
         hinted = {row.name for row in self.suspects if row.hint}
         for rows in _chunks((row for row in self.suspects if row.hint or row.name not in hinted), size):
-            for row, faults in zip(rows, (yield self._ask("mend" if repair else "full", rows)), strict=True):
-                for code, detail, state in faults:
-                    fault = Fault(
-                        text_of(code), self.q.queue, text_of(row.name) or "jobs", text_of(detail), STATES[state]
-                    )
-                    self.found.faults.append(fault)
+            replies = yield self._ask("full", rows)
+            faults = {row: self._faults(row, reply) for row, reply in zip(rows, replies, strict=True) if reply}
+            begun = len(self.found.faults)
+            self.found.faults += chain(*faults.values())
+            if repair:
+                yield from self._mend(faults, begun)
             if len(self.found.faults) >= MOST_FAULTS:
                 return
+
+    def _mend(self, faults: dict[Row, list[Fault]], begun: int) -> Operation[None]:
+        """One row a call: when Redis refuses one, it is known which were mended before."""
+        for row in [row for row, told in faults.items() if any(fault.state == "reparable" for fault in told)]:
+            faults[row] = self._faults(row, *(yield self._ask("mend", [row])))
+            self.found.faults[begun:] = chain(*faults.values())
+
+    def _faults(self, row: Row, reply: Iterable[list[Any]]) -> list[Fault]:
+        name = text_of(row.name) or "jobs"
+        return [
+            Fault(text_of(code), self.q.queue, name, text_of(detail), STATES[state]) for code, detail, state in reply
+        ]
 
     def _ask(self, how: str, rows: Sequence[Row]) -> Command[list[list[list[Any]]]]:
         return ask(self.q, how, rows, self.orphans)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import pytest
 
@@ -12,7 +13,8 @@ from fastq.broker import checker, commands
 from fastq.broker.checker import Fault, Row, ask, survey
 from fastq.broker.commands import Batch, NewJob, Once, Parked
 from fastq.broker.keys import PAD
-from tests.conftest import connect
+from fastq.cli import root
+from tests.conftest import MakeServer, connect
 from tests.redis.lab import FAR, Lab, batch, envelope
 from tests.sound import assert_sound, checked
 
@@ -102,6 +104,51 @@ def test_what_is_wrong_is_found_and_mended(full: Lab, redis_url: str, name: str)
     assert_sound(redis_url)
     assert before - {"j2"} <= full.jobs()
     assert full.jobs() == before - ({"j2"} if name == "an envelope that is gone" else set())
+
+
+TOGETHER = [
+    ("jobs without the pad", "a worker without a lease"),
+    ("a dead letter that no list names", "a dead letter without its error"),
+    ("a parked job that is due", "a job whose parking is unknown"),
+    tuple(name for name in SPOILED if name != "an envelope that is gone"),
+]
+
+
+@pytest.mark.parametrize("names", TOGETHER, ids=["pads", "letter", "parking", "everything"])
+def test_one_repair_leaves_nothing_for_a_second(full: Lab, redis_url: str, names: tuple[str, ...]) -> None:
+    """What is mended may show what else is wrong: a lease that is back wants the pad, a letter that is listed its error."""
+    before = full.jobs()
+    for name in names:
+        SPOILED[name][0](full)
+    mended = checked(redis_url, repair=True)
+    assert {fault.state for fault in mended.faults} == {"repaired"}
+    assert mended.jobs == 7, "of one pass"
+    assert_sound(redis_url)
+    assert full.jobs() == before
+
+
+def test_what_is_left_open_is_told_once(full: Lab, redis_url: str) -> None:
+    """The second pass finds it again."""
+    full.raw.lrem(full.q.ready[5], 0, "j0")
+    full.raw.hset(full.q.cancels, "j1", "c0:")
+    assert codes(checked(redis_url, repair=True).faults) == {("lost", "j0", "repaired"), ("stray", "j1", "open")}
+    assert len(checked(redis_url, repair=True).faults) == 1
+
+
+def test_repairs_are_bounded(full: Lab, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who breaks it again while it is mended keeps no check busy for ever."""
+    walks = []
+
+    def spoilt(self: Any) -> Any:
+        walks.append(self)
+        full.raw.lrem(full.q.ready[5], 0, "j0")
+        return walk(self)
+
+    walk = checker._Queue.walk
+    monkeypatch.setattr(checker._Queue, "walk", spoilt)
+    assert len(checked(redis_url, repair=True).faults) == len(walks) == checker.PASSES
+    walks.clear()
+    assert len(checked(redis_url).faults) == len(walks) == 1
 
 
 OPEN: dict[str, tuple[Spoil, set[tuple[str, str]]]] = {
@@ -207,6 +254,182 @@ def test_it_is_bounded(full: Lab, redis_url: str, monkeypatch: pytest.MonkeyPatc
     assert not found.complete
     assert {fault.code for fault in found.faults} <= {"lost"}
     checked(redis_url, repair=True)
+
+
+# -- keys of a foreign type, and a Redis that refuses ---------------------------------------------------------
+
+
+foreign = pytest.mark.leaves_keys("what somebody else has written")
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """`fastq check` as a shell sees it."""
+
+    def call(url: str, *arguments: str) -> Said:
+        capsys.readouterr()
+        code = root.run(["check", "--redis-url", url, *arguments])
+        return Said(code, *capsys.readouterr())
+
+    return call
+
+
+NEEDED = {
+    "jobs": "hash", "ready:0": "list", "ready:10": "list", "due": "zset", "workers": "zset", "info": "hash", "running:w": "set",
+    "deliveries": "hash", "ghosts": "hash", "cancels": "hash", "unique": "hash", "unique:of": "hash", "unique:start": "hash",
+    "parked": "zset", "parked:of": "hash", "parked:by:x/~all": "zset", "dead": "zset", "dead:jobs": "hash", "dead:errors": "hash",
+    "awaited": "hash", "wake": "list",
+}  # fmt: skip
+"""Keys without which nothing can be said of a queue, and their types."""
+
+
+@foreign
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_key_of_a_foreign_type(full: Lab, redis_url: str, say: Callable[..., Said], name: str) -> None:
+    """It is named with both types and what to do, and stays; every other queue is looked at and mended."""
+    key, there, wanted = f"{full.q.base}{name}", "set" if name == "due" else "string", NEEDED[name]
+    full.raw.delete(key)
+    full.raw.sadd(key, "foreign") if there == "set" else full.raw.set(key, "foreign")
+    with_lost_jobs(full, "after", "b3fore")
+    for answer in (say(redis_url), say(redis_url, "--repair"), say(redis_url, "--repair", "default")):
+        assert (answer.code, answer.err) == (5, "")
+        line, advice = answer.out[answer.out.index(" FAULT  default") :].splitlines()[:2]
+        assert line == f" FAULT  default      type        {key}: the key is of type {there}, not {wanted}"
+        assert advice == f"        -> RENAME {key} foreign:{key} puts it away, DEL {key} loses what is in it"
+        assert "nothing else of default was looked at: a key that this needs is of a wrong type" in answer.out
+    assert full.raw.type(key) == there.encode()
+    full.raw.rename(key, f"foreign:{key}")
+    assert json.loads(say(redis_url, "--json", "--repair").out)["skipped"] == []
+    assert {fault.state for fault in checked(redis_url).faults} <= {"open"}
+
+
+def with_lost_jobs(lab: Lab, *queues: str) -> None:
+    """More queues, each with a job in no place."""
+    for queue in queues:
+        lab.raw.sadd("fastq:queues", queue)
+        lab.raw.hset(f"fastq:{{{queue}}}:jobs", "x", envelope())
+
+
+@foreign
+def test_other_queues_are_looked_at_beside_one_that_cannot_be(full: Lab, redis_url: str) -> None:
+    full.raw.delete(full.q.jobs)
+    full.raw.set(full.q.jobs, "foreign")
+    full.raw.delete(full.q.info)
+    full.raw.set(full.q.info, "foreign")
+    with_lost_jobs(full, "after", "b3fore")
+    found = checked(redis_url, repair=True)
+    assert [(fault.code, fault.queue, fault.state) for fault in found.faults] == [
+        *[("type", "default", "open")] * 2,
+        ("lost", "after", "repaired"),
+        ("lost", "b3fore", "repaired"),
+    ]
+    assert (found.queues, found.jobs, found.skipped) == (3, 2, ["default"])
+
+
+@foreign
+def test_a_key_that_no_check_needs(full: Lab, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told, even when there are too many keys to look at all, and the jobs are looked at."""
+    full.raw.set(full.q.ticks, "foreign")
+    full.raw.lrem(full.q.ready[5], 0, "j0")
+    ticks = ("type", f"{full.q.base}ticks", "open")
+    found = checked(redis_url)
+    assert codes(found.faults) == {ticks, ("lost", "j0", "reparable")}
+    assert (len(found.faults), found.skipped) == (2, [])
+    monkeypatch.setattr(checker, "_key_space", lambda *_: iter_of({}))
+    assert ticks in codes(checked(redis_url).faults)
+
+
+def iter_of(value: Any) -> Any:
+    """An operation that asks nothing."""
+    return value
+    yield
+
+
+@foreign
+def test_the_set_of_queues_is_something_else(full: Lab, redis_url: str) -> None:
+    """Queues are found by their keys then, and none is called unannounced."""
+    full.raw.delete("fastq:queues")
+    full.raw.set("fastq:queues", "foreign")
+    full.raw.lrem(full.q.ready[5], 0, "j0")
+    expected = {("type", "fastq:queues", "open"), ("lost", "j0", "reparable")}
+    assert codes(checked(redis_url).faults) == codes(checked(redis_url, "default").faults) == expected
+    assert full.raw.get("fastq:queues") == b"foreign"
+
+
+def spoilt(url: str) -> None:
+    """Two queues; to mend the first one nothing is pushed, to mend the second one something is."""
+    with connect(url) as raw:
+        raw.sadd("fastq:queues", "first", "second")
+        raw.hset("fastq:{first}:deliveries", "gone", 1)
+        raw.hset("fastq:{second}:deliveries", "gone", 1)
+        raw.hset("fastq:{second}:jobs", "x", envelope())
+
+
+def test_what_was_mended_before_a_refusal_is_told(make_server: MakeServer, say: Callable[..., Said]) -> None:
+    server = make_server(port=0)
+    spoilt(server.url)
+    assert server.ask(b"ACL", b"SETUSER", b"fastq", b"on", b">s3cret", b"~*", b"+@all", b"-lpush") == b"+OK\r\n"
+    url = f"redis://fastq:s3cret@127.0.0.1:{server.port}/0"
+    answer = say(url, "--repair")
+    assert answer.code == 1
+    told = [line.split()[:3] for line in answer.out.splitlines()]
+    assert told[:3] == [["mended", "first", "stray"], ["FAULT", "second", "lost"], ["FAULT", "second", "stray"]]
+    assert "2 queues, 1 job, 4 keys: 2 faults, 1 mended" in answer.out
+    assert "there is more than was looked at" in answer.out
+    (line,) = answer.err.splitlines()
+    assert line.startswith("fastq: queue 'second' was looked at in part: ")
+    assert "lpush" in line
+    assert "s3cret" not in line
+    report = say(url, "--repair", "--json")
+    assert (report.code, json.loads(report.out)["complete"]) == (1, False)
+
+
+REFUSALS = {
+    "NOREPLICAS": [b"CONFIG SET min-replicas-to-write 1"],
+    "READONLY": [b"REPLICAOF 127.0.0.1 1"],
+    "OOM": [b"SREM fastq:queues first second", b"CONFIG SET maxmemory 1"],
+}
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+def test_a_redis_that_takes_no_writes(make_server: MakeServer, say: Callable[..., Said], why: str) -> None:
+    """It is there and says no, so the exit status is not that of a Redis that is away."""
+    server = make_server()
+    spoilt(server.url)
+    with connect(server.url) as raw:
+        raw.set("fastq:{first}:ticks", "foreign")
+    for command in REFUSALS[why]:
+        assert server.ask(*command.split()).startswith((b"+OK", b":2"))
+    answer = say(server.url, "--repair")
+    assert answer.code == 1
+    assert " FAULT  first        type" in answer.out
+    assert (" FAULT  first        unannounced" in answer.out) == (why == "OOM"), "which is where it was refused"
+    (line,) = answer.err.splitlines()
+    assert line.startswith("fastq: queue 'first' was looked at in part: ")
+    assert f": {why} " in line
+
+
+def test_a_redis_that_goes_away(
+    make_server: MakeServer, say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server()
+    spoilt(server.url)
+    mend = checker._Queue._mend
+
+    def and_gone(self: Any, *arguments: Any) -> Any:
+        yield from mend(self, *arguments)
+        server.kill()
+
+    monkeypatch.setattr(checker._Queue, "_mend", and_gone)
+    answer = say(server.url, "--repair")
+    assert (answer.code, answer.out.startswith("mended  first        stray")) == (3, True)
+    assert answer.err.startswith("fastq: queue 'first' was looked at in part: cannot reach ")
 
 
 class Traffic:
