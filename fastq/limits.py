@@ -326,10 +326,15 @@ def block(terms: Terms, waiting: int, recent: int) -> int:
 
 def check_cost(terms: Terms, cost: int) -> int:
     """``cost``, if an acquire may ask for it. Raises CostTooHigh, or ConfigError when it is no whole number >= 0."""
+    if check_whole(cost) > terms.capacity:
+        raise CostTooHigh(cost, terms.capacity)
+    return cost
+
+
+def check_whole(cost: Any) -> int:
+    """``cost``, if it can be one at all. Raises ConfigError."""
     if isinstance(cost, bool) or not isinstance(cost, int) or cost < 0:
         raise ConfigError(f"cost={cost!r} must be a whole number of at least 0")
-    if cost > terms.capacity:
-        raise CostTooHigh(cost, terms.capacity)
     return cost
 
 
@@ -530,7 +535,23 @@ def _rule_problems(rate: object, max_concurrent: Any, use_within: Any) -> list[s
         problems.append(f"max_concurrent={max_concurrent!r} must be a whole number from 1 to 1000000")
     if use_within is not None and (not _is_number(use_within) or not SHORTEST_USE <= use_within <= 10):
         problems.append(f"use_within={use_within!r} must be a number of seconds from 0.005 to 10")
+    elif use_within is not None and isinstance(rate, TokenBucket) and use_within > (most := _longest_use(rate)):
+        least = math.ceil(1 + rate.rate_per_second * (use_within + SHORTEST_USE))
+        problems.append(
+            f"use_within={use_within!r} is longer than a burst of {rate.size:g} leaves room for at this rate: "
+            f"at most {math.floor(most * 1_000) / 1_000:g}, or burst={least}"
+        )
     return problems
+
+
+def _longest_use(bucket: TokenBucket) -> float:
+    """How long the units of a bucket may live without more of them in use at once than its burst."""
+    rate, size = bucket.rate_per_second, bucket.size
+    return max(
+        (size - 1) / rate - (0.0 if rate <= _SLOW else SHORTEST_USE),
+        SHORTEST_USE,
+        0.01 / rate if rate <= _SLOW else 0.0,
+    )
 
 
 # -- replies ------------------------------------------------------------------------------------

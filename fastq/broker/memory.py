@@ -325,6 +325,8 @@ class _Rate:
             self.raw = -self.c
             if "at" in fields:
                 passed = pace.flow(now) - pace.flow(fields["at"]) if pace else now - fields["at"]
+                if passed < 0 and fields.get("until", 0) <= now:
+                    passed = 0  # a clock that went back does not make debt
                 self.raw = max(-self.c, min(self.b + self.c, fields["debt"]) - passed)
             self.debt = max(0.0, self.raw)
             self.left = max(0, math.floor((self.b - self.debt) / self.a))
@@ -400,6 +402,8 @@ class _Rate:
         """Write down units that come back; returns how many."""
         state = self.state
         if self.kind == "bucket":
+            if state.fields.get("until", 0) > self.now:
+                return 0  # it is to be empty after the penalty
             credit = min(self.debt, max(0, units * self.a - max(0, self.now - granted)))
             if credit > 0:
                 state.fields.update(at=self.now, debt=self.debt - credit)

@@ -134,7 +134,8 @@ class Limiter:
             BrokerError: Redis cannot be asked, and the limiter is not ``on_error="open"``.
         """
         if not self.take_at_hand(cost):
-            await self._wait(self.plan.timeout if timeout is None else timeout, cost)
+            gate, waiter = await self._wait(self.plan.timeout if timeout is None else timeout, cost)
+            _note_unchecked(gate, waiter)
 
     def take_at_hand(self, cost: int) -> bool:
         """Whether ``cost`` units, more than 0, were here already and nobody waits; they are taken."""
@@ -158,9 +159,10 @@ class Limiter:
         if self.take_at_hand(cost):
             return True
         try:
-            await self._join_and_wait(timeout, cost)
+            gate, waiter = await self._join_and_wait(timeout, cost)
         except LimitTimeout:
             return False
+        _note_unchecked(gate, waiter)
         return True
 
     @asynccontextmanager
@@ -176,7 +178,9 @@ class Limiter:
     async def release(self) -> None:
         """Give back one slot that this event loop has acquired, the latest first; nothing to do for a mere rate."""
         gate = self._gates.get(asyncio.get_running_loop())
-        if gate is not None and gate.held:
+        if gate is not None and gate.slots.unchecked:
+            gate.slots.unchecked -= 1
+        elif gate is not None and gate.held:
             await gate.release(gate.held[-1])
 
     async def penalize(self, retry_after: float) -> None:
@@ -332,7 +336,8 @@ class SyncLimiter:
     def acquire(self, timeout: float | None = None, cost: int = 1) -> None:
         """As :meth:`Limiter.acquire`."""
         if not self._at_hand(cost):
-            self._wait(timeout, cost)
+            gate, waiter = self._wait(timeout, cost)
+            _note_unchecked(gate, waiter)
 
     def try_acquire(self, timeout: float = 0, cost: int = 1) -> bool:
         """As :meth:`Limiter.try_acquire`."""
@@ -340,18 +345,19 @@ class SyncLimiter:
             return True
         limiter, process = self._limiter, this_process()
         try:
-            gate, waiter = process.run(limiter._join_and_wait(timeout, cost))
+            gate, waiter = process.run(limiter._join_and_wait(timeout, cost), _undo_one)
             while not waiter.in_time():
-                process.run(limiter._wait_again(gate, waiter))
+                process.run(limiter._wait_again(gate, waiter), lambda _: gate.undo(waiter))
+            _note_unchecked(gate, waiter)
         except LimitTimeout:
             return False
         return True
 
     def _wait(self, timeout: float | None, cost: int) -> tuple[Gate, Waiter]:
         limiter, process = self._limiter, this_process()
-        gate, waiter = process.run(limiter._wait(limiter.plan.timeout if timeout is None else timeout, cost))
+        gate, waiter = process.run(limiter._wait(limiter.plan.timeout if timeout is None else timeout, cost), _undo_one)
         while not waiter.in_time():  # this thread got its turn too late
-            process.run(limiter._telling(limiter._wait_again(gate, waiter)))
+            process.run(limiter._telling(limiter._wait_again(gate, waiter)), lambda _: gate.undo(waiter))
         return gate, waiter
 
     def _at_hand(self, cost: int) -> bool:
@@ -401,22 +407,22 @@ class _Together:
         self._limiters = limiters
         self._timeout = timeout
         self._cost = cost
-        self._got: list[tuple[Gate, Waiter]] = []
+        self._got: list[list[tuple[Gate, Waiter]]] = []  # of each one that is inside
 
     def __await__(self) -> Any:
-        return self._acquire().__await__()
+        return self._wait().__await__()
 
     async def __aenter__(self) -> None:
-        await self._acquire()
+        self._got.append(await self._acquire())
 
     async def __aexit__(self, *_: object) -> None:
-        for gate, waiter in self._got:
-            if waiter.holder in gate.held:
-                await gate.release(waiter.holder)
+        await _release(self._got.pop())
 
-    async def _acquire(self) -> None:
-        wanted = [(limiter, self._cost) for limiter in self._limiters]
-        self._got = await take_all(wanted, self._timeout)
+    async def _wait(self) -> None:
+        await self._acquire()
+
+    async def _acquire(self) -> list[tuple[Gate, Waiter]]:
+        return await take_all([(limiter, self._cost) for limiter in self._limiters], self._timeout)
 
 
 async def take_all(
@@ -468,6 +474,28 @@ async def _undo(got: Sequence[tuple[Gate, Waiter]]) -> None:
         await asyncio.wait([gate.undo(waiter) for gate, waiter in got], timeout=SILENT)
 
 
+async def _release(got: Sequence[tuple[Gate, Waiter]]) -> None:
+    """Give slots back; all of them, whatever becomes of who waits for that."""
+    giving = [gate.give(waiter.holder) for gate, waiter in got if waiter.holder in gate.held]
+    if giving:
+        await asyncio.wait(giving, timeout=SILENT)
+
+
+def _note_unchecked(gate: Gate, waiter: Waiter) -> None:
+    if gate.rule.max_concurrent is not None and waiter.holder not in gate.held:
+        gate.slots.unchecked += 1
+
+
+def _undo_one(got: tuple[Gate, Waiter]) -> None:
+    gate, waiter = got
+    gate.undo(waiter)
+
+
+def _undo_all(got: Sequence[tuple[Gate, Waiter]]) -> None:
+    for gate, waiter in got:
+        gate.undo(waiter)
+
+
 def acquire_all(limiters: Sequence[Limiter], timeout: float | None = None, cost: int = 1) -> _Together:
     """Acquire several limiters, all or none; nothing is kept of one while another is waited for.
 
@@ -487,9 +515,8 @@ def _give_slots_back(got: Sequence[tuple[Gate, Waiter]]) -> Iterator[None]:
     try:
         yield
     finally:
-        for gate, waiter in got:
-            if waiter.holder in gate.held:
-                this_process().run(gate.release(waiter.holder))
+        if any(waiter.holder for _, waiter in got):
+            this_process().run(_release(got))
 
 
 def acquire_all_sync(
@@ -503,7 +530,7 @@ def acquire_all_sync(
     Raises as :func:`acquire_all`.
     """
     asked = dict.fromkeys(one._limiter if isinstance(one, SyncLimiter) else one for one in limiters)
-    return _give_slots_back(this_process().run(take_all([(limiter, cost) for limiter in asked], timeout)))
+    return _give_slots_back(this_process().run(take_all([(limiter, cost) for limiter in asked], timeout), _undo_all))
 
 
 # -- around a function ------------------------------------------------------------------------------------

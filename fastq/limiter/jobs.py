@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fastq.errors import ConfigError
 from fastq.limiter.api import Limiter
 from fastq.limiter.options import JobLimits, Key, key_of_call
-from fastq.limits import check_cost
+from fastq.limits import check_cost, check_whole
 
 __all__ = ["JobLimiter", "bind"]
 
@@ -40,7 +40,9 @@ class JobLimiter(NamedTuple):
             limiter = limiter.for_key(key)
         if isinstance(self.cost, int):
             return limiter, self.cost
-        return limiter, check_cost(limiter.plan.rule.terms(0), self.cost(*args, **kwargs))
+        return limiter, check_whole(
+            self.cost(*args, **kwargs)
+        )  # whether it can ever be granted, the rule in force says
 
 
 def bind(

@@ -24,6 +24,8 @@ class Slots:
     def __init__(self, plan: Plan, store: Store, keys: LimitKeys, owner: object) -> None:
         self.held: list[str] = []
         """Holders whose slots nobody has given back."""
+        self.unchecked = 0
+        """Those who passed while the store could not be asked: they have no slot, and may say later that they give it back."""
         self._plan = plan
         self._store = store
         self._keys = keys

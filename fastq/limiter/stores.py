@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextlib
 import itertools
 import logging
@@ -15,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from fastq.broker.command import Command, raw
 from fastq.broker.commands import give_back, hold, wait_for_slot
@@ -233,7 +234,8 @@ class RedisStore:
             await links.close()
 
     def close(self) -> None:
-        """Close the connections of blocking code."""
+        """Give back the slots that this process holds here, and close the connections of blocking code."""
+        this_process().leave(self)
         if self._sync is not None:
             self._sync.close()
         loop = this_process().running_loop()
@@ -337,6 +339,58 @@ class Slot:
         self.owner = owner  # keeps a partition's limiter alive as long as it has holders
 
 
+class _Errand(Generic[T]):
+    """A coroutine that a thread has an event loop run, and what becomes of it when the thread does not wait to the end."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], undo: Callable[[T], object] | None
+    ) -> None:
+        self.answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._loop = loop
+        self._work = work
+        self._undo = undo
+        self._task: asyncio.Task[T] | None = None
+        self._over = False  # nobody waits any more
+
+    def begin(self) -> None:
+        """From the thread."""
+        self._loop.call_soon_threadsafe(self._start)
+
+    def give_up(self) -> None:
+        """From the thread: nobody will read the answer."""
+        self._loop.call_soon_threadsafe(self._end)
+
+    def _start(self) -> None:
+        if self._task is None and not self._over:
+            self._task = self._loop.create_task(self._work)
+            self._task.add_done_callback(self._tell)
+
+    def _tell(self, task: asyncio.Task[T]) -> None:
+        if self._over:
+            self._take_back(task)
+        elif task.cancelled():
+            self.answer.cancel()
+        elif (error := task.exception()) is not None:
+            self.answer.set_exception(error)
+        else:
+            self.answer.set_result(task.result())
+
+    def _end(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._task is None:
+            self._work.close()
+        elif self._task.done():
+            self._take_back(self._task)
+        else:
+            self._task.cancel()  # its end is told, whatever it is
+
+    def _take_back(self, task: asyncio.Task[T]) -> None:
+        if not task.cancelled() and task.exception() is None and self._undo is not None:
+            self._undo(task.result())
+
+
 class Process:
     """What belongs to this process: its name among holders, its slots, the thread that renews them, and the event loop
     that blocking code uses.
@@ -392,12 +446,17 @@ class Process:
         by_limiter: dict[tuple[int, bytes], list[Slot]] = {}
         for slot in held:
             by_limiter.setdefault((id(slot.store), slot.keys.slots), []).append(slot)
-        for group in by_limiter.values():
+        away: set[int] = set()
+        for asked in by_limiter.values():
+            group = [slot for slot in asked if slot.holder in self._slots]  # not those given back meanwhile
+            if not group or id(group[0].store) in away:
+                continue  # waited for just now: the slots in other stores cannot wait for each of its limiters
             first = group[0]
             try:
                 alive = first.store.call(hold(first.keys, round(first.lease * 1_000), [slot.holder for slot in group]))
             except BrokerError:
-                continue  # at the next turn; the waiters log what is wrong with Redis
+                away.add(id(first.store))  # at the next turn; the waiters log what is wrong with Redis
+                continue
             for slot, ok in zip(group, alive, strict=True):
                 if not ok and self._slots.pop(slot.holder, None) is not None:
                     log.warning("slot lost", extra=fields(limiter_id=slot.keys.limiter, holder=slot.holder))
@@ -427,19 +486,29 @@ class Process:
 
         asyncio.run(main())
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there and wait for it; an interrupted caller cancels it."""
-        future = asyncio.run_coroutine_threadsafe(work, self.loop())
+    def run(self, work: Coroutine[Any, Any, T], undo: Callable[[T], object] | None = None) -> T:
+        """Run a coroutine there and wait for it; an interrupted caller cancels it.
+
+        ``undo`` is given, in that loop, what came of it when the caller does not learn of that: an interruption (a soft time limit,
+        Ctrl-C) may come in the very moment of the answer.
+        """
+        errand = _Errand(self.loop(), work, undo)
         try:
-            return future.result()
+            errand.begin()
+            return errand.answer.result()
         except BaseException:
-            future.cancel()
+            errand.give_up()
             raise
 
-    def end(self) -> None:
-        """Give all slots back: the process ends."""
+    def leave(self, store: Store) -> None:
+        """Give back the slots in one store: nobody would ever do it, and the keeper would renew them for ever."""
         with self._changed:
-            held, self._slots = list(self._slots.values()), {}
+            held = [slot for slot in self._slots.values() if slot.store is store]
+            for slot in held:
+                del self._slots[slot.holder]
+        self._give_back(held)
+
+    def _give_back(self, held: list[Slot]) -> None:
         away: set[int] = set()
         for slot in held:
             if id(slot.store) not in away:
@@ -447,6 +516,12 @@ class Process:
                     slot.store.call(give_back(slot.keys, slot.terms, self.ticket(), holders=[slot.holder]))
                 except BrokerError:
                     away.add(id(slot.store))  # nor would it take the others; their leases end
+
+    def end(self) -> None:
+        """Give all slots back: the process ends."""
+        with self._changed:
+            held, self._slots = list(self._slots.values()), {}
+        self._give_back(held)
         for store in {id(slot.store): slot.store for slot in held}.values():
             store.close()
         if self._loop is not None and self._ending is not None and self._thread is not None:

@@ -17,6 +17,7 @@ local units, granted = tonumber(ARGV[5]), tonumber(ARGV[6])
 
 local function refund(rate)
   if kind == 'bucket' then
+    if number(redis.call('HGET', state, 'until')) > rate.now then return 0 end -- it is to be empty after the penalty
     local credit = math.min(rate.debt, math.max(0, units * a - math.max(0, rate.now - granted)))
     if credit > 0 then redis.call('HSET', state, 'at', rate.now, 'debt', rate.debt - credit) end
     return math.floor(credit / a)

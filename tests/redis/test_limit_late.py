@@ -183,8 +183,8 @@ def test_a_thread_that_gets_its_turn_too_late(redis_url: str, monkeypatch: pytes
     limiter = app.limiter("thread", rate="1/s")
     run, waiters = this_process().run, []
 
-    def late(work: Any) -> Any:
-        got = run(work)
+    def late(work: Any, *undo: Any) -> Any:
+        got = run(work, *undo)
         if isinstance(got, tuple):
             waiters.append(got[1])
             threading.Event().wait(max(0.0, got[1].until - time.monotonic()) + 0.001)

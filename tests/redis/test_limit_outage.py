@@ -210,7 +210,7 @@ class Slow(RedisStore):
 async def test_who_has_no_time_for_a_slow_redis_does_not_pass(redis_url: str) -> None:
     """A limit that is open would not hold for short timeouts else."""
     async with application(redis_url) as app:
-        limiter = app.limiter("slow", rate="100/s", use_within=1, on_error="open")
+        limiter = app.limiter("slow", rate="100/s burst 102", use_within=1, on_error="open")
         limiter._store = Slow(app.endpoint)
         with pytest.raises(fastq.LimitTimeout):
             await limiter.acquire(timeout=0.05)

@@ -351,7 +351,10 @@ async def test_cost(redis_url: str) -> None:
 async def test_nonsense_is_refused_whether_units_are_at_hand_or_not(redis_url: str) -> None:
     nan, huge = float("nan"), 10**400
     async with application(redis_url) as app:
-        at_hand, asked = app.limiter("at_hand", rate="1000/s", use_within=10), app.limiter("asked", rate="1/m")
+        at_hand, asked = (
+            app.limiter("at_hand", rate="1000/s burst 20000", use_within=10),
+            app.limiter("asked", rate="1/m"),
+        )
         await at_hand.acquire()
         await asyncio.to_thread(at_hand.sync.acquire)
         wrong: list[tuple[type[Exception], str, Any]] = []

@@ -20,12 +20,14 @@ end
 local function rate_at(state, now, kind, a, b, c)
   local r = {state = state, now = now, kind = kind, a = a, b = b, c = c, left = -1, gone = {}}
   if kind == 'bucket' then
-    local saved = redis.call('HMGET', state, 'at', 'debt', 'pace', 'since', 'recovery')
+    local saved = redis.call('HMGET', state, 'at', 'debt', 'pace', 'since', 'recovery', 'until')
     local pace = pace_of(saved[3], saved[4], saved[5])
     r.raw, r.pace = -c, pace
     -- what another rule had lent counts as one empty bucket: a changed rule is in force from its change on
     if saved[1] then
       local passed = pace and flow(pace, now) - flow(pace, number(saved[1])) or now - number(saved[1])
+      -- a clock that went back does not make debt; the end of a penalty, which lies ahead, does
+      if passed < 0 and number(saved[6]) <= now then passed = 0 end
       r.raw = math.max(-c, math.min(b + c, number(saved[2])) - passed)
     end
     r.debt = math.max(0, r.raw)
