@@ -547,11 +547,8 @@ def _rule_problems(rate: object, max_concurrent: Any, use_within: Any) -> list[s
 def _longest_use(bucket: TokenBucket) -> float:
     """How long the units of a bucket may live without more of them in use at once than its burst."""
     rate, size = bucket.rate_per_second, bucket.size
-    return max(
-        (size - 1) / rate - (0.0 if rate <= _SLOW else SHORTEST_USE),
-        SHORTEST_USE,
-        0.01 / rate if rate <= _SLOW else 0.0,
-    )
+    room = (size - 1) / rate
+    return max(SHORTEST_USE, *((room, 0.01 / rate) if rate <= _SLOW else (room - SHORTEST_USE,)))
 
 
 # -- replies ------------------------------------------------------------------------------------

@@ -482,7 +482,7 @@ async def _release(got: Sequence[tuple[Gate, Waiter]]) -> None:
 
 
 def _note_unchecked(gate: Gate, waiter: Waiter) -> None:
-    if gate.rule.max_concurrent is not None and waiter.holder not in gate.held:
+    if gate.rule.max_concurrent is not None and not waiter.future.result():
         gate.slots.unchecked += 1
 
 
