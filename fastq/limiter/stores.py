@@ -232,6 +232,8 @@ class RedisStore:
         links = self._links.pop(asyncio.get_running_loop(), None)
         if links is not None:
             await links.close()
+        if self._sync is not None and not this_process().holds_in(self):  # else it renews leases
+            self._sync.close()
 
     def close(self) -> None:
         """Give back the slots that this process holds here, and close the connections of blocking code."""
@@ -431,9 +433,11 @@ class Process:
         due = time.monotonic()
         while True:
             with self._changed:
-                if not self._slots and not self._changed.wait(_IDLE) and not self._slots:
-                    self._keeper = None
-                    return
+                if not self._slots:
+                    if not self._changed.wait(_IDLE) and not self._slots:
+                        self._keeper = None
+                        return
+                    due = time.monotonic()  # leases that have just begun
                 third = min((slot.lease for slot in self._slots.values()), default=3.0) / 3
                 if time.monotonic() < due + third:
                     self._changed.wait(due + third - time.monotonic())
@@ -499,6 +503,11 @@ class Process:
         except BaseException:
             errand.give_up()
             raise
+
+    def holds_in(self, store: Store) -> bool:
+        """Whether slots in this store are held."""
+        with self._changed:
+            return any(slot.store is store for slot in self._slots.values())
 
     def leave(self, store: Store) -> None:
         """Give back the slots in one store: nobody would ever do it, and the keeper would renew them for ever."""
