@@ -531,6 +531,7 @@ class WorkerLoop:
     # -- registration -------------------------------------------------------------------------------
 
     async def _register(self) -> None:
+        await self._registration.agree()
         if self._incarnation > 1:
             self.worker_id = f"{self.worker_id.partition('~')[0]}~{self._incarnation}"
         self._slot.worker_id = self.worker_id  # the monitor extends the lease of this name

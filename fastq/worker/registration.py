@@ -53,9 +53,15 @@ class Registration:
         self._card = card
         self._now = now
 
+    async def agree(self) -> None:
+        """Make sure that the keys are of a version that this release knows: before anything is touched, by anybody for this worker.
+
+        Raises SchemaMismatch, BrokerError.
+        """
+        await self._connection.run(agree(self._settings.prefix))
+
     async def begin(self, worker_id: str) -> None:
         """This incarnation may take jobs from now on. Raises BrokerError; may be repeated."""
-        await self._connection.run(agree(self._settings.prefix))  # before anything is touched
         self._card = replace(self._card, state=self._now()[1])
         lease_ms, card = round(self._settings.lease * 1_000), encode(self._card)
         for lane in self._lanes:
