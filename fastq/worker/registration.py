@@ -4,29 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
 
 from msgspec.structs import replace
 
 from fastq.broker.commands import announce, describe, register
 from fastq.broker.connection import AsyncConnection
-from fastq.broker.keys import GlobalKeys, QueueKeys
+from fastq.broker.keys import GlobalKeys
 from fastq.broker.schema import agree
 from fastq.config import Settings
 from fastq.errors import BrokerError
 from fastq.job import WorkerCard, encode
+from fastq.worker.pauses import Served
 from fastq.worker.ticker import beat
 
 __all__ = ["Registration"]
-
-
-class Served(Protocol):
-    """A queue that this worker serves."""
-
-    @property
-    def keys(self) -> QueueKeys:
-        """The names of its keys."""
-        ...
 
 
 class Registration:

@@ -28,7 +28,7 @@ def test_the_unit() -> None:
     assert int(service["RestartPreventExitStatus"]) == ExitCode.USAGE
     program, verb, _, *options = shlex.split(service["ExecStart"])
     assert Path(program).name == "fastq"
-    command = root.get_command(None, verb)  # type: ignore[arg-type]
+    command = root.get_command(None, verb)  # type: ignore[arg-type]  # the context is not looked at
     assert command is not None
     known = {name for parameter in command.params for name in parameter.opts}
     assert {option for option in options if option.startswith("-")} <= known

@@ -66,7 +66,7 @@ def test_what_comes_although_it_was_cancelled_is_undone() -> None:
     async def stubborn() -> str:
         under_way.set()
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(60)  # is cancelled
         except asyncio.CancelledError:
             return "a slot"
         raise AssertionError
@@ -88,7 +88,7 @@ async def test_a_cancellation_at_the_end_of_a_block_gives_all_slots_back(redis_u
         async def slow(command: Any) -> Any:
             if command.script == "give_back":
                 asked.set()
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # of what is tested: a store that takes its time
             return await ask(command)
 
         async def work() -> None:
@@ -98,7 +98,7 @@ async def test_a_cancellation_at_the_end_of_a_block_gives_all_slots_back(redis_u
 
         task = asyncio.create_task(work())
         await inside.wait()
-        pools[0]._store.ask = slow  # type: ignore[method-assign]
+        pools[0]._store.ask = slow  # type: ignore[method-assign]  # the real one, late
         leave.set()
         await asked.wait()
         task.cancel()
@@ -131,7 +131,7 @@ async def test_a_rule_that_cannot_be_read_grants_nothing(redis_url: str, raw: An
     async with application(redis_url) as app:
         limiter = app.limiter("api", rate="1000/s")
         await limiter.acquire()
-        await asyncio.sleep(0.06)  # units of the known rule live for 50 ms
+        await eventually_async(lambda: not limiter.here.tokens.left(time.monotonic()))  # units of the known rule
         raw.set(LimitKeys("fastq", "api").rule, b"\x81\xa4rate\x81\xa4type\xa4moon")
         for _ in range(5):
             with pytest.raises(BrokerReplyError, match="cannot be read"):
@@ -159,7 +159,7 @@ async def test_units_of_another_rule_are_not_given_back_to_this_one(redis_url: s
         while await same.try_acquire():
             granted += 1
         await fast.state()
-        await asyncio.sleep(0.2)  # twice as long as units live
+        await eventually_async(lambda: not fast.here.tokens.left(time.monotonic()) and not fast.here._sweeper)
         while await same.try_acquire():
             granted += 1
         assert granted <= 50
@@ -223,7 +223,7 @@ async def test_a_fixed_window_whose_store_has_another_time(redis_url: str, secon
         limiter = app.limiter("window", algorithm="fixed_window", limit=1_000, every=10)
         await limiter.state()
         known = limiter._store.now_us
-        limiter._store.now_us = lambda: known() + seconds * US  # type: ignore[method-assign]
+        limiter._store.now_us = lambda: known() + seconds * US  # type: ignore[method-assign]  # a clock that was set
         before = limiter.counts.requests
         await limiter.acquire(timeout=5)
         assert limiter.counts.requests - before <= 3

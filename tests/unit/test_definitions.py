@@ -41,7 +41,7 @@ def test_a_lifespan_is_an_async_generator() -> None:
 
     for wrong in (plain, returns, None):
         with pytest.raises(TaskDefinitionError, match="is no async generator: 'async def' with one 'yield'"):
-            fastq.FastQ("redis://127.0.0.1:1").lifespan(wrong)  # type: ignore[arg-type]
+            fastq.FastQ("redis://127.0.0.1:1").lifespan(wrong)  # type: ignore[arg-type]  # what is tested
 
 
 def test_a_misspelt_argument_is_named() -> None:
