@@ -20,8 +20,8 @@ from fastq.broker.commands import acquire, limit_state
 from fastq.broker.keys import LimitKeys
 from fastq.errors import BrokerError, BrokerUnavailable, LimitTimeout
 from fastq.limiter.counts import Counts
+from fastq.limiter.current import CurrentRule
 from fastq.limiter.forecast import UNKNOWN, Forecast
-from fastq.limiter.law import Law
 from fastq.limiter.outage import SILENT, Outage
 from fastq.limiter.plan import Plan
 from fastq.limiter.slots import Slots
@@ -62,7 +62,7 @@ class Gate:
         self._keys = LimitKeys(store.prefix, plan.id, key)
         self._loop = asyncio.get_running_loop()
         self.slots = Slots(plan, store, self._keys, owner)
-        self._law = Law(plan, store)
+        self._current = CurrentRule(plan, store)
         self._queued = 0  # cost of all waiters
         self._asking = False
         self._timer: asyncio.TimerHandle | None = None
@@ -79,7 +79,7 @@ class Gate:
     @property
     def rule(self) -> Rule:
         """The rule in force, as far as is known here."""
-        return self._law.rule
+        return self._current.rule
 
     @property
     def short(self) -> bool:
@@ -88,8 +88,8 @@ class Gate:
 
     def terms(self) -> Terms:
         """The same in numbers, for the present."""
-        self._law.renew()
-        return self._law.terms
+        self._current.renew()
+        return self._current.terms
 
     @property
     def held(self) -> list[str]:
@@ -107,7 +107,7 @@ class Gate:
         ``timeout`` is how the caller said it, for the error's text. Raises LimitTimeout if that is known to be too short,
         CostTooHigh, ConfigError.
         """
-        check_cost(self._law.terms, cost)
+        check_cost(self._current.terms, cost)
         now = time.monotonic()
         told = max(0.0, deadline - now) if timeout is None else timeout
         waiter = Waiter(cost, deadline, told, self._loop.create_future())
@@ -117,7 +117,7 @@ class Gate:
                 return waiter
             if self._outage.silent and deadline <= now:
                 raise BrokerUnavailable(str(self._outage.failure))
-        if cost and not self.waiters and self._law.rule.max_concurrent is None and self.tokens.take(cost, now):
+        if cost and not self.waiters and self.rule.max_concurrent is None and self.tokens.take(cost, now):
             self._queued += cost
             waiter.until = self.tokens.until
             self._grant(waiter, int(self.tokens.granted))
@@ -142,7 +142,7 @@ class Gate:
         if now <= waiter.until:
             self._late = 0
             return True
-        self._note_late(now - waiter.until + self._law.terms.use_within)
+        self._note_late(now - waiter.until + self._current.terms.use_within)
         if waiter.in_time():
             return True
         waiter.missed += 1
@@ -174,7 +174,7 @@ class Gate:
         self.tokens.count(-waiter.cost)
         if waiter.cost and not waiter.holder and time.monotonic() < waiter.until and not self.waiters:
             self.tokens.put(waiter.cost, waiter.until, float(waiter.granted))
-            self._sweep_later(self._law.terms)
+            self._sweep_later(self._current.terms)
             return self._spawn(self._return(0, 0, ()))
         return self._spawn(self._return(waiter.cost, waiter.granted, self.slots.drop(waiter.holder)))
 
@@ -195,17 +195,17 @@ class Gate:
         """What the store knows; a rule that overrides the one known here is taken on."""
         self.counts.note("requests")
         _, state = await self.store.ask(limit_state(self._keys, self.terms()))
-        if state.rule == self._law.override:
+        if state.rule == self._current.override:
             return state
         self._take_on(state.rule, state.now_us)
         return await self.learn()
 
     def _take_on(self, override: bytes, now_us: int) -> None:
-        self._law.take_on(override, now_us)
+        self._current.take_on(override, now_us)
         self.forget_tokens()  # nor are they given back: the new rule has not counted them
         for waiter in self.waiters:
-            if not waiter.future.done() and waiter.cost > self._law.terms.capacity:
-                self._refuse(waiter, CostTooHigh(waiter.cost, self._law.terms.capacity))
+            if not waiter.future.done() and waiter.cost > self._current.terms.capacity:
+                self._refuse(waiter, CostTooHigh(waiter.cost, self._current.terms.capacity))
 
     def forget_tokens(self) -> None:
         """After a penalty nothing that was granted before it is used."""
@@ -231,7 +231,7 @@ class Gate:
         """When that many units can be there at the earliest, as far as is known."""
         if self._timer is None and not self._forecast.fresh(now):
             return UNKNOWN
-        return self._forecast.earliest(units, self.tokens.left(now), now, self._law.terms)
+        return self._forecast.earliest(units, self.tokens.left(now), now, self._current.terms)
 
     def _head(self) -> Waiter | None:
         while self.waiters:
@@ -340,15 +340,15 @@ class Gate:
     async def _ask(self, head: Waiter) -> bool:
         """One request. True: ask again at once."""
         if not self.tokens.left(time.monotonic()) and self.tokens.expired:  # left() finds these
-            with self._outage.watch(self._law.terms.use_within):
+            with self._outage.watch(self._current.terms.use_within):
                 await self._give_back_expired()
         now, terms = time.monotonic(), self.terms()
-        if self._law.rule.max_concurrent is not None:
+        if self.rule.max_concurrent is not None:
             return await self._ask_for_slots(terms)
-        held = self.tokens.left(now)
-        need = max(0, head.cost - held)
+        need = max(0, head.cost - (held := self.tokens.left(now)))
         want = block(terms, max(need, self._queued - held), self._lately(now, terms))
-        sent, reply = await self._request(acquire(self._keys, terms, need=need, want=want, override=self._law.override))
+        command = acquire(self._keys, terms, need=need, want=want, override=self._current.override)
+        sent, reply = await self._request(command)
         if reply.status != b"granted":
             return await self._not_granted(reply, terms, need)
         now = self._put(sent, reply, terms)
@@ -391,7 +391,7 @@ class Gate:
         if want < 1:  # demand has fallen: what is here will do
             self._set_marks(held, terms, now, terms.use_within)
             return
-        sent, reply = await self._request(acquire(self._keys, terms, want=want, override=self._law.override))
+        sent, reply = await self._request(acquire(self._keys, terms, want=want, override=self._current.override))
         if reply.status == b"granted":
             self._put(sent, reply, terms)
         else:
@@ -420,7 +420,7 @@ class Gate:
 
     async def _request(self, command: Any) -> tuple[float, Acquired]:
         self.counts.note("requests")
-        with self._outage.watch(self._law.terms.use_within):
+        with self._outage.watch(self._current.terms.use_within):
             sent, reply = await self.store.ask(command)
         self._outage.over()
         self.store.announce(self._keys, self.plan.rule)
@@ -437,7 +437,7 @@ class Gate:
                 self._take_on(reply.rule, reply.now_us)
                 return True
             case b"window":
-                self._law.set_clock(reply.now_us)
+                self._current.set_clock(reply.now_us)
                 return True
             case b"full":
                 self._refuse_hopeless(now)
@@ -450,7 +450,7 @@ class Gate:
             case _:
                 self._forecast.tell(now, reply.wait_us, need + self.tokens.left(now))
                 if self.tokens.left(now) and self._forecast.at - now > terms.use_within / 2:
-                    with self._outage.watch(self._law.terms.use_within):  # they would go to waste
+                    with self._outage.watch(self._current.terms.use_within):  # they would go to waste
                         await self._return(self.tokens.drain(), self.tokens.granted, ())
                     return True
         head = self._head()
@@ -481,7 +481,7 @@ class Gate:
         self._late += 1
         self.counts.note("late")
         if self._late == _LATE:
-            told = fields(limiter_id=self.plan.id, use_within=self._law.terms.use_within, round_trip=round(age, 4))
+            told = fields(limiter_id=self.plan.id, use_within=self._current.terms.use_within, round_trip=round(age, 4))
             log.warning("limiter's store answers too late: raise use_within", extra=told)
 
     # -- slots ----------------------------------------------------------------------------------------
@@ -496,8 +496,9 @@ class Gate:
                 asked = asked[:n]
                 break
         holders = [(waiter.holder, waiter.cost) for waiter in asked]
-        most, lease_ms = self._law.rule.max_concurrent or 0, round(self.plan.lease * 1_000)
-        command = acquire(self._keys, terms, override=self._law.override, most=most, lease_ms=lease_ms, holders=holders)
+        most, lease_ms = self.rule.max_concurrent or 0, round(self.plan.lease * 1_000)
+        override = self._current.override
+        command = acquire(self._keys, terms, override=override, most=most, lease_ms=lease_ms, holders=holders)
         sent, reply = await self._request(command)
         if reply.status != b"granted":
             return await self._not_granted(reply, terms, asked[0].cost)
@@ -515,7 +516,7 @@ class Gate:
                 self._grant(waiter, reply.now_us)
         if unwanted:
             units = sum(waiter.cost for waiter in unwanted)
-            with self._outage.watch(self._law.terms.use_within):
+            with self._outage.watch(self._current.terms.use_within):
                 await self._return(units, reply.now_us, [waiter.holder for waiter in unwanted])
         head = self._head()
         self._forecast.tell(now, 0 if late else reply.wait_us, head.cost if head is not None else 1)
@@ -525,7 +526,7 @@ class Gate:
         """Wait for a slot that is given back, or for the first lease to end."""
         longest = min(max(0.01, lease_left), LOOK)
         try:
-            with self._outage.watch(self._law.terms.use_within, longest):
+            with self._outage.watch(self._current.terms.use_within, longest):
                 woken = await self.store.wait_for_slot(self._keys, longest)
         except BrokerUnavailable:  # of this connection: the next request, over the other one, tells what is so
             self._blocked = None
@@ -552,7 +553,7 @@ class Gate:
     def _sweep(self) -> None:
         self._sweeper = None
         if self.tokens.left(time.monotonic()):
-            self._sweep_later(self._law.terms)
+            self._sweep_later(self._current.terms)
         elif self.tokens.expired:
             self._spawn(self._give_back_expired())
 
@@ -560,17 +561,17 @@ class Gate:
         """Only when all have expired: what can still be used stays."""
         if self.tokens.left(time.monotonic()):
             return
-        granted, units, terms = self.tokens.granted, self.tokens.drain(), self._law.terms
+        granted, units, terms = self.tokens.granted, self.tokens.drain(), self._current.terms
         self.counts.note("expired", units)
         if terms.kind != "bucket" or units * terms.a > terms.use_within * 1e6:
             # else as many have flowed in since: the bucket is where it would be
             await self.slots.give_back(terms, units, granted, ())
 
     async def _return(self, units: int, granted: float, holders: Sequence[str]) -> None:
-        units = units if self._law.has_counted(granted) else 0
+        units = units if self._current.has_counted(granted) else 0
         if units:
             self.counts.note("returned", units)
-        await self.slots.give_back(self._law.terms, units, granted, holders)
+        await self.slots.give_back(self._current.terms, units, granted, holders)
 
     # -- the store does not answer -----------------------------------------------------------------
 

@@ -51,6 +51,10 @@ must not take long to end."""
 _LONGEST_BLOCK = 4.0
 """Seconds of one blocking wait for a slot: below any response timeout that makes sense."""
 
+MOST_BLOCKING = 64
+"""Connections of an event loop that wait for slots, one per limiter or partition. Whoever finds none left waits as long as it would
+have blocked, and asks then: a thousand customers at their limits must not take a thousand of the server's connections."""
+
 
 NOTED_LIMITS = 10_000
 """Limiters that the registry keeps: the latest."""
@@ -119,6 +123,7 @@ class _Links:
         self._idle: list[AsyncConnection] = []
         self._all = [self.main]
         self.turn = asyncio.Semaphore(_UNDER_WAY)
+        self.blocking = asyncio.Semaphore(MOST_BLOCKING)
         self._guard = self._close_at_the_end()
         with contextlib.suppress(StopIteration):
             self._guard.__anext__().send(None)  # as far as its yield: from now on the loop knows of it
@@ -199,8 +204,18 @@ class RedisStore:
             return sent, await links.main.call(command)
 
     async def wait_for_slot(self, keys: LimitKeys | LeaseKeys, timeout: float) -> bool:  # noqa: D102 - see Store
-        async with self._of_loop().spare() as link:
-            return await link.call(wait_for_slot(keys, min(timeout, _LONGEST_BLOCK)))
+        links, timeout = self._of_loop(), min(timeout, _LONGEST_BLOCK)
+        until = time.monotonic() + timeout
+        try:
+            async with asyncio.timeout(timeout):
+                await links.blocking.acquire()
+        except TimeoutError:
+            return False
+        try:
+            async with links.spare() as link:
+                return await link.call(wait_for_slot(keys, max(0.01, until - time.monotonic())))
+        finally:
+            links.blocking.release()
 
     async def pass_on(self, keys: LimitKeys) -> None:  # noqa: D102 - see Store
         wake: list[Command[Any]] = [raw("RPUSH", keys.wake, "1"), raw("PEXPIRE", keys.wake, 60_000)]

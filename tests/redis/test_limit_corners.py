@@ -13,7 +13,7 @@ import pytest
 import fastq
 from fastq.broker.keys import LimitKeys
 from fastq.errors import BrokerReplyError, BrokerUnavailable
-from fastq.limiter.stores import Process, Slot, Store, _Errand, this_process
+from fastq.limiter.stores import MOST_BLOCKING, Process, Slot, Store, _Errand, this_process
 from fastq.limits import Rule, parse_rate
 from tests.conftest import eventually, eventually_async
 from tests.redis.limit_lab import LimitLab, application
@@ -320,3 +320,22 @@ def test_an_application_that_is_closed_holds_nothing(redis_url: str, raw: Any) -
     other.release()
     elsewhere.close()
     assert raw.zcard(LimitKeys("fastq", "pool").slots) == 0
+
+
+async def test_customers_at_their_limits_do_not_take_a_connection_each(redis_url: str, raw: Any) -> None:
+    """Who waits for a slot blocks a connection; beyond 64, one waits for a connection, asks, and has its turn all the same."""
+    async with application(redis_url) as app:
+        tenants = app.limiter("tenants", max_concurrent=1)
+        customers = [tenants.for_key(str(number)) for number in range(100)]
+        before = raw.info("clients")["connected_clients"]
+        for customer in customers:
+            await customer.acquire()
+        waiters = [asyncio.ensure_future(customer.acquire()) for customer in customers]
+        await eventually_async(lambda: raw.info("clients")["blocked_clients"] >= MOST_BLOCKING)
+        assert not any(waiter.done() for waiter in waiters)
+        assert raw.info("clients")["connected_clients"] - before <= MOST_BLOCKING + 1  # and the one for requests
+        for customer in customers:
+            await customer.release()
+        await asyncio.gather(*waiters)
+        for customer in customers:
+            await customer.release()

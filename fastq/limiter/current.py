@@ -7,10 +7,10 @@ from fastq.limiter.plan import Plan
 from fastq.limiter.stores import Store
 from fastq.limits import Rule
 
-__all__ = ["Law"]
+__all__ = ["CurrentRule"]
 
 
-class Law:
+class CurrentRule:
     """A rule, its terms for the present, and since when it holds."""
 
     def __init__(self, plan: Plan, store: Store) -> None:
