@@ -20,10 +20,12 @@ from fastq.broker.keys import PAD, GlobalKeys
 from fastq.errors import FastQError, InvalidArguments, InvalidOption, UnknownTask, did_you_mean
 from fastq.job import Envelope, decode_envelope
 from fastq.partitions import queue_of
+from fastq.sender import Sender
 from fastq.task import Task
 from fastq.testing.bench import Drained, Faults, Moment, drain_with
 from fastq.testing.clock import VirtualClock
 from fastq.testing.eager import eagerly
+from fastq.testing.order import OrderedSender
 from fastq.values import parse_queues
 
 __all__ = ["Enqueued", "Kit"]
@@ -90,6 +92,7 @@ class Kit:
         self._settings = settings
         self._before = self.app.settings
         self._server: EmbeddedServer | None = None
+        self._sender = OrderedSender(self.app)
         self._clock = VirtualClock()
         self._faults = Faults()
         self._outage: threading.Timer | None = None
@@ -105,6 +108,7 @@ class Kit:
         self._before = self.app.settings
         self._disconnect()
         self.app.adopt(msgspec.structs.replace(self._before, url=self._server.url, **self._settings))
+        self.app._sender = self._sender = OrderedSender(self.app)
         Kit._open = self
         return self
 
@@ -119,6 +123,7 @@ class Kit:
             self.app.middlewares.remove(self._faults)
         self._disconnect()
         self.app.adopt(self._before)
+        self.app._sender = Sender(self.app)
 
     def __enter__(self) -> Self:
         return self.open()
@@ -304,7 +309,7 @@ class Kit:
     # -- what was enqueued ------------------------------------------------------------------------
 
     def enqueued(self, task: Task[..., Any] | str | None = None, *, queue: str | None = None) -> list[Enqueued]:
-        """The jobs that have not ended, the oldest first: of one task (or its name), of one queue, or all.
+        """The jobs that have not ended, in the order in which they were enqueued: of one task (or its name), of one queue, or all.
 
         Blocks for a fraction of a millisecond, so it can be called from a coroutine, too.
         """
@@ -312,7 +317,8 @@ class Kit:
         found = []
         for known in self.app.served(queue) if queue is not None else self._queues():
             found += [job for job in self._jobs(known) if name in (None, job.task)]
-        return sorted(found, key=lambda job: (job.enqueued_at, job.id))
+        order, last = self._sender.order, len(self._sender.order)
+        return sorted(found, key=lambda job: (job.enqueued_at, order.get(job.id, last), job.id))
 
     def assert_enqueued(self, task: Task[..., Any] | str, /, *args: Any, **kwargs: Any) -> Enqueued:
         """There is a job of this task with these arguments; which one.

@@ -108,6 +108,28 @@ async def test_assertions_say_what_there_is():
         assert [job.task for job in kit.enqueued(queue="emails")] == ["send"]
 
 
+async def test_jobs_are_listed_in_the_order_of_their_calls(monkeypatch: pytest.MonkeyPatch):
+    """Also those of one millisecond, in whichever queue and by whichever way: Redis has their time in milliseconds alone."""
+    app = make_app()
+    send, add, at = app.tasks["send"], app.tasks["add"], app.now_ms()
+    monkeypatch.setattr(app, "now_ms", lambda: at)
+
+    async def more():
+        yield ("8",)
+        yield ("9",)
+
+    async with Kit(app) as kit:
+        await send.enqueue("0")
+        await add.enqueue(1, 0)
+        send.options(delay=60).enqueue_sync("2")
+        await add.enqueue_many([(3, 0), (4, 0)])
+        await app.enqueue("send", "5")
+        add.enqueue_many_sync([(6, 0), (7, 0)])
+        await send.enqueue_many(more())
+        await add.enqueue(10, 0)
+        assert [int(job.args[0]) for job in kit.enqueued()] == list(range(11))
+
+
 async def test_a_task_that_is_not_registered_here_can_be_asserted():
     async with Kit(make_app()) as kit:
         await kit.app.enqueue("elsewhere", 1, x=[2])
