@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any
 
 from fastq.handle import Bulk, JobHandle
@@ -28,17 +28,19 @@ class OrderedSender(Sender):
         async for call in calls:
             yield self._note(call)
 
-    def send(self, call: Call) -> Coroutine[Any, Any, JobHandle[Any]]:
-        return super().send(self._note(call))
+    async def send(self, call: Call) -> JobHandle[Any]:
+        """As :class:`fastq.sender.Sender`."""
+        return await super().send(self._note(call))
 
     def send_sync(self, call: Call) -> JobHandle[Any]:
+        """As :class:`fastq.sender.Sender`."""
         return super().send_sync(self._note(call))
 
-    def send_many(
-        self, calls: Iterable[Call] | AsyncIterable[Call], *, ids: bool, batch: str = ""
-    ) -> Coroutine[Any, Any, Bulk]:
+    async def send_many(self, calls: Iterable[Call] | AsyncIterable[Call], *, ids: bool, batch: str = "") -> Bulk:
+        """As :class:`fastq.sender.Sender`."""
         noted = self._note_each(calls) if isinstance(calls, AsyncIterable) else map(self._note, calls)
-        return super().send_many(noted, ids=ids, batch=batch)
+        return await super().send_many(noted, ids=ids, batch=batch)
 
     def send_many_sync(self, calls: Iterable[Call], *, ids: bool, batch: str = "") -> Bulk:
+        """As :class:`fastq.sender.Sender`."""
         return super().send_many_sync(map(self._note, calls), ids=ids, batch=batch)
