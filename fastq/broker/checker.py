@@ -1,8 +1,8 @@
 """Whether what lies in Redis fits together: every job in exactly one place, nothing that belongs to no job.
 
 :func:`check` is `fastq check`. It works on a live server: it pages through what there is and notes what looks wrong, then
-``check.lua`` looks at each suspect in one instant, so jobs that move meanwhile are no findings. Unlike the inspector it walks
-the whole key space under the prefix; every single command is bounded.
+``check.lua`` (or ``mend.lua``) looks at each suspect in one instant, so jobs that move meanwhile are no findings. Unlike the
+inspector it walks the whole key space under the prefix; every single command is bounded.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Checked(msgspec.Struct, kw_only=True):
 
 
 class Row(NamedTuple):
-    """One question to check.lua."""
+    """One question to check.lua or mend.lua."""
 
     kind: str  # job | limit | worker | pad
     name: bytes
@@ -134,13 +134,16 @@ def survey(key: bytes, kind: str, cursor: bytes, count: int = PAGE) -> Command[l
 
 
 def ask(q: QueueKeys, how: str, rows: Sequence[Row], orphans: Sequence[bytes] = ()) -> Command[list[list[list[Any]]]]:
-    """Look at these; ``how``: "look" (the ready lists are not searched), "full", "mend". The reply stands in check.lua."""
+    """Look at these; ``how``: "look" (the ready lists are not searched), "full", "mend". The reply stands in check.lua.
+
+    Only what mends is a script that writes: a Redis that takes no writes can be looked at.
+    """
     words = (word for row in rows for word in row)
-    return Command("check", _needed(q), (how, PAD, len(orphans), *orphans, *words), list)
+    return Command("mend" if how == "mend" else "check", _needed(q), (how, PAD, len(orphans), *orphans, *words), list)
 
 
 def _needed(q: QueueKeys) -> tuple[bytes, ...]:
-    """The keys of check.lua; it also looks at ``running:`` and ``parked:by:``."""
+    """The keys of check.lua and mend.lua; they also look at ``running:`` and ``parked:by:``."""
     return (
         q.jobs, q.due, q.ghosts, q.workers, q.unique, q.unique_of, q.unique_start, q.deliveries, q.cancels, q.awaited,
         q.parked, q.parked_of, q.dead, q.dead_jobs, q.dead_errors, q.wake, q.info, *q.levels,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
@@ -307,6 +308,21 @@ def test_a_key_of_a_foreign_type(full: Lab, redis_url: str, say: Callable[..., S
     full.raw.rename(key, f"foreign:{key}")
     assert json.loads(say(redis_url, "--json", "--repair").out)["skipped"] == []
     assert {fault.state for fault in checked(redis_url).faults} <= {"open"}
+
+
+def test_a_redis_that_takes_no_writes_can_be_looked_at(full: Lab, redis_url: str, say: Callable[..., Said]) -> None:
+    """Who looks whether all is well does so when it is not: nothing is written without --repair."""
+    with_lost_jobs(full, "after")
+    full.raw.config_set("min-replicas-to-write", 1)
+    try:
+        answer, refused = say(redis_url), say(redis_url, "--repair")
+    finally:
+        full.raw.config_set("min-replicas-to-write", 0)
+    assert (answer.code, answer.err) == (5, "")
+    assert re.search(r"FAULT  after +lost ", answer.out)
+    assert refused.code == 1
+    assert "NOREPLICAS" in refused.err
+    assert say(redis_url, "--repair").code == 0
 
 
 def with_lost_jobs(lab: Lab, *queues: str) -> None:

@@ -219,7 +219,19 @@ def test_scripts_that_reach_keys_that_they_do_not_name() -> None:
         for name in scripts.names()
         if re.search(r"redis\.call\('[A-Z]+', [^,)]*\.\.", scripts.load(name).text.decode())
     }
-    many = {"cancel", "check", "enqueue", "enqueue_once", "park", "purge", "recover", "reserve", "settle", "status"}
+    many = {
+        "cancel",
+        "check",
+        "enqueue",
+        "enqueue_once",
+        "mend",
+        "park",
+        "purge",
+        "recover",
+        "reserve",
+        "settle",
+        "status",
+    }
     assert reaches == GUARDED | many
 
 

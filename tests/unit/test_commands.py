@@ -72,7 +72,7 @@ ONE_OF_EACH: dict[str, Callable[[], Command[Any]]] = {
     "unschedule": lambda: timing.unschedule(Q, "s"),
 }
 LIMITS = {"acquire", "give_back", "hold", "limit_state", "penalize"}  # tests/unit/test_limits.py
-CHECKS = {"check", "survey"}  # tests/redis/test_check.py
+CHECKS = {"check", "mend", "survey"}  # tests/redis/test_check.py
 
 
 def filled() -> Batch:
