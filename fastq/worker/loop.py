@@ -166,6 +166,7 @@ class WorkerLoop:
             self._waker.run(),
             self._cancels.run(),
             self._pauses.run(),
+            self._turnstile.watch(),
             self._registration.run(),
         )
         try:

@@ -9,6 +9,7 @@ under its limit (``park.lua``). A worker that has parked jobs of a limit looks a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -28,6 +29,7 @@ from fastq.limiter.gate import Gate
 from fastq.limiter.jobs import JobLimiter
 from fastq.limits import CostTooHigh
 from fastq.worker.plan import Plan
+from fastq.worker.ticker import beat
 
 __all__ = ["Door", "Turnstile"]
 
@@ -44,7 +46,10 @@ LOOKED_AFTER: Final = 2_000
 """Milliseconds for which nobody else looks after a limit whose jobs a worker fetches."""
 
 LONGEST_LOOK: Final = 30.0
-"""Seconds after which a limit is looked at again, whatever it said: its rule may have been changed."""
+"""Seconds after which jobs of a limit are fetched again, whatever it said."""
+
+FAR: Final = 1.5
+"""Seconds: of limits whose jobs are fetched later than this, :data:`FETCHES` are asked once a second whether they allow more by now."""
 
 FETCHES: Final = 20
 """Limits whose jobs are fetched in one turn."""
@@ -68,6 +73,7 @@ class Door:
         "name",
         "parked",
         "pause",
+        "penalty",
         "queue",
         "room",
         "timer",
@@ -87,6 +93,16 @@ class Door:
         self.pause = 0.0  # seconds until the next look when nobody knows how long the limit takes
         self.timer: asyncio.TimerHandle | None = None
         self.freed: list[str] = []
+        self.penalty = 0  # the end of the one that was seen last, the store's clock in µs
+
+    async def allows_more(self) -> bool:
+        """Whether an operator has changed the rule, ended a penalty or reset the limit since it was asked last. Raises BrokerError."""
+        gate, rule = self.gate, self.gate.rule
+        state = await gate.learn()
+        end = state.now_us + state.penalty_us if state.penalty_us else 0
+        lifted, self.penalty = self.penalty - max(end, state.now_us) > 50_000, end
+        full = not end and gate.rule.max_concurrent is None and state.left >= gate.terms().capacity
+        return lifted or full or gate.rule is not rule
 
     @property
     def idle(self) -> bool:
@@ -132,6 +148,8 @@ class Turnstile:
         self._doors: OrderedDict[tuple[str, str], Door] = OrderedDict()
         self._wanted: dict[Door, None] = {}  # the next turn fetches jobs of theirs
         self._busy: dict[Door, None] = {}  # those at which jobs wait
+        self._far: OrderedDict[Door, None] = OrderedDict()  # those whose jobs are not fetched for a while
+        self._some_far = asyncio.Event()
         self._fixed: dict[tuple[str, str], Door] = {}  # (task, queue) -> the one door of tasks that have just one
         self._waiting: dict[JobContext, Waiting] = {}
         self._loop = asyncio.get_running_loop()
@@ -343,8 +361,28 @@ class Turnstile:
         if door.timer is not None:
             door.timer.cancel()
         door.timer = self._loop.call_later(min(max(retry_after, 0.001), LONGEST_LOOK), self._want, door)
+        if retry_after > FAR:
+            self._far[door] = None
+            self._some_far.set()
+
+    async def watch(self) -> None:
+        """Until cancelled: fetch the jobs of limits that allow more than they did, as an operator wanted it."""
+        while True:
+            if not self._far:  # a worker without such jobs is not woken
+                self._some_far.clear()
+            await self._some_far.wait()
+            for _ in range(2):  # once a second
+                await beat()
+            for door in list(itertools.islice(self._far, FETCHES)):
+                self._far.move_to_end(door)
+                with contextlib.suppress(BrokerError):  # those who fetch tell of it
+                    if await door.allows_more():
+                        for other in [other for other in self._far if other.limiter.id == door.limiter.id]:
+                            self._want(other)
+                        break
 
     def _want(self, door: Door) -> None:
+        self._far.pop(door, None)
         if door.timer is not None:
             door.timer.cancel()
             door.timer = None

@@ -11,6 +11,7 @@ import pytest
 import fastq
 from fastq import FastQ
 from fastq.broker.commands import unpark_due
+from fastq.broker.limit_views import LimitInspector
 from fastq.errors import ConfigError, TaskDefinitionError
 from tests.redis.workshop import Workshop, working
 
@@ -85,6 +86,42 @@ async def test_parked_and_back_by_priority_then_age(app: FastQ) -> None:
         assert [(job.state, job.limit, job.attempts) for job in page] == [("parked", "slow/~all", 0)] * 4
         await until(lambda: len(order) == 4)
     assert order == ["high", "old", "new", "low"]
+
+
+@pytest.mark.parametrize("what", ["penalty", "rule", "reset"])
+async def test_parked_jobs_learn_what_an_operator_allows(app: FastQ, what: str) -> None:
+    """Within a second or two, however far away their limit had said that they were."""
+    done: list[int] = []
+    elsewhere = FastQ(app.settings.url)
+    limiter, remote = (each.limiter("api", rate="1/h" if what != "penalty" else "1000/s") for each in (app, elsewhere))
+
+    @app.task(limits=[limiter])
+    async def call(n: int) -> None:
+        done.append(n)
+
+    if what == "penalty":
+        await remote.penalize(3_600)
+    else:
+        await remote.acquire()
+    await call.enqueue_many([(n,) for n in range(3)])
+    async with working(app) as shop:
+
+        async def all_parked() -> bool:
+            return await parked(shop) == 3
+
+        await until(all_parked)
+        turnstile = shop.loop._turnstile
+        await until(lambda: any(door.penalty for door in turnstile._far) if what == "penalty" else turnstile._far)
+        assert done == []
+        if what == "penalty":
+            await remote.penalize(0)
+        elif what == "rule":
+            await remote.update(rate="1000/s")
+        else:
+            await elsewhere.run(LimitInspector("fastq", {}).reset("api"))
+        await until(lambda: len(done) == (1 if what == "reset" else 3), 5.0)
+    await remote.update()
+    await elsewhere.aclose()
 
 
 async def test_nothing_waits_behind_a_limited_job(app: FastQ) -> None:
