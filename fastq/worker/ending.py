@@ -69,10 +69,10 @@ def is_retryable(error: BaseException, rule: RetryRule) -> bool:
 
 
 def ending_of(error: BaseException, reason: str) -> Ending:
-    """What is kept of an error."""
+    """What is kept of an error: plain text that can be stored, whatever its class makes of itself."""
     text = "" if isinstance(error, Fail | Retry | JobTimeout | JobCrashed) else _traceback(error)
     try:
-        message = str(error)
+        message = str.__str__(str(error))  # and not a subclass, which msgspec does not take
     except Exception as broken:  # noqa: BLE001 - the user's own __str__
         message = f"<its message cannot be shown: {type(broken).__name__}>"
     return Ending(reason, type(error).__name__, safe_text(message, MESSAGE_LIMIT), text)
@@ -87,6 +87,7 @@ def _traceback(error: BaseException) -> str:
         text = "".join(traceback.format_exception(type(error), error, tb, limit=50))
     except Exception:  # noqa: BLE001 - the user's own __str__ or __notes__
         text = "".join(traceback.format_tb(tb, limit=50))
+    text = text.encode("utf-8", "backslashreplace").decode()  # a file's name, say, may have bytes that are no text
     if len(text) <= TRACEBACK_LIMIT:
         return text
     half = TRACEBACK_LIMIT // 2

@@ -36,6 +36,7 @@ from fastq.errors import (
     Snooze,
     SoftTimeLimitExceeded,
     UndecodableJob,
+    safe_text,
 )
 from fastq.job import ErrorInfo, Extra, JobRecord, JobState, delay_of, encode
 from fastq.metrics import NOT_RUN, STATUSES, WorkerMetrics
@@ -241,7 +242,7 @@ class Executor:
         """The arguments cannot be had."""
         if isinstance(error, InvalidArguments | UndecodableJob):
             reason = "arguments" if isinstance(error, InvalidArguments) else "undecodable"
-            self._fail(job, Ending(reason, type(error).__name__, str(error), ""))
+            self._fail(job, Ending(reason, type(error).__name__, safe_text(str(error), MESSAGE_LIMIT), ""))
         else:
             self.raised(job, plan, error)
 
@@ -375,11 +376,21 @@ class Executor:
         if job.abandoned:
             self.stops.over(job)
             return
-        why = job.stopping
         if job.exceeded and isinstance(
             error, asyncio.CancelledError
         ):  # it came where the handler was not: in a middleware
             error = SoftTimeLimitExceeded()
+        try:
+            self._judge(job, plan, error)
+        except Exception as wrong:  # the user's own class, or policy, of which nothing can be made
+            log.exception("error cannot be judged", extra={"fields": fields_of(job)})
+            ending, why = ending_of(error, "exception"), ending_of(wrong, "exception")
+            told = f"{ending.message} (what follows could not be found out: {why.type}: {why.message})"
+            ending = ending._replace(message=safe_text(told, MESSAGE_LIMIT))
+            self._fail(job, ending, attempts=job.envelope.attempt + 1, plan=plan)
+
+    def _judge(self, job: JobContext, plan: Plan, error: BaseException) -> None:
+        why = job.stopping
         if why == "lost":
             self._done(job, plan, _LOST)
         elif why in ("cancel", "terminate"):
@@ -434,7 +445,7 @@ class Executor:
             self._judged(job, plan, reply.ending, reply.how != "fail", reply.delay if reply.how == "retry" else None)
 
     def _failure(self, job: JobContext, plan: Plan, error: BaseException, reason: str) -> None:
-        delay = error.delay if isinstance(error, Retry) else None
+        delay = getattr(error, "delay", None) if isinstance(error, Retry) else None  # a subclass may have set none
         self._judged(job, plan, ending_of(error, reason), is_retryable(error, plan.rule), delay)
 
     def _judged(self, job: JobContext, plan: Plan, ending: Ending, retryable: bool, delay: float | None) -> None:
@@ -445,6 +456,7 @@ class Executor:
         if delay is None:
             try:
                 delay = plan.rule.policy.delay(attempts, self._rng)
+                round(delay)  # raises ValueError: no number of seconds
             except Exception as policy_error:  # the user's own function
                 log.exception("retry policy failed", extra={"fields": {"task": job.task}})
                 self._fail(job, ending_of(policy_error, "exception"), attempts=attempts, plan=plan)

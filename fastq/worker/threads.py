@@ -7,6 +7,7 @@ next one without a word to the event loop, which is told once for all the jobs t
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -16,9 +17,12 @@ from queue import SimpleQueue
 from typing import Any, TypeAlias
 
 from fastq.context import JobContext
+from fastq.worker.ending import fields_of
 from fastq.worker.soft import interruptible
 
 __all__ = ["Threads", "thread_main"]
+
+log = logging.getLogger("fastq.worker")
 
 Landed: TypeAlias = Callable[[JobContext, Any, Any, BaseException | None], None]
 """Told in the event loop: the job, what came with it, what the handler returned, what it raised."""
@@ -86,7 +90,10 @@ class Threads:
         while done:
             job, plan, landed, result, error = done.popleft()
             self._out -= 1
-            landed(job, plan, result, error)
+            try:
+                landed(job, plan, result, error)
+            except Exception:  # a fault of ours must not hold up the others
+                log.exception("job's end was not taken in", extra={"fields": fields_of(job)})
 
     def close(self) -> None:
         """Let the threads go; what has not begun never will."""
