@@ -6,7 +6,6 @@ An outcome is a row in the :class:`fastq.broker.commands.Batch` of the job's que
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import random
 import socket
@@ -27,6 +26,7 @@ from fastq.context import JobContext, current, injection
 from fastq.errors import (
     BadSignature,
     BrokerUnavailable,
+    Fail,
     FastQError,
     InvalidArguments,
     JobCrashed,
@@ -101,11 +101,11 @@ class Executor:
         self._host = socket.gethostname()
         self._rng = random.Random()
         self._tell = log.isEnabledFor(logging.DEBUG)  # asked once: a line per job is for development
-        self._threads = Threads(min(app.settings.threads, app.settings.concurrency))
+        self.threads = Threads(min(app.settings.threads, app.settings.concurrency))
         self.isolation: Pool | None = None  # a worker process sets it, if any task needs it
         self._rows = list(range(app.settings.concurrency))
         self.runner = Runner(
-            self, self._threads.put, metrics, batches, self._loop, current, time.monotonic, asyncio.Task, ended, slots,
+            self, self.threads.put, metrics, batches, self._loop, current, time.monotonic, asyncio.Task, ended, slots,
             self._rows, _EAGER,
         )  # fmt: skip
         self.runner.home = app
@@ -121,6 +121,11 @@ class Executor:
         self._other = {queue: metrics.series(queue_of(queue), "other") for queue in queues}
         self.gathering = Gathering(self, metrics, slots)
         self.stops = Stops(self)
+
+    def hold(self) -> None:
+        """This worker stops: what waits here for others, or for a thread, goes back."""
+        self.gathering.hold(True)
+        self.threads.hold()
 
     @property
     def finished(self) -> int:
@@ -212,7 +217,7 @@ class Executor:
             return
         context = self.runner.context.copy()
         context.run(current.set, job)
-        self._threads.put(job, plan, context, plan.fn, *placed, self._landed)
+        self.threads.put(job, plan, context, plan.fn, *placed, self._landed)
 
     def _landed(self, job: JobContext, plan: Plan, result: Any, error: BaseException | None) -> None:
         if error is None:
@@ -272,14 +277,7 @@ class Executor:
         if plan.is_async:
             run = plan.fn(*positional, **kwargs)
             return await (softly(job, run) if job.soft else run)
-        return await self.in_thread(job, plan, positional, kwargs)
-
-    async def in_thread(self, job: JobContext, plan: Plan, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Call a handler that is a plain function, and wait for it."""
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._threads.put(job, future, contextvars.copy_context(), plan.fn, args, kwargs, _arrived)
-        # Shielded: a cancelled waiter must not cancel a handler that has not started yet behind its back.
-        return await asyncio.shield(future)
+        return await self.threads.call(job, plan.fn, positional, kwargs)
 
     async def _in_process(self, job: JobContext, plan: Plan) -> Any:
         if self.isolation is None:
@@ -395,7 +393,7 @@ class Executor:
             self._done(job, plan, _LOST)
         elif why in ("cancel", "terminate"):
             self._cancelled(job, plan)
-        elif why in ("drain", "stop") and isinstance(error, asyncio.CancelledError | JobCrashed):
+        elif why in ("drain", "stop") and _is_of_the_stop(error):
             self._batches[job.queue].released.append(job.id)
             self._done(job, plan, _RELEASED)
         elif isinstance(error, Snooze):
@@ -413,7 +411,9 @@ class Executor:
 
     def _cancelled(self, job: JobContext, plan: Plan) -> None:
         log.info("job cancelled", extra={"fields": fields_of(job)})
-        self._record_cancelled(job, plan, "cancelled while it ran", ran=True)
+        began = bool(job.deadline)  # it had its thread, or process
+        why = "cancelled while it ran" if began else "cancelled before it started"
+        self._record_cancelled(job, plan, why, ran=began)
         self._done(job, plan, _CANCELLED)
 
     def _record_cancelled(self, job: JobContext, plan: Plan, why: str, *, ran: bool = False) -> None:
@@ -564,20 +564,18 @@ class Executor:
 
     def close(self) -> None:
         """Let the threads go; those that still run do not hold the process up."""
-        self._threads.close()
+        self.threads.close()
         if self.isolation is not None:
             self.isolation.close()
 
 
-def _arrived(_job: JobContext, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:  # no future takes a StopIteration
-        future.set_exception(
-            RuntimeError("the handler raised StopIteration") if isinstance(error, StopIteration) else error
+def _is_of_the_stop(error: BaseException) -> bool:
+    """Whether a handler that was told to stop has ended for that: it may fail while it tidies up. What it says on purpose counts."""
+    if isinstance(error, Reported):
+        return (
+            error.reply.how in ("retry", "fail") and error.reply.delay is None and error.reply.ending.reason != "fail"
         )
+    return not isinstance(error, Fail | Retry | Snooze | LimitTimeout)
 
 
 def _nothing_to_give_back(job: JobContext) -> None:
@@ -587,5 +585,8 @@ def _nothing_to_give_back(job: JobContext) -> None:
 async def _guarded(hook: Coroutine[Any, Any, None], job: JobContext) -> None:
     try:
         await hook
-    except Exception:
+    except (Exception, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and (job.stopping or (task is not None and task.cancelling())):
+            raise  # the job's own; what the hook awaited may have been cancelled by others
         log.exception("middleware failed", extra={"fields": fields_of(job)})

@@ -42,11 +42,12 @@ class Member:
 class Run:
     """One call of a handler."""
 
-    __slots__ = ("left", "task")
+    __slots__ = ("carrier", "left", "task")
 
     def __init__(self, members: int) -> None:
         self.left = members  # jobs that wait for it
         self.task: asyncio.Task[None] | None = None
+        self.carrier: JobContext | None = None  # of a plain function: it stands in the line for a thread
 
 
 class Gatherer:
@@ -115,44 +116,56 @@ class Gatherer:
                 members.append(member)
         if not members:
             return
-        run, now = Run(len(members)), time.monotonic()
+        run = Run(len(members))
         for member in members:
             member.run = run
-            member.job.started = now
-            member.job.deadline = now + member.job.timeout
             self._metrics.start(member.job.row, member.job.id)
         run.task = self._loop.create_task(
-            self._run(members),
+            self._run(run, members),
             name=f"{self._plan.task.name} of {len(members)}",
             context=self._executor.runner.context.copy(),  # and not that of whoever came last
         )
 
-    async def _run(self, members: Sequence[Member]) -> None:
+    @staticmethod
+    def _handler_begins(members: Sequence[Member]) -> None:
+        """From now on their time counts."""
+        now = time.monotonic()
+        for member in members:
+            member.job.started = now
+            member.job.deadline = now + member.job.timeout
+
+    async def _run(self, run: Run, members: Sequence[Member]) -> None:
         current.set(None)  # it is nobody's in particular
         outcomes: Sequence[Any]
         try:
-            jobs = [member.job for member in members]
-            returned = await self._call([member.item for member in members], jobs)
+            returned = await self._call(run, members)
             outcomes = spread(self._plan.task.name, returned, len(members))
         except BaseException as error:  # noqa: BLE001 - each job judges it, as it would its own
             outcomes = [error] * len(members)
         for member, outcome in zip(members, outcomes, strict=True):
             if member.future.done():
                 continue  # it could not wait: its time was up, it was cancelled, its lease was lost
+            if run.carrier is not None and run.carrier.stopping == "drain":  # no thread was free
+                member.job.stopping = member.job.stopping or "drain"
             if isinstance(outcome, BaseException):
                 wrong = isinstance(outcome, StopIteration)  # no future takes it
                 member.future.set_exception(RuntimeError("the handler raised StopIteration") if wrong else outcome)
             else:
                 member.future.set_result(outcome)
 
-    async def _call(self, items: list[Any], jobs: list[JobContext]) -> Any:
-        plan, more = self._plan, self._many.more(jobs)
+    async def _call(self, run: Run, members: Sequence[Member]) -> Any:
+        plan, items, jobs = self._plan, [member.item for member in members], [member.job for member in members]
+        more = self._many.more(jobs)
         if plan.is_async:
+            self._handler_begins(members)
             return await plan.fn(items, **more)
-        carrier = JobContext(
-            "", "", jobs[0].envelope, timeout=jobs[0].timeout
-        )  # who cannot be stopped before it begins
-        return await self._executor.in_thread(carrier, plan, (items,), more)
+
+        def handler(*args: Any, **kwargs: Any) -> Any:
+            self._handler_begins(members)
+            return plan.fn(*args, **kwargs)
+
+        run.carrier = JobContext("", "", jobs[0].envelope, timeout=jobs[0].timeout)
+        return await self._executor.threads.call(run.carrier, handler, (items,), more)
 
     async def _leave(self, member: Member) -> None:
         """A job waits no more. The handler goes on for the others; without any it is stopped, and this one waits for that."""
@@ -165,6 +178,8 @@ class Gatherer:
             return
         run.left -= 1
         if run.left == 0 and not run.task.done():
+            if run.carrier is not None:
+                run.carrier.stopping = "cancel"  # it does not begin any more
             run.task.cancel()
             await asyncio.wait([run.task])
 

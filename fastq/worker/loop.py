@@ -125,7 +125,7 @@ class WorkerLoop:
         self._stop_at = at if self._stop_at is None else min(self._stop_at, at)
         if not self._stopping:
             self._stopping = True
-            self.executor.gathering.hold(True)
+            self.executor.hold()
             self._slot.state = SlotState.DRAINING
             self._ticker.hurry()
             fields = {"worker": self.worker_id, "reason": reason, "running": len(self.executor.running)}

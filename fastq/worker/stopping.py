@@ -29,8 +29,12 @@ class Stops:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._running = executor.running
-        self.stuck = 0
+        self._abandoned: set[JobContext] = set()
+
+    @property
+    def stuck(self) -> int:
         """Abandoned handlers that still occupy a thread or a task."""
+        return len(self._abandoned)
 
     def sweep(self, now: float) -> None:
         """Stop what is over its time; give up what does not stop."""
@@ -73,7 +77,7 @@ class Stops:
         if told:
             return  # its process is being killed, which ends the run
         waits_only = not (plan.is_async or plan.isolated)  # for a thread, which cannot be interrupted
-        if waits_only and why in ("timeout", "terminate"):
+        if waits_only and job.deadline and why in ("timeout", "terminate"):  # it has begun
             return
         if job.runner is not None:
             job.runner.cancel()
@@ -87,17 +91,20 @@ class Stops:
 
     def _give_up(self, job: JobContext) -> None:
         """Record the outcome, free the slot; what is left of the handler dies with the process."""
-        plan = self._executor.plans[job.task]
-        permits, job.permits = job.permits, None  # it still runs: it keeps its slots
+        plan, permits, begun = self._executor.plans[job.task], job.permits, bool(job.deadline)
+        if begun:
+            job.permits = None  # it still runs: it keeps its slots
+            self._abandoned.add(job)
         error = JobTimeout("") if job.stopping == "timeout" else asyncio.CancelledError()
         self._executor.raised(job, plan, error)
-        job.abandoned, job.permits = True, permits
-        self.stuck += 1
+        job.abandoned = True
+        job.permits = permits if begun else None
 
     def over(self, job: JobContext) -> None:
-        """An abandoned handler has ended after all."""
-        self.stuck -= 1
+        """An abandoned handler has ended after all, or was taken out of the line for a thread."""
+        if job not in self._abandoned:
+            return
+        self._abandoned.remove(job)
         if job.permits:
             self._executor.give_back(job)
-        if job.deadline:  # it had begun
-            log.warning("abandoned handler ended", extra={"fields": fields_of(job)})
+        log.warning("abandoned handler ended", extra={"fields": fields_of(job)})

@@ -7,13 +7,14 @@ next one without a word to the event loop, which is told once for all the jobs t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextvars import Context
-from queue import SimpleQueue
+from contextvars import Context, copy_context
+from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 
 from fastq.context import JobContext
@@ -44,6 +45,7 @@ class Threads:
         self._todo: SimpleQueue[_Work | None] = SimpleQueue()
         self._done: deque[tuple[JobContext, Any, Landed, Any, BaseException | None]] = deque()
         self._told = False  # whether the loop will look
+        self._held = False
 
     def put(
         self,
@@ -62,7 +64,36 @@ class Threads:
             threading.Thread(
                 target=self._work, name=f"fastq-handler_{self._threads}", daemon=True
             ).start()  # daemon: a handler that never ends does not hold the process up
+        elif self._held and self._out > self._threads:
+            self._send_back(job, plan, landed)
+            return
         self._todo.put((job, plan, context, fn, args, kwargs, landed))
+
+    async def call(self, job: JobContext, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """The same, in the context of whoever waits for it."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self.put(job, future, copy_context(), fn, args, kwargs, _arrived)
+        # Shielded: a cancelled waiter must not cancel a handler that has not started yet behind its back.
+        return await asyncio.shield(future)
+
+    def hold(self) -> None:
+        """This worker stops: what waits for a thread goes back, also what comes from now on and finds none free.
+
+        A thread may be taken for ever, and its worker waits for the jobs that it holds before it goes.
+        """
+        self._held = True
+        with contextlib.suppress(Empty):
+            while True:
+                work = self._todo.get_nowait()
+                if work is not None:
+                    self._send_back(work[0], work[1], work[-1])
+
+    def _send_back(self, job: JobContext, plan: Any, landed: Landed) -> None:
+        job.stopping = job.stopping or "drain"
+        self._done.append((job, plan, landed, None, asyncio.CancelledError()))
+        if not self._told:
+            self._told = True
+            self._loop.call_soon(self._land)
 
     def _work(self) -> None:
         take, end, tell = self._todo.get, self._done.append, self._loop.call_soon_threadsafe
@@ -103,12 +134,24 @@ class Threads:
             self._todo.put(None)
 
 
+def _arrived(_job: JobContext, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:  # no future takes a StopIteration
+        future.set_exception(
+            RuntimeError("the handler raised StopIteration") if isinstance(error, StopIteration) else error
+        )
+        future.exception()  # whoever waited may have gone: asyncio would complain that nobody has read it
+
+
 def thread_main(job: JobContext, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     """Call a handler in the thread that was found for it."""
-    if job.stopping:
-        raise asyncio.CancelledError
     job.started = now = time.monotonic()  # it may have waited for a free thread
     job.deadline = now + (job.soft or job.timeout)
+    if job.stopping:  # looked at last: whoever stops it says so first, and takes one without a deadline for not begun
+        raise asyncio.CancelledError
     if job.soft:
         return interruptible(job, lambda: fn(*args, **kwargs))
     return fn(*args, **kwargs)
