@@ -19,11 +19,13 @@ reader sees an old or a new value, never half of one.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import enum
 import mmap
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ __all__ = [
     "Slot",
     "SlotState",
     "exit_text",
+    "run_exit_functions",
 ]
 
 CELLS = 40_000  # doubles: 1,000 series of two histograms and seven counters need 33,000; the rest is worker-wide
@@ -321,7 +324,7 @@ class ChildContext:
 
     The child sets ``slot.state`` to BOOTED when the application is imported and to RUNNING when it serves; what ends
     before BOOTED counts as a broken start, so waiting for Redis comes after it. Exit codes: 0 = as intended, 2 = cannot
-    work like this (configuration, import). After the entry point returned, ``os._exit`` follows: no atexit functions.
+    work like this (configuration, import). After the entry point returned, :func:`run_exit_functions` and ``os._exit`` follow.
     """
 
     slot: Slot
@@ -350,3 +353,17 @@ def exit_text(status: int) -> str:
     with contextlib.suppress(ValueError):
         return f"signal {signal.Signals(-code).name}"
     return f"signal {-code}"
+
+
+def run_exit_functions(code: int, seconds: float = 5.0) -> None:
+    """Call what the application has registered with :mod:`atexit`: this process ends with ``os._exit``, as a thread may never end.
+
+    A tracing or error-reporting client sends its last words there. After so many seconds the process ends with ``code`` all the same.
+    """
+    limit = threading.Timer(seconds, os._exit, (code,))
+    limit.daemon = True
+    with contextlib.suppress(RuntimeError):  # no room for a thread: whoever waits for this process kills it
+        limit.start()
+    with contextlib.suppress(BaseException):  # also SystemExit: it is on its way
+        atexit._run_exitfuncs()
+    limit.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import importlib
@@ -16,7 +17,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from fastq.board import ChildContext
+from fastq.board import ChildContext, run_exit_functions
 from fastq.errors import ConfigError, ExitCode
 from fastq.supervisor.host import set_title
 
@@ -113,6 +114,7 @@ def _live(spec: ChildSpec, context: ChildContext, title: str, unwanted: Iterable
     try:
         context.slot.pid = os.getpid()
         _reset_signals()
+        atexit._clear()  # the supervisor's
         for fd in unwanted:
             os.close(fd)
         if not spec.stop_last:
@@ -122,6 +124,7 @@ def _live(spec: ChildSpec, context: ChildContext, title: str, unwanted: Iterable
             os.environ.pop(name, None)
         set_title(title)
         code = _run(spec.entry, context)
+        run_exit_functions(code & 0xFF)
     finally:  # whatever happens, the child must not return into the supervisor's frames
         with contextlib.suppress(BaseException):
             _flush()

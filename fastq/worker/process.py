@@ -25,7 +25,7 @@ from typing import Any
 
 from fastq import logs
 from fastq.app import FastQ
-from fastq.board import Board, ChildContext, Slot, SlotState
+from fastq.board import Board, ChildContext, Slot, SlotState, run_exit_functions
 from fastq.broker.connection import AsyncConnection
 from fastq.broker.fence import FencedConnection
 from fastq.errors import ExitCode, FastQError
@@ -206,6 +206,7 @@ class _Worker:
             extra={"fields": {"jobs": finished, "seconds": round(time.monotonic() - self._started, 1)}},
         )
         if self._loop.executor.stops.stuck or threading.active_count() > 1:
+            run_exit_functions(ExitCode.OK)
             logs.flush()
             sys.stdout.flush()
             os._exit(ExitCode.OK)  # a thread that never ends must not keep the process

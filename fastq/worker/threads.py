@@ -60,10 +60,12 @@ class Threads:
         """Call ``fn`` for a job in the next free thread; ``landed(job, plan, result, error)`` is called in the event loop then."""
         self._out += 1
         if self._threads < self._most and self._out > self._threads:
-            self._threads += 1
-            threading.Thread(
-                target=self._work, name=f"fastq-handler_{self._threads}", daemon=True
-            ).start()  # daemon: a handler that never ends does not hold the process up
+            try:
+                self._add()
+            except RuntimeError as error:  # the system has no room for one
+                if not self._threads:
+                    self._tell(job, plan, landed, error)
+                    return
         elif self._held and self._out > self._threads:
             self._send_back(job, plan, landed)
             return
@@ -88,9 +90,18 @@ class Threads:
                 if work is not None:
                     self._send_back(work[0], work[1], work[-1])
 
+    def _add(self) -> None:
+        """One more thread; a daemon: a handler that never ends does not hold the process up."""
+        threading.Thread(target=self._work, name=f"fastq-handler_{self._threads + 1}", daemon=True).start()
+        self._threads += 1
+
     def _send_back(self, job: JobContext, plan: Any, landed: Landed) -> None:
         job.stopping = job.stopping or "drain"
-        self._done.append((job, plan, landed, None, asyncio.CancelledError()))
+        self._tell(job, plan, landed, asyncio.CancelledError())
+
+    def _tell(self, job: JobContext, plan: Any, landed: Landed, error: BaseException) -> None:
+        """A job has ended without a thread."""
+        self._done.append((job, plan, landed, None, error))
         if not self._told:
             self._told = True
             self._loop.call_soon(self._land)

@@ -357,6 +357,53 @@ def test_lifespan(make_fleet: MakeFleet, redis_url: str) -> None:
     assert {event.pid for event in story.of("up")} == {event.pid for event in story.of("down")} == workers
 
 
+LEAVING = """
+import atexit, os, time
+import fastq
+
+app = fastq.FastQ()
+atexit.register(lambda: open("left", "a").write("x"))
+if os.environ.get("NEVER"):
+    atexit.register(time.sleep, 600)
+
+@app.task
+def in_thread() -> int:
+    return os.getpid()
+
+@app.task
+async def in_loop() -> int:
+    return os.getpid()
+"""
+
+
+@pytest.mark.parametrize("task", ["in_thread", "in_loop"])
+@pytest.mark.parametrize("command", ["worker", "supervise"])
+def test_what_the_application_registered_for_its_end_runs(
+    make_fleet: MakeFleet, redis_url: str, command: str, task: str
+) -> None:
+    """A client of a tracing service sends its last words there; whether threads live or not, once per worker."""
+    fleet = make_fleet(redis_url, workers=1, result_ttl=60)
+    (fleet.folder / "leaving.py").write_text(LEAVING)
+    fleet.start(command, "leaving:app")
+    fleet.until_logged("worker ready")
+    job = fleet.producer.enqueue_sync(task)
+    assert job.result_sync(timeout=PATIENCE)
+    assert fleet.stop() == 0
+    assert (fleet.folder / "left").read_text() == "x"
+    assert "Traceback" not in fleet.said()
+
+
+def test_an_end_that_takes_for_ever(make_fleet: MakeFleet, redis_url: str) -> None:
+    """It is given five seconds."""
+    fleet = make_fleet(redis_url, workers=1, result_ttl=60)
+    (fleet.folder / "leaving.py").write_text(LEAVING)
+    fleet.environ["NEVER"] = "1"
+    fleet.start("worker", "leaving:app")
+    fleet.until_logged("worker ready")
+    assert fleet.producer.enqueue_sync("in_thread").result_sync(timeout=PATIENCE)
+    assert fleet.stop() == 0
+
+
 def test_an_import_error_is_told_once(make_fleet: MakeFleet, redis_url: str) -> None:
     """F-09: exit 2, no worker, the user's own frames and nothing of ours."""
     fleet = make_fleet(redis_url, workers=3)

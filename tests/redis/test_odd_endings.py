@@ -194,6 +194,31 @@ async def test_the_time_of_a_shared_call_begins_in_its_thread(redis_url: str, ga
     assert calls == [[1, 1, 1]]
 
 
+async def test_a_system_without_room_for_threads(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs fail, and have their attempts as any other; it ended the worker."""
+    app = FastQ(redis_url, result_ttl=60, default_max_attempts=2, concurrency=5)
+
+    @app.task(retry=0)
+    def quick() -> str:
+        return "well"
+
+    start, full = threading.Thread.start, True
+
+    def refuse(thread: threading.Thread) -> None:
+        if full and thread.name.startswith("fastq-handler"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    async with working(app) as shop:
+        assert (await shop.ended(await quick.enqueue())).last_error == "RuntimeError: can't start new thread"
+        full = False
+        assert (await shop.ended(await quick.enqueue())).result == "well"
+        full = True
+        jobs = [await quick.enqueue() for _ in range(5)]  # one thread is enough
+        assert [(await shop.ended(job)).result for job in jobs] == ["well"] * 5
+
+
 # -- a worker that stops ------------------------------------------------------------------------------
 
 
