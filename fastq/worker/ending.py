@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import traceback
 import types
@@ -63,7 +64,8 @@ def reason_of(error: BaseException) -> str:
 
 def is_retryable(error: BaseException, rule: RetryRule) -> bool:
     """Whether a job that ended with this error runs again, if it has attempts left."""
-    if isinstance(error, SoftTimeLimitExceeded | JobCrashed):  # as the hard limit, unless the task has a word on it
+    if isinstance(error, SoftTimeLimitExceeded | JobCrashed | asyncio.CancelledError):
+        # As the hard limit, unless the task has a word on it. Nobody has stopped the job: what it waited for was cancelled.
         return not isinstance(error, rule.never_on)
     return isinstance(error, JobTimeout) or rule.retryable(error)
 

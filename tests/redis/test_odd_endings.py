@@ -242,6 +242,26 @@ async def test_a_handler_that_fails_while_it_is_stopped_is_charged_nothing(redis
         assert {how: await state(job) for how, job in jobs.items()} == {"lost": "pending", "fail": "failed"}
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"retry_on": OSError}, {"never_on": asyncio.CancelledError}], ids=["plain", "on", "never"]
+)
+async def test_a_job_whose_work_was_cancelled_by_others_runs_again(redis_url: str, options: dict[str, Any]) -> None:
+    """A dead letter at the first attempt would be a job that one closed connection has lost."""
+    app = FastQ(redis_url, result_ttl=60)
+
+    @app.task(retry=0, **options)
+    async def waits(job: JobContext) -> int:
+        if job.attempt < 3:
+            other = asyncio.get_running_loop().create_future()
+            other.cancel()
+            await other
+        return job.attempt
+
+    async with working(app) as shop:
+        status = await shop.ended(await waits.enqueue())
+    assert (status.result, status.attempts) == ((None, 1) if "never_on" in options else (3, 3))
+
+
 async def test_a_hook_that_waits_for_what_was_cancelled_fails_no_job(redis_url: str) -> None:
     """`after` changes nothing of a job that has succeeded, whatever it raises."""
     app = FastQ(redis_url, result_ttl=60, default_max_attempts=1)
