@@ -9,6 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from types import TracebackType
 from typing import Any, NamedTuple, get_type_hints
 
 from fastq.context import JobContext, current, depends_of, injection, is_injected
@@ -86,13 +87,14 @@ def _need(task: str, call: Any, above: tuple[Any, ...]) -> _Need:
 
 
 def _kind(call: Any) -> str:
-    if inspect.isasyncgenfunction(call):
+    inner: Any = call.func if isinstance(call, functools.partial) else call
+    if not inspect.isroutine(inner) and not inspect.isclass(inner):
+        inner = inner.__call__  # of an instance: it is looked at as a function is
+    if inspect.isasyncgenfunction(inner):
         return "async generator"
-    if inspect.isgeneratorfunction(call):
+    if inspect.isgeneratorfunction(inner):
         return "generator"
-    inner = call.func if isinstance(call, functools.partial) else call
-    asynchronous = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004
-    return "coroutine" if asynchronous else "plain"
+    return "coroutine" if inspect.iscoroutinefunction(inner) else "plain"
 
 
 def _all(needs: Any) -> Iterator[_Need]:
@@ -115,10 +117,13 @@ def _async_handler(fn: Callable[..., Any], needs: dict[str, _Need]) -> Callable[
     async def handler(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind_partial(*args, **kwargs)
         known: dict[Any, Any] = {}
+        failure = _Failure()
         async with AsyncExitStack() as stack:
-            for name, need, job in _missing(bound.arguments, needs):
-                bound.arguments[name] = await _make(need, job, stack, known)
-            return await fn(*bound.args, **bound.kwargs)
+            with failure:
+                for name, need, job in _missing(bound.arguments, needs):
+                    bound.arguments[name] = await _make(need, job, stack, known)
+                return await fn(*bound.args, **bound.kwargs)
+        raise failure.take()
 
     return handler
 
@@ -130,12 +135,37 @@ def _plain_handler(fn: Callable[..., Any], needs: dict[str, _Need]) -> Callable[
     def handler(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind_partial(*args, **kwargs)
         known: dict[Any, Any] = {}
-        with ExitStack() as stack:
+        failure = _Failure()
+        with ExitStack() as stack, failure:
             for name, need, job in _missing(bound.arguments, needs):
                 bound.arguments[name] = _make_here(need, job, stack, known)
             return fn(*bound.args, **bound.kwargs)
+        raise failure.take()
 
     return handler
+
+
+class _Failure:
+    """How a run has failed: a generator that it depends on may see that and tidy up, and does not make a success of it."""
+
+    __slots__ = ("_error",)
+
+    def __init__(self) -> None:
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._error = error
+
+    def take(self) -> BaseException:
+        """The error that was swallowed, to be raised again."""
+        error, self._error = self._error, None  # no circle of error, frame and error
+        assert error is not None
+        return error
 
 
 def _missing(given: dict[str, Any], needs: dict[str, _Need]) -> list[tuple[str, _Need, JobContext | None]]:

@@ -157,3 +157,74 @@ def test_a_circle_is_told():
 
     with pytest.raises(fastq.TaskDefinitionError, match="around depends on itself"):
         make_app().task(handler)
+
+
+async def forgiving() -> AsyncIterator[str]:
+    try:
+        yield "session"
+    except BaseException as error:
+        steps.append(f"rollback for {type(error).__name__}")
+
+
+def forgiving_too() -> Iterator[str]:
+    try:
+        yield "session"
+    except BaseException as error:
+        steps.append(f"rollback for {type(error).__name__}")
+
+
+def away() -> str:
+    raise ConnectionError("the mail server is away")
+
+
+async def test_a_dependency_that_swallows_the_error_makes_no_success_of_it():
+    app = make_app()
+
+    @app.task(max_attempts=1)
+    async def broken(db: str = fastq.Depends(forgiving)) -> None:
+        raise ValueError(db)
+
+    @app.task(max_attempts=1)
+    def broken_too(db: str = fastq.Depends(forgiving_too)) -> None:
+        raise fastq.Fail(db)
+
+    @app.task(max_attempts=1)
+    async def never_run(db: str = fastq.Depends(forgiving), mail: str = fastq.Depends(away)) -> None:
+        steps.append("run")
+
+    async with Kit(app) as kit:
+        jobs = [await broken.enqueue(), await broken_too.enqueue(), await never_run.enqueue()]
+        assert (await kit.drain()).failed == 3
+        for job, words in zip(jobs, ("ValueError: session", "Fail: session", "the mail server is away"), strict=True):
+            with pytest.raises(fastq.JobFailed, match=words):
+                await job.result()
+    assert sorted(steps) == ["rollback for ConnectionError", "rollback for Fail", "rollback for ValueError"]
+
+
+class Opened:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self) -> Iterator[str]:
+        yield self.name
+        steps.append(f"close {self.name}")
+
+
+class OpenedLater(Opened):
+    async def __call__(self) -> AsyncIterator[str]:  # type: ignore[override]
+        yield self.name
+        steps.append(f"close {self.name}")
+
+
+async def test_an_instance_is_called_as_the_function_that_it_is():
+    app = make_app()
+
+    @app.task
+    async def save(one: str = fastq.Depends(Opened("one")), two: str = fastq.Depends(OpenedLater("two"))) -> str:
+        return f"{one} {two}"
+
+    async with Kit(app) as kit:
+        job = await save.enqueue()
+        await kit.drain()
+        assert await job.result() == "one two"
+    assert steps == ["close two", "close one"]
